@@ -1,0 +1,133 @@
+/* backend.h - what a device must be able to do: the ops, the operands of each, and the one struct of functions that a
+ * backend fills in. The graph knows nothing else of a device, and a device nothing else of the graph. */
+#ifndef FB_BACKEND_H
+#define FB_BACKEND_H
+#include <stddef.h>
+#include "../include/fabric.h"
+
+#define FB_MAX_OPERANDS 12
+
+/* Memory of a device. The CPU's is `host`; others keep a handle beside it. */
+typedef struct fb_mem {
+    void *host;
+    void *handle;
+    uint64_t bytes;
+} fb_mem;
+
+/* A matrix inside some memory: row r, column c is element r * ld + c after `offset`. Whole rows of block formats only:
+ * for those cols == ld, and a slice of columns starts and ends at a block. An absent operand has mem == NULL. */
+typedef struct fb_view {
+    const fb_mem *mem;
+    uint64_t offset; /* bytes */
+    int32_t type;
+    int32_t rows, cols;
+    int64_t ld; /* elements */
+} fb_view;
+
+/*  Ops and their operands, in order. "act": F32 or BF16, each operand its own; kernels sum in F32.
+ *  out: written; io: read and written; everything else is read. [x]: may be absent.
+ *  "acc" is a term added to the output, act of the output's shape; it may be the same memory as the output.
+ *
+ *  EMBED          out y act(T,D); w block(V,D); ids i32(T,1).           y = scale * w[ids - first]; rows of other ids
+ *                                                                       are left alone (w may be a slice)
+ *  RMS_NORM       out y act(T,D); x act(T,D); w f32(1,G)                G divides D: groups of G columns
+ *  RMS_NORM_DX    out dx act(T,D); dy act; x act; w; [acc]
+ *  RMS_NORM_DW    io dw f32(1,G); dy act(T,D); x act(T,D)               dw += sum over rows and groups
+ *  LINEAR         out y act(T,N); x act(T,K); w block(N,K); [bias f32(1,N)]; [u act(T,R)]; [b f32(N,R)]; [acc]
+ *                                                                       y = scale*(x w^T) + u b^T + bias + acc
+ *  LINEAR_DX      out dx act(T,K); dy act(T,N); w block(N,K); [u act(T,R)]; [a f32(R,K)]; [acc]
+ *                                                                       dx = scale*(dy w) + u a + acc
+ *  LINEAR_DW      io dw f32(N,K); dy act(T,N); x act(T,K)               dw += scale * dy^T x
+ *  BIAS_DB        io db f32(1,N); dy act(T,N)                           db += column sums
+ *  EMBED_DW       io dw f32(V,D); dy act(T,D); ids i32(T,1)             dw[ids - first] += scale * dy
+ *  ROPE_TABLE     out table f32(T,n_rot); pos i32(T,1); inv_freq f32(1,n_rot/2)   [t][2i]=cos*scale, [2i+1]=sin*scale
+ *  ROPE           out y act(T,H*head_dim); x act; table f32(T,n_rot); [acc]       inverse = 1 rotates back
+ *  ATTENTION      out o act(T,Hq*hd); out lse f32(T,Hq); q act; k act(S,Hkv*hd); v act; lo i32(T,1); hi i32(T,1)
+ *                                                                       a query that sees no key gives 0, lse -inf
+ *  ATTENTION_DQ   out dq act(T,Hq*hd); out delta f32(T,Hq); q; k; v; o; lse; do act; lo; hi
+ *                                                                       delta = rowsum(do * o) per head
+ *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; lse; delta; do; lo; hi
+ *                                                                       k, v, dk, dv start at key `first`
+ *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH
+ *  GLU_GRAD       out dgate act; out dup act; dy act; gate act; up act
+ *  ADD            out y act; a act; b act
+ *  SCALE          out y act; x act; [acc]                               y = scale * x + acc; also the cast
+ *  SOFTCAP        out y act; x act                                      y = softcap * tanh(x / softcap)
+ *  SOFTCAP_GRAD   out dx act; dy act; y act; [acc]
+ *  GATHER         out y act(M,D); x act(T,D); index i32(M,1)            y[i] = x[index[i]]
+ *  SCATTER        io y act(T,D); x act(M,D); index i32(M,1)             y[index[i]] += x[i], in order of i
+ *  XENT           out nll f32(M,1); io logits f32(M,V); targets i32(M,1)  softcap applies to logits first; grad = 1
+ *                                                                       leaves d sum(nll) / d logits in logits
+ *  APPEND         io cache act(S,D); x act(T,D); slots i32(T,1)         cache[slots[t]] = x[t]
+ *  ZERO           out y any(R,C)
+ *  SUMSQ          out partial f32(1,P); x f32(1,n)                      partial[i] = sum of squares of the i-th of P
+ *                                                                       equal pieces (ceil(n/P)), in fixed order
+ *  ADAMW          io p f32(1,n); io m; io v; g                          see fb_attr
+ *  SGD            io p f32(1,n); [io m]; g
+ */
+typedef enum fb_op {
+    FB_OP_EMBED, FB_OP_RMS_NORM, FB_OP_RMS_NORM_DX, FB_OP_RMS_NORM_DW,
+    FB_OP_LINEAR, FB_OP_LINEAR_DX, FB_OP_LINEAR_DW, FB_OP_BIAS_DB, FB_OP_EMBED_DW,
+    FB_OP_ROPE_TABLE, FB_OP_ROPE,
+    FB_OP_ATTENTION, FB_OP_ATTENTION_DQ, FB_OP_ATTENTION_DKV,
+    FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD,
+    FB_OP_GATHER, FB_OP_SCATTER, FB_OP_XENT, FB_OP_APPEND, FB_OP_ZERO,
+    FB_OP_SUMSQ, FB_OP_ADAMW, FB_OP_SGD,
+    FB_OP_COUNT
+} fb_op;
+
+/* The numbers of an op; each reads those that its line above names. */
+typedef struct fb_attr {
+    float scale;                              /* EMBED LINEAR* EMBED_DW ROPE_TABLE SCALE */
+    float eps;                                /* RMS_NORM*, ADAMW */
+    float softcap;                            /* SOFTCAP* XENT; 0: none */
+    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key */
+    int32_t head_dim, layout, inverse;        /* ROPE */
+    int32_t kind;                             /* GLU* */
+    int32_t grad;                             /* XENT */
+    fb_attention_shape attention;             /* ATTENTION* */
+    float lr, beta1, beta2, decay, grad_scale; /* ADAMW SGD: g is multiplied by grad_scale; p -= lr * decay * p */
+    float correct1, correct2;                 /* ADAMW: 1 - beta^t; p -= lr * (m/correct1) / (sqrt(v/correct2) + eps) */
+    float momentum;                           /* SGD: m = momentum * m + g; p -= lr * m */
+} fb_attr;
+
+typedef struct fb_launch {
+    fb_op op;
+    fb_attr attr;
+    fb_view v[FB_MAX_OPERANDS]; /* rows are already those in use; a launch of no rows is never made */
+} fb_launch;
+
+/* What a device is. Every function returns FB_OK or a code, and sets fb_error through fb_fail. */
+typedef struct fb_backend {
+    const char *name;
+    int (*count)(void);
+    int (*describe)(int index, fb_device_info *info);
+    int (*open)(int index, const fb_device_options *options, void **self, fb_device_info *info);
+    void (*close)(void *self);
+    int (*alloc)(void *self, uint64_t bytes, fb_mem *mem);                   /* zeroed */
+    int (*wrap)(void *self, const void *host, uint64_t bytes, fb_mem *mem);  /* read-only; may upload at first use */
+    void (*free)(void *self, fb_mem *mem);
+    int (*write)(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes);
+    int (*read)(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes);
+    /* Bytes of scratch that the launch needs; asked once, with every row in use. */
+    uint64_t (*scratch)(void *self, const fb_launch *launch);
+    /* Runs launches in order, each seeing what those before it wrote. May return before they finish.
+     * seconds: NULL, or n entries to which each launch's time is written (then it does wait). */
+    int (*submit)(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds);
+    int (*wait)(void *self);
+    int (*peak)(void *self, int kind, double seconds, double *per_second);
+} fb_backend;
+
+extern const fb_backend fb_backend_cpu;
+
+/* Sets fb_error() to one formatted sentence and returns code. */
+int fb_fail(int code, const char *format, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 2, 3)))
+#endif
+    ;
+
+/* Bytes of `n` elements (whole blocks) of a type; 0 for a type the core does not know. */
+uint64_t fb_type_bytes(int32_t type, int64_t n);
+
+#endif

@@ -1,0 +1,260 @@
+/* fabric.h - the whole interface of the training core, and the only header that
+ * Python reads (preprocessor lines are dropped first, so declarations stay plain).
+ *
+ * Intended usage:
+ *   fb_device *dev = fb_device_open("cpu", &options);
+ *   fb_buffer *w   = fb_buffer_wrap(dev, mapped, bytes);   // frozen weights, as they lie in the file
+ *   fb_buffer *p   = fb_buffer_new(dev, n_params * 4);     // everything that trains, flat, and its gradients
+ *   fb_graph  *g   = fb_graph_new(dev, tokens, trained, FB_BF16);
+ *   ... fb_leaf / fb_input / ops ... fb_loss ...            // record the forward pass once
+ *   fb_plan   *pl  = fb_plan_new(g, &plan_options);        // derives backward, plans memory and tiles
+ *   fb_plan_step(pl, feeds, n_feeds, ...);                 // a whole optimizer step, as often as wanted
+ *
+ * A function that can fail returns NULL, a negative tensor, or a code other than
+ * FB_OK; fb_error() then holds one sentence. Handles are not thread-safe, but
+ * fb_progress may be read and its cancel flag set from any thread at any time.
+ */
+#ifndef FABRIC_H
+#define FABRIC_H
+#include <stdint.h>
+
+enum {
+    FB_OK = 0,
+    FB_E_ARGUMENT = 1,  /* the caller's mistake: shapes, types, ranges */
+    FB_E_MEMORY = 2,    /* host or device memory ran out */
+    FB_E_DEVICE = 3,    /* no such device, lost device, missing driver or feature */
+    FB_E_LIMIT = 4,     /* does not fit a device limit even when tiled */
+    FB_E_CANCELLED = 5, /* fb_progress.cancel was set; parameters are as before the step */
+    FB_E_INTERNAL = 6   /* a broken promise inside the core */
+};
+
+/* The last failure of this thread, as one sentence. */
+const char *fb_error(void);
+
+/* ---- block formats; numbers are GGUF's own ---- */
+enum {
+    FB_F32 = 0,
+    FB_F16 = 1,
+    FB_Q4_0 = 2,
+    FB_Q4_1 = 3,
+    FB_Q5_0 = 6,
+    FB_Q5_1 = 7,
+    FB_Q8_0 = 8,
+    FB_I32 = 26,
+    FB_BF16 = 30
+};
+
+typedef struct fb_format {
+    const char *name;    /* "Q8_0" */
+    int32_t type;        /* FB_Q8_0 */
+    int32_t block;       /* elements a block */
+    int32_t block_bytes; /* bytes a block */
+} fb_format;
+
+/* NULL when the core cannot decode that type. */
+const fb_format *fb_format_get(int32_t type);
+/* src: n elements in whole blocks; dst: n floats. */
+int fb_decode(int32_t type, const void *src, float *dst, int64_t n);
+/* src: (rows, cols) floats; dst: rows of whole blocks; importance: cols weights or NULL. */
+int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t cols, const float *importance);
+
+/* ---- devices ---- */
+typedef struct fb_device fb_device;
+
+typedef struct fb_device_options {
+    int32_t threads;            /* CPU worker threads; 0: one a core */
+    const char *isa;            /* CPU: "generic" "avx2" "avx512" "avx512_bf16" "neon"; NULL: the best there is */
+    uint64_t max_binding_bytes; /* lowers the driver's limit; 0: as the driver says */
+    int32_t profile;            /* time every launch (fb_plan_op_stats) */
+} fb_device_options;
+
+typedef struct fb_device_info {
+    char backend[16]; /* "cpu" */
+    char name[96];    /* "AMD EPYC 9B14" */
+    char isa[32];     /* "avx512_bf16" */
+    int32_t cores;
+    int32_t threads;
+    int32_t bf16;               /* 1: 16-bit activations pay off here */
+    uint64_t memory_bytes;      /* of the device */
+    uint64_t max_binding_bytes; /* largest range one operand of a launch may span */
+} fb_device_info;
+
+int fb_device_count(void);
+int fb_device_describe(int index, fb_device_info *info);
+fb_device *fb_device_open(const char *name, const fb_device_options *options); /* "cpu", later "vulkan:1" */
+int fb_device_get_info(const fb_device *device, fb_device_info *info);
+void fb_device_close(fb_device *device);
+
+enum { FB_PEAK_F32 = 0, FB_PEAK_BF16 = 1, FB_PEAK_READ = 2 };
+/* Measures for about `seconds`: operations/s (FB_PEAK_F32, _BF16: multiply-adds count 2) or bytes/s read. */
+int fb_device_peak(fb_device *device, int kind, double seconds, double *per_second);
+
+/* ---- device memory ---- */
+typedef struct fb_buffer fb_buffer;
+fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes); /* zeroed */
+/* Read-only memory of the caller, which must outlive the buffer; the CPU reads it in place. */
+fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes);
+int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes);
+int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes);
+void fb_buffer_free(fb_buffer *buffer);
+
+/* ---- recording a graph ---- */
+typedef struct fb_graph fb_graph;
+typedef int32_t fb_tensor; /* >= 0; negative: an error, or "none" where an operand is optional */
+
+/* Rows of a tensor: a constant, or counted anew in every feed up to a capacity. */
+enum { FB_ROWS_TOKENS = -1, FB_ROWS_TRAINED = -2 };
+
+/* tokens: capacity of a feed (T); trained: most trained positions in it; precision: FB_F32 or
+ * FB_BF16, the type of activations (residual stream, statistics and sums stay F32). */
+fb_graph *fb_graph_new(fb_device *device, int32_t tokens, int32_t trained, int32_t precision);
+void fb_graph_free(fb_graph *graph);
+
+enum { FB_FROZEN = 0, FB_PARAM = 1, FB_STATE = 2 };
+/* A matrix that outlives the run: (rows, cols) at byte `offset` of `buffer`. FB_PARAM trains; it is F32 and its
+ * gradient lies at the same offset of the gradient buffer. FB_STATE is written by fb_append (a cache). */
+fb_tensor fb_leaf(fb_graph *g, int kind, fb_buffer *buffer, uint64_t offset, int32_t type, int32_t rows, int32_t cols);
+/* Data of a feed, in the order of these calls: type FB_I32 or FB_F32, (rows, cols). */
+fb_tensor fb_input(fb_graph *g, int32_t type, int32_t rows, int32_t cols);
+/* Ops recorded after this belong to the next block: the unit of activation checkpointing. */
+void fb_mark(fb_graph *g);
+/* Keeps a tensor readable after the run. */
+int fb_keep(fb_graph *g, fb_tensor t);
+
+/* y (T, D) = scale * weight[ids]; weight (V, D) of any block format, ids (T, 1). */
+fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale);
+/* y = x / sqrt(mean(x^2) + eps) * weight over groups of weight's width (whole rows, or heads). */
+fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps);
+
+/* A LoRA pair beside a linear layer: a (r, K), b (N, r); adds scale * b (a x). */
+typedef struct fb_lora {
+    fb_tensor a, b; /* both negative: none */
+    float scale;
+} fb_lora;
+/* y (T, N) = x W^T (+ bias) (+ scale * (x A^T) B^T); weight (N, K), bias (1, N) or -1.
+ * residual (T, N) or -1 is added, and y is then F32: the residual stream. */
+fb_tensor fb_linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_tensor residual);
+
+/* (T, n_rot) of cos, sin pairs: angle = positions[t] * inv_freq[i]; inv_freq (1, n_rot/2) F32. */
+fb_tensor fb_rope_table(fb_graph *g, fb_tensor positions, fb_tensor inv_freq, float magnitude);
+enum { FB_ROPE_PAIRS = 0 /* (0,1), (2,3) ... */, FB_ROPE_HALVES = 1 /* (0,n/2), (1,n/2+1) ... */ };
+/* Rotates the first n_rot of each head_dim columns. */
+fb_tensor fb_rope(fb_graph *g, fb_tensor x, fb_tensor table, int32_t head_dim, int layout);
+
+typedef struct fb_attention_shape {
+    int32_t n_head, n_kv_head, head_dim;
+    int32_t window; /* most recent keys seen, 0: all */
+    float scale;    /* of q.k */
+    float softcap;  /* c * tanh(s / c), 0: none */
+} fb_attention_shape;
+/* q (T, n_head*head_dim); k, v (S, n_kv_head*head_dim): this feed's rows, or a cache. Query t sees keys
+ * lo[t] <= s < hi[t] (both (T, 1) I32), the last `window` of them if a window is set. Packed rows, caches and
+ * batched decoding are all told through lo and hi. No score matrix is ever stored. */
+fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor lo, fb_tensor hi,
+                       fb_attention_shape shape);
+/* cache[slots[t]] = x[t]; returns the cache, for the ops that read it afterwards. */
+fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots);
+
+enum { FB_SILU = 0, FB_GELU_TANH = 1 };
+/* act(gate) * up */
+fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind);
+fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b);
+fb_tensor fb_scale(fb_graph *g, fb_tensor x, float scale);
+fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap);
+/* y[i] = x[index[i]]; index is an input of FB_ROWS_TRAINED rows. */
+fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index);
+
+/* Head and cross-entropy over the trained positions only, in chunks of rows:
+ * returns nll (trained, 1) = -log softmax(softcap(x[index] W^T))[targets]. The gradient of sum(nll) is computed on the
+ * way, so full logits never exist. One a graph. softcap 0: none. */
+fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, fb_tensor targets,
+                  float softcap);
+
+/* ---- planning ---- */
+typedef struct fb_plan fb_plan;
+
+typedef struct fb_plan_options {
+    int32_t train;         /* derive the backward pass of fb_loss */
+    int32_t checkpoint;    /* recompute each block's activations in backward */
+    uint64_t logits_bytes; /* room for one chunk of logits; 0: 64 MiB */
+    fb_buffer *params;     /* holds the FB_PARAM leaves */
+    fb_buffer *grads;      /* same layout */
+} fb_plan_options;
+
+typedef struct fb_plan_stats {
+    uint64_t arena_bytes;     /* activations and gradients of activations, planned by liveness */
+    uint64_t scratch_bytes;   /* of kernels */
+    uint64_t input_bytes;     /* staged feeds */
+    uint64_t allocated_bytes; /* what the three came to; 0 before the first run */
+    int32_t launches;
+    int32_t tiled;            /* launches that exist only because an operand passed a limit */
+    double flops_per_token;   /* products of one feed / tokens */
+    double flops_per_trained; /* of the head, a trained position */
+} fb_plan_stats;
+
+fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options); /* allocates nothing on the device */
+void fb_plan_free(fb_plan *plan);
+int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats);
+/* The launches as text, a line each; valid until the plan is freed. */
+const char *fb_plan_describe(fb_plan *plan);
+
+typedef struct fb_op_stats {
+    const char *name;
+    int64_t launches;
+    double seconds;
+    double flops;
+    double bytes; /* of operands read and written */
+} fb_op_stats;
+/* Sums since the plan was made, for a device opened with profile = 1. Returns how many were filled. */
+int fb_plan_op_stats(fb_plan *plan, fb_op_stats *out, int capacity);
+
+/* ---- running ---- */
+typedef struct fb_feed {
+    int32_t tokens;            /* rows in use, 1 .. capacity */
+    int32_t trained;           /* 0 .. capacity */
+    const void *const *inputs; /* one a fb_input, in order; (rows in use, cols) each */
+} fb_feed;
+
+typedef struct fb_progress {
+    volatile int32_t done;   /* launches finished */
+    volatile int32_t total;  /* launches of this call */
+    volatile int32_t cancel; /* set it to stop; FB_E_CANCELLED comes back soon */
+} fb_progress;
+
+/* One feed, forward; and, in a training plan, backward: gradients of sum(nll) are added to the gradient buffer. */
+int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress);
+/* Rows of a kept tensor, or of fb_loss's nll, as F32. */
+int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, float *dst);
+
+enum { FB_ADAMW = 0, FB_SGD = 1 };
+
+typedef struct fb_range {
+    uint64_t first, count; /* elements of the flat space */
+    float lr_scale;
+    float decay_scale;
+} fb_range;
+
+typedef struct fb_optimizer {
+    int32_t kind;
+    float lr, beta1, beta2, eps, weight_decay; /* decay is decoupled: p -= lr * decay * p */
+    float momentum;                            /* FB_SGD */
+    float clip;                                /* global norm; 0: none */
+    int64_t t;                                 /* 1 in the first step */
+    fb_buffer *m, *v;                          /* AdamW: both; SGD with momentum: m */
+    const fb_range *ranges;
+    int32_t n_ranges;
+} fb_optimizer;
+
+typedef struct fb_result {
+    double loss_sum;  /* over trained tokens, all feeds */
+    int64_t trained;  /* tokens */
+    double grad_norm; /* of the mean gradient, before clipping */
+    int32_t finite;   /* 0: loss or gradient was NaN or infinite, and nothing was updated */
+} fb_result;
+
+/* Zeroes the gradients, runs every feed forward and backward, divides once by the trained tokens of all feeds,
+ * clips and updates. Cancelled or failed, the parameters and the optimizer's state are untouched. */
+int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_optimizer *optimizer,
+                 fb_result *result, fb_progress *progress);
+
+#endif
