@@ -1,0 +1,1 @@
+"""Training: settings, the loop, schedules, checkpoints, metrics. Raises typed errors, prints nothing."""

@@ -1,0 +1,114 @@
+"""What a training run is told: one plain object, kept in the run directory so that `resume` needs nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
+FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
+ALL_MODULES = ATTENTION_MODULES + FFN_MODULES
+MODULES = (*ALL_MODULES, "output")
+
+Schedule = Literal["constant", "linear", "cosine"]
+Precision = Literal["auto", "f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of `train`. Units: lengths in tokens, `batch` in rows an optimizer step."""
+
+    data: str
+    """JSONL records: a path, or `-` for stdin."""
+    model: str
+    """The base GGUF."""
+    output: str | None = None
+    """Where the adapter goes: a path, or `-` for stdout."""
+    rank: int = 16
+    alpha: float = 32.0
+    modules: tuple[str, ...] = ALL_MODULES
+    seed: int = 42
+    adapter: str | None = None
+    """An adapter to start from; its rank, alpha and modules then hold."""
+    epochs: float = 1.0
+    steps: int | None = None
+    """Optimizer steps; overrides `epochs`."""
+    lr: float = 2e-4
+    schedule: Schedule = "cosine"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    batch: int = 8
+    ctx: int = 512
+    """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
+    accumulate: int = 1
+    """Lay a batch out in at least this many micro-batches; the result is the same."""
+    pack: bool = True
+    shuffle: bool = True
+    template: str | None = None
+    """A chat template file; None: the model's own, else ChatML."""
+    precision: Precision = "auto"
+    checkpointing: bool = True
+    """Recompute activations in backward; the result is the same bit for bit."""
+    threads: int = 0
+    device: str = "cpu"
+    val: str | None = None
+    """Validation rows: a path, or a fraction of the training rows such as `0.05`."""
+    eval_every: int = 0
+    """Validate every this many steps; 0: after each epoch. Needs `val`."""
+    checkpoint_every: int = 0
+    """Checkpoint every this many steps; 0: after each epoch and at the end."""
+    run_dir: str | None = None
+    """Default: .fabric/runs/<a name from the settings and the time>."""
+    metrics: str | None = None
+    """JSONL, one object a step; a path, or `-` for stdout."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `from_json` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> TrainSettings:
+        """Inverse of `to_json`."""
+        return TrainSettings(**{**values, "modules": tuple(values["modules"])})
+
+
+class TrainUI(Protocol):
+    """What a run tells while it runs. The command line draws it; tests count it."""
+
+    def start(self, info: dict[str, Any]) -> None:
+        """Once, before the first step: rows, tokens, steps, trained_params, planned_bytes, device, run_dir ..."""
+
+    def message(self, text: str) -> None:
+        """A sentence worth a line: rows cut, rows with nothing to train on, a checkpoint written."""
+
+    def progress(self, fraction: float) -> None:
+        """Often: the part of the current step that is done, 0 .. 1."""
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """After each optimizer step: the metrics record."""
+
+    def interrupted(self) -> bool:
+        """Asked often; True stops the run at the last whole optimizer step."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a finished run came to."""
+
+    steps: int
+    loss: float
+    val_loss: float | None
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    tokens_per_s: float
+    peak_bytes: int
+    adapter_bytes: int
+    run_dir: str
+    sha256: str
+    """Of the adapter written."""
