@@ -1,0 +1,1 @@
+"""Tests of the whole, named after what a user would lose."""

@@ -1,0 +1,244 @@
+"""The truth of parity tests: a llama GGUF as transformers' LlamaForCausalLM with PEFT's LoRA, weights decoded by the gguf
+package. Pairs and gradients go by the names and the row order that the GGUF has ("blk.0.attn_q.weight").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf.quants import dequantize
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Array = npt.NDArray[np.float32]
+Pairs = Mapping[str, tuple[Array, Array]]
+"""By GGUF tensor name: A (rank, in) and B (out, rank), B's rows in GGUF order."""
+
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row: token ids, and 1 where a token is a target (never the first)."""
+
+    tokens: Sequence[int]
+    train: Sequence[int]
+
+
+def _to_pairs_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """Rows of q or k from halves (transformers) to interleaved pairs (GGUF)."""
+    return rows.reshape(heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _to_halves_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """Inverse of `_to_pairs_order`."""
+    return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+class Reference:
+    """A llama GGUF in PyTorch. `dtype` is that of the frozen weights and activations."""
+
+    def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> None:
+        reader = gguf.GGUFReader(str(path))
+        weights = {t.name: np.array(dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
+
+        def get(key: str, default: Any = None) -> Any:  # noqa: ANN401
+            field = reader.get_field("llama." + key)
+            return default if field is None else field.contents()
+
+        self.heads = get("attention.head_count")
+        self.kv_heads = get("attention.head_count_kv", self.heads)
+        self.head_dim = get("attention.key_length", get("embedding_length") // self.heads)
+        self.layers = get("block_count")
+        base = get("rope.freq_base", 10000.0)
+        config = LlamaConfig(
+            vocab_size=weights["token_embd.weight"].shape[0],
+            hidden_size=get("embedding_length"),
+            intermediate_size=get("feed_forward_length"),
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
+            rope_parameters={"rope_type": "default", "rope_theta": base},
+            max_position_embeddings=get("context_length"),
+            tie_word_embeddings="output.weight" not in weights,
+            attention_bias=False,
+        )
+        config._attn_implementation = attention
+        self.dtype = dtype
+        self.model: Any = LlamaForCausalLM(config).to(dtype)
+        self.model.load_state_dict(dict(self._state(weights)), strict=True, assign=False)
+        frequencies = 1.0 / base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        frequencies /= weights.get("rope_freqs.weight", np.ones(1))
+        if get("rope.scaling.type", "none") == "linear":
+            frequencies /= get("rope.scaling.factor")
+        # After .to(dtype), which would have rounded them.
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        self.model.model.rotary_emb.inv_freq = torch.tensor(frequencies, dtype=kind)
+        self.model.requires_grad_(False)
+        self.scale = 0.0
+
+    def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, torch.Tensor]]:
+        tied = weights.get("output.weight", weights["token_embd.weight"])
+        yield "model.embed_tokens.weight", self._tensor(weights["token_embd.weight"])
+        yield "model.norm.weight", self._tensor(weights["output_norm.weight"])
+        yield "lm_head.weight", self._tensor(tied)
+        for i in range(self.layers):
+            for ours, theirs in {**MODULES, **_NORMS}.items():
+                name = f"blk.{i}.{ours}.weight"
+                yield f"model.layers.{i}.{theirs}.weight", self._tensor(self._order(name, weights[name], inverse=True))
+
+    def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.dtype)
+
+    def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool) -> npt.NDArray[Any]:
+        heads = self.heads if ".attn_q." in name else self.kv_heads if ".attn_k." in name else 0
+        return rows if heads == 0 else _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
+
+    # ---- LoRA ----
+
+    def add_lora(self, pairs: Pairs, alpha: float, dtype: torch.dtype | None = torch.float32) -> None:
+        """Wraps the model in PEFT and sets A and B. They are held in `dtype` (None: the model's own)."""
+        rank = next(iter(pairs.values()))[0].shape[0]
+        names = sorted({MODULES[name.split(".")[2]] for name in pairs})
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
+        self.model = get_peft_model(self.model, config, autocast_adapter_dtype=False)
+        self.scale = alpha / rank
+        for name, (a, b) in pairs.items():
+            layer = self._layer(name)
+            kind = self.dtype if dtype is None or self.dtype == torch.float64 else dtype
+            for part, values in ((layer.lora_A, a), (layer.lora_B, self._order(name, b, inverse=True))):
+                part.default.weight = torch.nn.Parameter(torch.from_numpy(np.ascontiguousarray(values)).to(kind))
+        trained = sum(1 for p in self.model.parameters() if p.requires_grad)
+        if trained != 2 * len(pairs):
+            raise ValueError(
+                f"{len(pairs)} pairs are given but PEFT trains {trained} matrices: give every layer's pair"
+            )
+        self._names = list(pairs)
+
+    def _layer(self, name: str) -> Any:  # noqa: ANN401
+        _, block, module, _ = name.split(".")
+        return self.model.get_submodule(f"base_model.model.model.layers.{block}.{MODULES[module]}")
+
+    def pairs(self) -> dict[str, tuple[Array, Array]]:
+        """The pairs as they are now."""
+        return self._collect(lambda p: p)
+
+    def gradients(self) -> dict[str, tuple[Array, Array]]:
+        """Gradients of the pairs, of what the last `backward` was called on."""
+        return self._collect(lambda p: p.grad)
+
+    def _collect(self, pick: Any) -> dict[str, tuple[Array, Array]]:  # noqa: ANN401
+        found = {}
+        for name in self._names:
+            layer = self._layer(name)
+            a, b = (pick(p.default.weight).detach().float().numpy() for p in (layer.lora_A, layer.lora_B))
+            found[name] = (a.copy(), np.ascontiguousarray(self._order(name, b, inverse=False)))
+        return found
+
+    # ---- forward ----
+
+    def logits(self, tokens: Sequence[int]) -> Array:
+        """(len(tokens), vocabulary)."""
+        with torch.no_grad():
+            out = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return out.float().numpy()
+
+    def nll(self, row: Row) -> torch.Tensor:
+        """(trained tokens) -log p of each target, differentiable."""
+        tokens = torch.tensor(list(row.tokens))
+        trained = torch.tensor(list(row.train[1:]), dtype=torch.bool).nonzero()[:, 0]
+        hidden = self._decoder()(tokens[None, :], use_cache=False).last_hidden_state[0, trained]
+        logits = self._causal().lm_head(hidden)
+        return functional.cross_entropy(
+            logits.to(max(self.dtype, torch.float32, key=_bits)), tokens[trained + 1], reduction="none"
+        )
+
+    def _causal(self) -> Any:  # noqa: ANN401
+        return self.model if self.scale == 0.0 else self.model.base_model.model
+
+    def _decoder(self) -> Any:  # noqa: ANN401
+        return self._causal().model
+
+    def backward(self, rows: Sequence[Row]) -> tuple[float, int]:
+        """Adds gradients of the summed NLL; returns that sum and the number of trained tokens."""
+        total, count = 0.0, 0
+        for row in rows:
+            nll = self.nll(row)
+            nll.sum().backward()
+            total, count = total + float(nll.detach().sum()), count + len(nll)
+        return total, count
+
+    def mean_nll(self, rows: Sequence[Row]) -> float:
+        """Mean over all trained tokens of all rows."""
+        with torch.no_grad():
+            parts = [self.nll(row).double() for row in rows]
+        return float(torch.cat(parts).mean())
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How `train` trains: AdamW with decoupled decay, clipping by the global norm, cosine after a linear warm-up."""
+
+    steps: int
+    lr: float = 5e-4
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
+        warm = math.ceil(self.warmup_ratio * self.steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step came to; `loss` is the mean over its trained tokens, before the update."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+def train(reference: Reference, batches: Sequence[Sequence[Row]], recipe: Recipe) -> Iterator[Step]:
+    """One optimizer step a batch: gradients are sums over trained tokens, divided once by the batch's count."""
+    parameters = [p for p in reference.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, foreach=False
+    )
+    for i, rows in enumerate(batches):
+        optimizer.zero_grad(set_to_none=True)
+        total, count = reference.backward(rows)
+        for p in parameters:
+            p.grad /= count
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(i)
+        optimizer.step()
+        yield Step(total / count, norm, recipe.rate(i))
