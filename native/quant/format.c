@@ -1,0 +1,72 @@
+/* format.c - the table of block formats, a row each: its public face, its decoder and its encoder. A new format is one
+ * row here and its functions in the file of its family. */
+#include "quant.h"
+#include "../graph/backend.h"
+
+typedef struct format_row {
+    fb_format format;
+    fb_decoder *decode;
+    fb_encoder *encode; /* NULL: read only */
+} format_row;
+
+static const format_row rows_of_table[] = {
+    {{"F32", FB_F32, 1, 4}, fb_decode_f32, fb_encode_f32},
+    {{"F16", FB_F16, 1, 2}, fb_decode_f16, fb_encode_f16},
+    {{"BF16", FB_BF16, 1, 2}, fb_decode_bf16, fb_encode_bf16},
+    {{"Q4_0", FB_Q4_0, 32, 18}, fb_decode_q4_0, fb_encode_q4_0},
+    {{"Q4_1", FB_Q4_1, 32, 20}, fb_decode_q4_1, fb_encode_q4_1},
+    {{"Q5_0", FB_Q5_0, 32, 22}, fb_decode_q5_0, fb_encode_q5_0},
+    {{"Q5_1", FB_Q5_1, 32, 24}, fb_decode_q5_1, fb_encode_q5_1},
+    {{"Q8_0", FB_Q8_0, 32, 34}, fb_decode_q8_0, fb_encode_q8_0},
+};
+
+static const format_row *find(int32_t type) {
+    for (size_t i = 0; i < sizeof rows_of_table / sizeof *rows_of_table; i++) {
+        if (rows_of_table[i].format.type == type) {
+            return &rows_of_table[i];
+        }
+    }
+    return NULL;
+}
+
+const fb_format *fb_format_get(int32_t type) {
+    const format_row *row = find(type);
+    return row ? &row->format : NULL;
+}
+
+uint64_t fb_type_bytes(int32_t type, int64_t n) {
+    if (type == FB_I32) {
+        return (uint64_t)n * 4;
+    }
+    const format_row *row = find(type);
+    return row ? (uint64_t)(n / row->format.block) * (uint64_t)row->format.block_bytes : 0;
+}
+
+int fb_decode(int32_t type, const void *src, float *dst, int64_t n) {
+    const format_row *row = find(type);
+    if (!row) {
+        return fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be decoded", (int)type);
+    }
+    if (n < 0 || n % row->format.block != 0) {
+        return fb_fail(FB_E_ARGUMENT, "%lld elements are not whole %s blocks of %d", (long long)n, row->format.name,
+                       (int)row->format.block);
+    }
+    row->decode(src, dst, n / row->format.block);
+    return FB_OK;
+}
+
+int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t cols, const float *importance) {
+    const format_row *row = find(type);
+    if (!row || !row->encode) {
+        return fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be encoded", (int)type);
+    }
+    if (rows < 0 || cols < 0 || cols % row->format.block != 0 || (cols > 0 && rows > INT64_MAX / 4 / cols)) {
+        return fb_fail(FB_E_ARGUMENT, "a matrix of %lld x %lld is not rows of whole %s blocks of %d", (long long)rows,
+                       (long long)cols, row->format.name, (int)row->format.block);
+    }
+    if (importance) {
+        return fb_fail(FB_E_ARGUMENT, "%s has no use for importance weights", row->format.name);
+    }
+    row->encode(src, dst, rows * (cols / row->format.block));
+    return FB_OK;
+}
