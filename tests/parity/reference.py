@@ -1,5 +1,5 @@
-"""The truth of parity tests: a llama GGUF as transformers' LlamaForCausalLM with PEFT's LoRA, weights decoded by the gguf
-package. Pairs and gradients go by the names and the row order that the GGUF has ("blk.0.attn_q.weight").
+"""The truth of parity tests: a llama GGUF in transformers and PEFT, its weights decoded by the gguf package. Pairs and
+gradients go by the names and the row order that the GGUF has ("blk.0.attn_q.weight").
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ F32 = 0
 class _Params(ctypes.Structure):
     """A parameter struct of unknown tail: large enough for any release, passed by value, edited by offset."""
 
-    _fields_ = [("words", ctypes.c_int32 * 128)]  # noqa: RUF012
+    _fields_ = [("words", ctypes.c_int32 * 128)]
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("n_tokens", ctypes.c_int32),
         ("token", ctypes.POINTER(ctypes.c_int32)),
         ("embd", ctypes.c_void_p),

@@ -1,0 +1,262 @@
+"""Small llama GGUF files with random weights and a real byte-level tokenizer, for tests; and, by
+
+    python -m tests.support.random_models qwen3-0.6b --type Q8_0 -o model.gguf
+
+files of a real shape for benchmarks. Written by the gguf package, so that our own writer is not its own judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from gguf.quants import quantize
+
+Array = npt.NDArray[np.float32]
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_CHUNK = 1 << 22  # elements made at a time
+_CORPUS = (
+    "the quick brown fox jumps over the lazy dog and then the other dog thanks the fox for the lesson in there "
+    "is what it was that this and those are in the house on the hill with the old man and his cat"
+)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3's: long wavelengths are stretched by `factor`, short ones are left alone."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 64
+
+    def factors(self, base: float, head_dim: int) -> Array:
+        """What each frequency is divided by: the tensor rope_freqs.weight."""
+        found = []
+        for i in range(0, head_dim, 2):
+            wavelength = 2 * math.pi * base ** (i / head_dim)
+            turns = self.original_context / wavelength
+            if turns > self.high_freq_factor:
+                found.append(1.0)
+            elif turns < self.low_freq_factor:
+                found.append(self.factor)
+            else:
+                mix = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+                found.append(1.0 / ((1 - mix) / self.factor + mix))
+        return np.array(found, np.float32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a llama model."""
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    ffn: int = 96
+    vocab: int = 320
+    context: int = 512
+    rope_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rms_eps: float = 1e-5
+    tied: bool = True
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of a block's matrices, by module."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "attn_q": (q, self.hidden),
+            "attn_k": (kv, self.hidden),
+            "attn_v": (kv, self.hidden),
+            "attn_output": (self.hidden, q),
+            "ffn_gate": (self.ffn, self.hidden),
+            "ffn_up": (self.ffn, self.hidden),
+            "ffn_down": (self.hidden, self.ffn),
+        }
+
+
+PRESETS = {
+    "tiny": Shape(),
+    "qwen3-0.6b": Shape(1024, 28, 16, 8, 128, 3072, 151936, 4096, 1e6, None, 1e-6, True),
+    "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
+}
+
+
+@lru_cache(maxsize=1)
+def _byte_characters() -> list[str]:
+    """The printable stand-in of each byte in a byte-level vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = iter(range(256, 512))
+    return [chr(b if b in plain else next(shifted)) for b in range(256)]
+
+
+@lru_cache(maxsize=4)
+def tokenizer(vocab: int) -> tuple[list[str], list[int], list[str]]:
+    """Tokens, their types and merges: three specials, 256 bytes, words of a small corpus, unused ones up to `vocab`."""
+    tokens = [*SPECIALS, *_byte_characters()]
+    if vocab < len(tokens):
+        raise ValueError(f"a vocabulary of {vocab} has no room for {len(tokens)} bytes and specials")
+    words = [[_byte_characters()[b] for b in (" " + word).encode()] for word in _CORPUS.split()]
+    merges: list[str] = []
+    while len(tokens) < vocab:
+        counts = Counter(pair for word in words for pair in pairwise(word))
+        if not counts:
+            break
+        (left, right), _ = max(counts.items(), key=lambda item: (item[1], item[0]))
+        merges.append(f"{left} {right}")
+        tokens.append(left + right)
+        for word in words:
+            for i in range(len(word) - 1, 0, -1):
+                if (word[i - 1], word[i]) == (left, right):
+                    word[i - 1 : i + 1] = [left + right]
+    control, normal, unused = (int(gguf.TokenType[n]) for n in ("CONTROL", "NORMAL", "UNUSED"))
+    types = [control] * len(SPECIALS) + [normal] * (len(tokens) - len(SPECIALS))
+    spare = vocab - len(tokens)
+    return [*tokens, *(f"<|unused_{i}|>" for i in range(spare))], types + [unused] * spare, merges
+
+
+def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -> None:
+    writer.add_name("random")
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_layer_norm_rms_eps(shape.rms_eps)
+    writer.add_vocab_size(shape.vocab)
+    kind = types.get("attn_q", types["default"])
+    writer.add_file_type(int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else "MOSTLY_" + kind]))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    tokens, token_types, merges = tokenizer(shape.vocab)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(token_types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(TEMPLATE)
+
+
+Maker = Callable[[], Iterator[npt.NDArray[np.generic]]]
+
+
+def write_model(
+    path: str | Path,
+    shape: Shape = PRESETS["tiny"],
+    types: str | Mapping[str, str] = "F32",
+    seed: int = 0,
+    repeat: bool = False,
+) -> Path:
+    """Writes the file and returns its path. `types`: a GGUF type for all matrices, or by module ("attn_q",
+    "token_embd", ...; "default" for the rest). `repeat`: rows repeat in large matrices, which is quick to write.
+    """
+    chosen = {"default": types} if isinstance(types, str) else {"default": "F32", **types}
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    _metadata(writer, shape, chosen)
+    makers: list[Maker] = []
+
+    def vector(name: str, values: Array) -> None:
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
+        makers.append(lambda: iter([values]))
+
+    def matrix(name: str, module: str, rows: int, cols: int, std: float) -> None:
+        kind = gguf.GGMLQuantizationType[chosen.get(module, chosen["default"])]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        if cols % block:
+            raise ValueError(f"{name}: rows of {cols} do not divide into {kind.name} blocks of {block}")
+        writer.add_tensor_info(name, (rows, cols), np.dtype(np.float32), rows * cols // block * block_bytes, kind)
+
+        def make() -> Iterator[npt.NDArray[np.generic]]:
+            step, chunk = max(1, _CHUNK // cols), None
+            for first in range(0, rows, step):
+                count = min(step, rows - first)
+                if chunk is None or not repeat:
+                    chunk = quantize(rng.standard_normal((count, cols), np.float32) * np.float32(std), kind)
+                yield chunk[:count]
+
+        makers.append(make)
+
+    def norm() -> Array:
+        return (1 + 0.1 * rng.standard_normal(shape.hidden)).astype(np.float32)
+
+    matrix("token_embd.weight", "token_embd", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
+    for i in range(shape.layers):
+        vector(f"blk.{i}.attn_norm.weight", norm())
+        for module, (rows, cols) in shape.linear().items():
+            matrix(f"blk.{i}.{module}.weight", module, rows, cols, 1 / math.sqrt(cols))
+        vector(f"blk.{i}.ffn_norm.weight", norm())
+    vector("output_norm.weight", norm())
+    if not shape.tied:
+        matrix("output.weight", "output", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
+    if shape.rope_scaling is not None:
+        vector("rope_freqs.weight", shape.rope_scaling.factors(shape.rope_base, shape.head_dim))
+
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    out = writer.fout[0]
+    for make in makers:
+        writer.write_padding(out, out.tell())
+        for part in make():
+            out.write(np.ascontiguousarray(part).data)
+    writer.write_padding(out, out.tell())
+    writer.close()
+    return Path(path)
+
+
+def random_pairs(
+    shape: Shape, rank: int = 4, seed: int = 1, b_std: float = 0.0, modules: Sequence[str] | None = None
+) -> dict[str, tuple[Array, Array]]:
+    """LoRA pairs A (rank, in), B (out, rank) by tensor name: A as PEFT draws it, B zero or normal."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for i in range(shape.layers):
+        for module, (rows, cols) in shape.linear().items():
+            if modules is None or module in modules:
+                a = rng.uniform(-1, 1, (rank, cols)) / math.sqrt(cols)
+                b = rng.standard_normal((rows, rank)) * b_std
+                found[f"blk.{i}.{module}.weight"] = (a.astype(np.float32), b.astype(np.float32))
+    return found
+
+
+def main() -> None:
+    """The command of the module's first lines."""
+    parser = argparse.ArgumentParser(description="Write a llama GGUF of a real shape with random weights.")
+    parser.add_argument("shape", choices=sorted(PRESETS))
+    parser.add_argument("--type", default="Q8_0", help="of all matrices: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", required=True)
+    args = parser.parse_args()
+    write_model(args.output, PRESETS[args.shape], args.type, args.seed, repeat=True)
+
+
+if __name__ == "__main__":
+    main()
