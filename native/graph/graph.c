@@ -1,0 +1,334 @@
+/* graph.c - recording: tensors, nodes, and the shape of every op. */
+#include <stdlib.h>
+#include <string.h>
+#include "graph.h"
+
+/* ---- programs ---- */
+
+static int grow(void **items, int32_t count, int32_t *room, size_t size) {
+    if (count < *room) return 1;
+    int32_t want = *room ? *room * 2 : 64;
+    void *moved = realloc(*items, (size_t)want * size);
+    if (!moved) return 0;
+    *items = moved;
+    *room = want;
+    return 1;
+}
+
+fb_tensor fb_program_tensor(fb_program *p, fb_tensor_info info) {
+    if (!grow((void **)&p->tensors, p->n_tensors, &p->room_tensors, sizeof *p->tensors)) {
+        p->failed = 1;
+        return FB_NONE;
+    }
+    p->tensors[p->n_tensors] = info;
+    return p->n_tensors++;
+}
+
+fb_operand fb_whole(const fb_program *p, fb_tensor t) {
+    if (t < 0) return (fb_operand){.tensor = FB_NONE};
+    return (fb_operand){t, 0, p->tensors[t].rows, 0, p->tensors[t].cols};
+}
+
+fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operands) {
+    static fb_node nowhere;
+    if (p->failed || !grow((void **)&p->nodes, p->n_nodes, &p->room_nodes, sizeof *p->nodes)) {
+        p->failed = 1;
+        return &nowhere;
+    }
+    fb_node *node = &p->nodes[p->n_nodes++];
+    memset(node, 0, sizeof *node);
+    node->op = op;
+    node->lora_a = FB_NONE;
+    node->attr.scale = 1.0f;
+    for (int i = 0; i < FB_MAX_OPERANDS; i++) node->v[i] = fb_whole(p, i < n ? operands[i] : FB_NONE);
+    return node;
+}
+
+void fb_program_free(fb_program *p) {
+    free(p->tensors);
+    free(p->nodes);
+    memset(p, 0, sizeof *p);
+}
+
+uint64_t fb_tensor_bytes(const fb_tensor_info *t) { return fb_type_bytes(t->type, (int64_t)t->rows * t->cols); }
+
+int fb_is_written(fb_op op, int operand) {
+    const char *roles = fb_ops[op].roles;
+    return operand < (int)strlen(roles) && roles[operand] != 'i';
+}
+
+/* ---- graphs ---- */
+
+fb_graph *fb_graph_new(fb_device *device, int32_t tokens, int32_t trained, int32_t precision) {
+    if (tokens < 1 || trained < 0 || (precision != FB_F32 && precision != FB_BF16)) {
+        fb_fail(FB_E_ARGUMENT, "a graph needs at least one token and precision F32 or BF16");
+        return NULL;
+    }
+    fb_graph *g = calloc(1, sizeof *g);
+    if (!g) {
+        fb_fail(FB_E_MEMORY, "out of memory");
+        return NULL;
+    }
+    g->device = device;
+    g->tokens = tokens;
+    g->trained = trained;
+    g->precision = precision;
+    return g;
+}
+
+void fb_graph_free(fb_graph *g) {
+    if (!g) return;
+    fb_program_free(&g->program);
+    free(g->inputs);
+    free(g);
+}
+
+static int32_t capacity(const fb_graph *g, int32_t rows) {
+    return rows == FB_ROWS_TOKENS ? g->tokens : rows == FB_ROWS_TRAINED ? g->trained : rows;
+}
+
+fb_tensor fb_leaf(fb_graph *g, int kind, fb_buffer *buffer, uint64_t offset, int32_t type, int32_t rows, int32_t cols) {
+    const fb_format *format = fb_format_get(type);
+    if (!format) return -fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be computed with", (int)type);
+    if (rows < 1 || cols < 1 || cols % format->block)
+        return -fb_fail(FB_E_ARGUMENT, "a %s matrix of %d x %d has no whole blocks", format->name, (int)rows, (int)cols);
+    if (kind == FB_PARAM && type != FB_F32) return -fb_fail(FB_E_ARGUMENT, "what trains must be F32");
+    uint64_t bytes = fb_type_bytes(type, (int64_t)rows * cols);
+    if (buffer->device != g->device || offset > buffer->mem.bytes || bytes > buffer->mem.bytes - offset)
+        return -fb_fail(FB_E_ARGUMENT, "a %d x %d matrix does not lie inside its buffer", (int)rows, (int)cols);
+    return fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = rows, .cols = cols,
+                                                            .place = FB_IN_BUFFER, .kind = kind, .base = FB_NONE,
+                                                            .buffer = buffer, .offset = offset});
+}
+
+fb_tensor fb_input(fb_graph *g, int32_t type, int32_t rows, int32_t cols) {
+    int32_t most = capacity(g, rows);
+    if ((type != FB_I32 && type != FB_F32) || most < 0 || cols < 1)
+        return -fb_fail(FB_E_ARGUMENT, "an input is I32 or F32 with a positive shape");
+    fb_tensor *inputs = realloc(g->inputs, sizeof *inputs * (size_t)(g->n_inputs + 1));
+    if (!inputs) return -fb_fail(FB_E_MEMORY, "out of memory");
+    g->inputs = inputs;
+    fb_tensor t = fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = most, .cols = cols,
+                                                                   .symbol = rows < 0 ? rows : 0, .base = FB_NONE,
+                                                                   .place = FB_IN_INPUTS, .offset = g->input_bytes});
+    if (t < 0) return -fb_fail(FB_E_MEMORY, "out of memory");
+    g->input_bytes += (fb_tensor_bytes(&g->program.tensors[t]) + 255) / 256 * 256;
+    g->inputs[g->n_inputs++] = t;
+    return t;
+}
+
+void fb_mark(fb_graph *g) { g->block++; }
+
+int fb_keep(fb_graph *g, fb_tensor t) {
+    if (t < 0 || t >= g->program.n_tensors) return fb_fail(FB_E_ARGUMENT, "no such tensor to keep");
+    g->program.tensors[t].keep = 1;
+    return FB_OK;
+}
+
+/* ---- ops: each checks its operands, names its output's shape, and adds one node ---- */
+
+/* NULL, with the failure told, where t is no tensor of g. */
+static const fb_tensor_info *get(fb_graph *g, fb_tensor t, const char *what) {
+    if (t >= 0 && t < g->program.n_tensors) return &g->program.tensors[t];
+    fb_fail(FB_E_ARGUMENT, "%s is no tensor of this graph", what);
+    return NULL;
+}
+
+/* A fresh output with the rows of `like`. */
+static fb_tensor output(fb_graph *g, fb_tensor like, int32_t cols, int32_t type) {
+    fb_tensor_info from = g->program.tensors[like];
+    return fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = from.rows, .cols = cols,
+                                                            .symbol = from.symbol, .first = from.first,
+                                                            .place = FB_IN_ARENA, .base = FB_NONE});
+}
+
+static fb_node *record(fb_graph *g, fb_op op, int n, const fb_tensor *operands) {
+    fb_node *node = fb_program_node(&g->program, op, n, operands);
+    node->block = g->block;
+    return node;
+}
+
+static fb_tensor done(fb_graph *g, fb_tensor t) {
+    return g->program.failed ? -fb_fail(FB_E_MEMORY, "out of memory while recording") : t;
+}
+
+static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) { return a->rows == b->rows; }
+
+#define REQUIRE(condition, ...)                                        \
+    do {                                                               \
+        if (!(condition)) return -fb_fail(FB_E_ARGUMENT, __VA_ARGS__); \
+    } while (0)
+
+fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale) {
+    const fb_tensor_info *w = get(g, weight, "the embedding"), *i = get(g, ids, "ids");
+    if (!w || !i) return -FB_E_ARGUMENT;
+    REQUIRE(i->type == FB_I32 && i->cols == 1, "embedding rows are chosen by an I32 column");
+    fb_tensor y = output(g, ids, w->cols, FB_F32);
+    record(g, FB_OP_EMBED, 3, (fb_tensor[]){y, weight, ids})->attr.scale = scale;
+    return done(g, y);
+}
+
+fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps) {
+    const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the norm's weight");
+    if (!a || !w) return -FB_E_ARGUMENT;
+    REQUIRE(w->rows == 1 && w->type == FB_F32 && a->cols % w->cols == 0,
+            "a norm over groups of %d does not divide rows of %d", (int)w->cols, (int)a->cols);
+    fb_tensor y = output(g, x, a->cols, g->precision);
+    record(g, FB_OP_RMS_NORM, 3, (fb_tensor[]){y, x, weight})->attr.eps = eps;
+    return done(g, y);
+}
+
+static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_tensor residual,
+                        int32_t type) {
+    const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the weight");
+    if (!a || !w) return -FB_E_ARGUMENT;
+    REQUIRE(a->cols == w->cols, "a product of rows of %d with a weight of %d x %d", (int)a->cols, (int)w->rows,
+            (int)w->cols);
+    int32_t outputs = w->rows, inputs = w->cols;
+    if (bias >= 0) {
+        const fb_tensor_info *b = get(g, bias, "the bias");
+        if (!b) return -FB_E_ARGUMENT;
+        REQUIRE(b->type == FB_F32 && b->rows == 1 && b->cols == outputs, "a bias must be %d F32", (int)outputs);
+    }
+    if (residual >= 0) {
+        const fb_tensor_info *r = get(g, residual, "the residual");
+        if (!r) return -FB_E_ARGUMENT;
+        REQUIRE(r->cols == outputs && same_rows(r, a), "a residual must have the output's shape");
+    }
+    fb_tensor u = FB_NONE;
+    if (lora.a >= 0 || lora.b >= 0) {
+        const fb_tensor_info *la = get(g, lora.a, "lora a"), *lb = get(g, lora.b, "lora b");
+        if (!la || !lb) return -FB_E_ARGUMENT;
+        REQUIRE(la->cols == inputs && lb->rows == outputs && la->rows == lb->cols && la->type == FB_F32 &&
+                    lb->type == FB_F32,
+                "a LoRA pair of (%d, %d) and (%d, %d) beside a weight of %d x %d", (int)la->rows, (int)la->cols,
+                (int)lb->rows, (int)lb->cols, (int)outputs, (int)inputs);
+        int32_t rank = la->rows;
+        u = output(g, x, rank, FB_F32);
+        record(g, FB_OP_LINEAR, 3, (fb_tensor[]){u, x, lora.a})->attr.scale = lora.scale;
+    }
+    fb_tensor y = output(g, x, outputs, type);
+    fb_node *node = record(g, FB_OP_LINEAR, 7,
+                           (fb_tensor[]){y, x, weight, bias, u, u < 0 ? FB_NONE : lora.b, residual});
+    node->lora_a = u < 0 ? FB_NONE : lora.a;
+    node->lora_scale = lora.scale;
+    return done(g, y);
+}
+
+fb_tensor fb_linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_tensor residual) {
+    return linear(g, x, weight, bias, lora, residual, residual >= 0 ? FB_F32 : g->precision);
+}
+
+fb_tensor fb_rope_table(fb_graph *g, fb_tensor positions, fb_tensor inv_freq, float magnitude) {
+    const fb_tensor_info *p = get(g, positions, "positions"), *f = get(g, inv_freq, "inv_freq");
+    if (!p || !f) return -FB_E_ARGUMENT;
+    REQUIRE(p->type == FB_I32 && p->cols == 1 && f->type == FB_F32 && f->rows == 1,
+            "a RoPE table needs an I32 column of positions and an F32 row of frequencies");
+    fb_tensor y = output(g, positions, f->cols * 2, FB_F32);
+    record(g, FB_OP_ROPE_TABLE, 3, (fb_tensor[]){y, positions, inv_freq})->attr.scale = magnitude;
+    return done(g, y);
+}
+
+fb_tensor fb_rope(fb_graph *g, fb_tensor x, fb_tensor table, int32_t head_dim, int layout) {
+    const fb_tensor_info *a = get(g, x, "x"), *t = get(g, table, "the RoPE table");
+    if (!a || !t) return -FB_E_ARGUMENT;
+    REQUIRE(head_dim > 0 && a->cols % head_dim == 0 && t->cols <= head_dim && same_rows(a, t),
+            "a RoPE table of %d columns over heads of %d in rows of %d", (int)t->cols, (int)head_dim, (int)a->cols);
+    fb_tensor y = output(g, x, a->cols, a->type);
+    fb_node *node = record(g, FB_OP_ROPE, 3, (fb_tensor[]){y, x, table});
+    node->attr.head_dim = head_dim;
+    node->attr.layout = layout;
+    return done(g, y);
+}
+
+fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor lo, fb_tensor hi,
+                       fb_attention_shape s) {
+    const fb_tensor_info *tq = get(g, q, "q"), *tk = get(g, k, "k"), *tv = get(g, v, "v");
+    const fb_tensor_info *tl = get(g, lo, "lo"), *th = get(g, hi, "hi");
+    if (!tq || !tk || !tv || !tl || !th) return -FB_E_ARGUMENT;
+    REQUIRE(s.n_head > 0 && s.n_kv_head > 0 && s.n_head % s.n_kv_head == 0, "%d heads over %d key heads",
+            (int)s.n_head, (int)s.n_kv_head);
+    REQUIRE(tq->cols == s.n_head * s.head_dim && tk->cols == s.n_kv_head * s.head_dim && tv->cols == tk->cols &&
+                same_rows(tk, tv) && same_rows(tq, tl) && same_rows(tq, th) && tl->type == FB_I32 && th->type == FB_I32,
+            "attention's operands do not fit %d heads of %d", (int)s.n_head, (int)s.head_dim);
+    fb_tensor y = output(g, q, tq->cols, g->precision);
+    fb_tensor lse = output(g, q, s.n_head, FB_F32);
+    record(g, FB_OP_ATTENTION, 7, (fb_tensor[]){y, lse, q, k, v, lo, hi})->attr.attention = s;
+    return done(g, y);
+}
+
+fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots) {
+    const fb_tensor_info *c = get(g, cache, "the cache"), *a = get(g, x, "x"), *s = get(g, slots, "slots");
+    if (!c || !a || !s) return -FB_E_ARGUMENT;
+    REQUIRE(c->kind == FB_STATE && c->cols == a->cols && same_rows(a, s) && s->type == FB_I32,
+            "appending rows of %d to a cache of %d", (int)a->cols, (int)c->cols);
+    record(g, FB_OP_APPEND, 3, (fb_tensor[]){cache, x, slots});
+    return done(g, cache);
+}
+
+fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind) {
+    const fb_tensor_info *a = get(g, gate, "gate"), *b = get(g, up, "up");
+    if (!a || !b) return -FB_E_ARGUMENT;
+    REQUIRE(a->cols == b->cols && same_rows(a, b), "gate and up differ in shape");
+    fb_tensor y = output(g, gate, a->cols, g->precision);
+    record(g, FB_OP_GLU, 3, (fb_tensor[]){y, gate, up})->attr.kind = kind;
+    return done(g, y);
+}
+
+fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b) {
+    const fb_tensor_info *x = get(g, a, "a"), *y = get(g, b, "b");
+    if (!x || !y) return -FB_E_ARGUMENT;
+    REQUIRE(x->cols == y->cols && same_rows(x, y), "adding tensors of different shapes");
+    fb_tensor sum = output(g, a, x->cols, x->type == FB_F32 ? FB_F32 : y->type);
+    record(g, FB_OP_ADD, 3, (fb_tensor[]){sum, a, b});
+    return done(g, sum);
+}
+
+fb_tensor fb_scale(fb_graph *g, fb_tensor x, float scale) {
+    const fb_tensor_info *a = get(g, x, "x");
+    if (!a) return -FB_E_ARGUMENT;
+    fb_tensor y = output(g, x, a->cols, a->type);
+    record(g, FB_OP_SCALE, 2, (fb_tensor[]){y, x})->attr.scale = scale;
+    return done(g, y);
+}
+
+fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap) {
+    const fb_tensor_info *a = get(g, x, "x");
+    if (!a) return -FB_E_ARGUMENT;
+    REQUIRE(cap > 0, "a soft-cap must be positive");
+    fb_tensor y = output(g, x, a->cols, a->type);
+    record(g, FB_OP_SOFTCAP, 2, (fb_tensor[]){y, x})->attr.softcap = cap;
+    return done(g, y);
+}
+
+fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index) {
+    const fb_tensor_info *a = get(g, x, "x"), *i = get(g, index, "index");
+    if (!a || !i) return -FB_E_ARGUMENT;
+    REQUIRE(i->type == FB_I32 && i->cols == 1, "rows are gathered by an I32 column");
+    fb_tensor y = output(g, index, a->cols, a->type);
+    record(g, FB_OP_GATHER, 3, (fb_tensor[]){y, x, index});
+    return done(g, y);
+}
+
+fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, fb_tensor targets,
+                  float softcap) {
+    const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the head");
+    const fb_tensor_info *i = get(g, index, "index"), *t = get(g, targets, "targets");
+    if (!a || !w || !i || !t) return -FB_E_ARGUMENT;
+    REQUIRE(!g->has_loss, "a graph has one loss");
+    REQUIRE(a->cols == w->cols, "a head of %d x %d over rows of %d", (int)w->rows, (int)w->cols, (int)a->cols);
+    REQUIRE(i->type == FB_I32 && t->type == FB_I32 && i->cols == 1 && t->cols == 1 &&
+                i->symbol == FB_ROWS_TRAINED && t->symbol == FB_ROWS_TRAINED,
+            "trained positions and targets are I32 columns of FB_ROWS_TRAINED rows");
+    if (lora.a >= 0 || lora.b >= 0) {
+        const fb_tensor_info *la = get(g, lora.a, "lora a"), *lb = get(g, lora.b, "lora b");
+        if (!la || !lb) return -FB_E_ARGUMENT;
+        REQUIRE(la->cols == w->cols && lb->rows == w->rows && la->rows == lb->cols, "a LoRA pair that does not fit the head");
+    }
+    fb_tensor nll = output(g, index, 1, FB_F32);
+    if (nll < 0) return -fb_fail(FB_E_MEMORY, "out of memory while recording");
+    g->program.tensors[nll].keep = 1;
+    g->loss = (fb_loss_spec){x, weight, index, targets, nll, lora, softcap};
+    g->has_loss = 1;
+    return nll;
+}

@@ -1,0 +1,121 @@
+/* graph.h - what the files of this folder share: tensors, nodes, the program they form, and the op table.
+ *
+ *   graph.c     records ops and infers shapes            (fb_graph)
+ *   autodiff.c  turns a recording into a program: lowered loss, backward pass, recomputed blocks
+ *   tiles.c     splits nodes whose operands pass a limit
+ *   memory.c    lays the program's tensors into one arena by liveness
+ *   plan.c      binds and runs the program               (fb_plan)
+ *   optimizer.c clips and updates the flat parameters
+ */
+#ifndef FB_GRAPH_H
+#define FB_GRAPH_H
+#include "backend.h"
+
+struct fb_device {
+    const fb_backend *backend;
+    void *self;
+    fb_device_info info;
+    int profile;
+};
+
+struct fb_buffer {
+    fb_device *device;
+    fb_mem mem;
+};
+
+enum { FB_NONE = -1 };
+
+/* Where a tensor's bytes are. GRAD is the gradient of a FB_PARAM leaf, at the same offset of the gradient buffer. */
+typedef enum fb_place { FB_IN_ARENA, FB_IN_BUFFER, FB_IN_GRADS, FB_IN_INPUTS } fb_place;
+
+typedef struct fb_tensor_info {
+    int32_t type;
+    int32_t rows;     /* capacity */
+    int32_t cols;
+    int32_t symbol;   /* FB_ROWS_TOKENS, FB_ROWS_TRAINED, or 0: all rows are always in use */
+    int32_t first;    /* rows in use = clamp(count of symbol - first, 0, rows) */
+    fb_place place;
+    int kind;         /* of a leaf: FB_FROZEN FB_PARAM FB_STATE */
+    fb_tensor base;   /* a slice of rows of this tensor, or FB_NONE */
+    int32_t base_row;
+    fb_buffer *buffer;
+    uint64_t offset;  /* bytes: in its buffer, the inputs or the arena */
+    int keep;
+} fb_tensor_info;
+
+/* An operand: some rows and columns of a tensor; whole ones until tiles.c cuts them. */
+typedef struct fb_operand {
+    fb_tensor tensor; /* or FB_NONE */
+    int32_t row, rows, col, cols;
+} fb_operand;
+
+typedef struct fb_node {
+    fb_op op;
+    fb_attr attr;
+    fb_operand v[FB_MAX_OPERANDS];
+    fb_tensor lora_a; /* of a linear layer with a pair: what backward needs beside its operands */
+    float lora_scale;
+    int32_t block;
+    int tiled;
+} fb_node;
+
+/* A list of nodes over a list of tensors, in the order of execution. */
+typedef struct fb_program {
+    fb_tensor_info *tensors;
+    int32_t n_tensors, room_tensors;
+    fb_node *nodes;
+    int32_t n_nodes, room_nodes;
+    int failed; /* an allocation failed; told once, at the end */
+} fb_program;
+
+typedef struct fb_loss_spec {
+    fb_tensor x, weight, index, targets, nll;
+    fb_lora lora;
+    float softcap;
+} fb_loss_spec;
+
+struct fb_graph {
+    fb_device *device;
+    int32_t tokens, trained, precision;
+    fb_program program; /* the forward pass as recorded */
+    int32_t n_inputs;
+    fb_tensor *inputs;
+    uint64_t input_bytes;
+    int32_t block;
+    int has_loss;
+    fb_loss_spec loss;
+};
+
+struct fb_autodiff;
+
+/* One row an op. roles, a letter an operand: o written, x read and written, i read.
+ * row_axes, a letter an operand: the axis its rows run along, '.' where rows are never cut. */
+typedef struct fb_op_info {
+    const char *name;
+    const char *roles;
+    const char *row_axes;
+    int acc; /* operand that may share memory with operand 0; 0: none */
+    /* Backward: given the gradient of output 0, emits the gradients of the inputs. NULL: nothing flows back. */
+    void (*grad)(struct fb_autodiff *, const fb_node *, fb_tensor dy);
+} fb_op_info;
+
+extern const fb_op_info fb_ops[FB_OP_COUNT];
+
+/* graph.c */
+fb_tensor fb_program_tensor(fb_program *p, fb_tensor_info info);
+fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operands);
+fb_operand fb_whole(const fb_program *p, fb_tensor t);
+uint64_t fb_tensor_bytes(const fb_tensor_info *t);
+int fb_is_written(fb_op op, int operand);
+void fb_program_free(fb_program *p);
+
+/* autodiff.c */
+int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_program *out);
+/* tiles.c */
+int fb_tile_program(fb_program *p, uint64_t max_binding_bytes);
+/* memory.c: sets offsets of arena tensors; returns the arena's size */
+int fb_plan_memory(fb_program *p, uint64_t *arena_bytes);
+/* optimizer.c */
+int fb_optimizer_update(fb_device *device, fb_buffer *params, fb_buffer *grads, const fb_optimizer *o,
+                        double denominator, double *grad_norm, int *finite);
+#endif

@@ -1,0 +1,99 @@
+/* memory.c - one arena for all tensors of a program, by liveness: a tensor's bytes are another's before its first and
+ * after its last node. Large ones are placed first, each at the lowest offset that is free for its whole life. */
+#include <stdlib.h>
+#include <string.h>
+#include "graph.h"
+
+enum { ALIGN = 256 };
+
+typedef struct slot {
+    uint64_t bytes, offset;
+    int32_t first, last; /* nodes */
+} slot;
+
+static slot *sorting; /* of qsort's comparison, single-threaded like every handle */
+
+static int by_size(const void *a, const void *b) {
+    const slot *x = &sorting[*(const int32_t *)a], *y = &sorting[*(const int32_t *)b];
+    if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
+    return *(const int32_t *)a < *(const int32_t *)b ? -1 : 1;
+}
+
+static int by_offset(const void *a, const void *b) {
+    const slot *x = &sorting[*(const int32_t *)a], *y = &sorting[*(const int32_t *)b];
+    return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
+    size_t n = (size_t)p->n_tensors + 1;
+    slot *slots = calloc(n, sizeof *slots);
+    int32_t *home = malloc(n * sizeof *home), *order = malloc(n * sizeof *order), *near = malloc(n * sizeof *near);
+    int code = FB_E_MEMORY;
+    *arena_bytes = 0;
+    if (!slots || !home || !order || !near) goto done;
+    for (int32_t t = 0; t < p->n_tensors; t++) {
+        home[t] = p->tensors[t].base >= 0 ? p->tensors[t].base : t;
+        slots[t] = (slot){.first = INT32_MAX, .last = -1};
+        if (p->tensors[t].place == FB_IN_ARENA && home[t] == t)
+            slots[t].bytes = (fb_tensor_bytes(&p->tensors[t]) + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    for (int32_t i = 0; i < p->n_nodes; i++)
+        for (int k = 0; k < FB_MAX_OPERANDS; k++) {
+            fb_tensor t = p->nodes[i].v[k].tensor;
+            if (t < 0 || p->tensors[t].place != FB_IN_ARENA) continue;
+            slot *s = &slots[home[t]];
+            if (i < s->first) s->first = i;
+            if (i > s->last) s->last = p->tensors[home[t]].keep ? p->n_nodes : i;
+        }
+    /* An output takes over the memory of the term added to it, where that term ends there and is as large. */
+    for (int32_t i = 0; i < p->n_nodes; i++) {
+        int acc = fb_ops[p->nodes[i].op].acc;
+        fb_tensor from = acc ? p->nodes[i].v[acc].tensor : FB_NONE, to = p->nodes[i].v[0].tensor;
+        if (from < 0 || p->tensors[from].place != FB_IN_ARENA || p->tensors[to].place != FB_IN_ARENA) continue;
+        if (p->tensors[from].base >= 0 || p->tensors[to].base >= 0 || home[to] != to) continue;
+        if (p->tensors[from].type != p->tensors[to].type) continue;
+        slot *s = &slots[home[from]], *taken = &slots[to];
+        if (from == to || s->last != i || taken->first != i || s->bytes != taken->bytes) continue;
+        s->last = taken->last;
+        taken->bytes = 0;
+        home[to] = home[from];
+    }
+    int32_t count = 0;
+    for (int32_t t = 0; t < p->n_tensors; t++)
+        if (slots[t].bytes && slots[t].last >= 0) order[count++] = t;
+    sorting = slots;
+    qsort(order, (size_t)count, sizeof *order, by_size);
+    for (int32_t i = 0; i < count; i++) {
+        slot *s = &slots[order[i]];
+        int32_t n_near = 0;
+        for (int32_t j = 0; j < i; j++) {
+            const slot *o = &slots[order[j]];
+            if (o->first <= s->last && s->first <= o->last) near[n_near++] = order[j];
+        }
+        qsort(near, (size_t)n_near, sizeof *near, by_offset);
+        for (int32_t j = 0; j < n_near; j++) {
+            const slot *o = &slots[near[j]];
+            if (s->offset + s->bytes <= o->offset) break;
+            if (o->offset + o->bytes > s->offset) s->offset = o->offset + o->bytes;
+        }
+        if (s->offset + s->bytes > *arena_bytes) *arena_bytes = s->offset + s->bytes;
+    }
+    for (int32_t t = 0; t < p->n_tensors; t++) {
+        fb_tensor_info *info = &p->tensors[t];
+        if (info->place == FB_IN_ARENA && info->base < 0) info->offset = slots[home[t]].offset;
+    }
+    for (int32_t t = 0; t < p->n_tensors; t++) {
+        fb_tensor_info *info = &p->tensors[t];
+        if (info->base < 0) continue;
+        const fb_tensor_info *base = &p->tensors[info->base];
+        info->offset = base->offset + fb_type_bytes(info->type, (int64_t)info->base_row * info->cols);
+    }
+    code = FB_OK;
+done:
+    if (code) fb_fail(code, "out of memory while planning");
+    free(slots);
+    free(home);
+    free(order);
+    free(near);
+    return code;
+}

@@ -1,0 +1,355 @@
+/* plan.c - a program bound to memory, and running it: feeds in, launches out, kept rows back. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "graph.h"
+
+/* Launches handed to the backend at once; progress and cancel act between such groups. */
+enum { GROUP = 8 };
+
+struct fb_plan {
+    fb_device *device;
+    fb_program program;
+    fb_plan_options options;
+    int32_t tokens, trained, n_inputs;
+    fb_tensor *inputs;
+    fb_tensor nll;
+    uint64_t arena_bytes, scratch_bytes, input_bytes;
+    fb_mem arena, scratch, staged;
+    int ready;
+    int32_t used_tokens, used_trained; /* of the last feed */
+    char *text;
+    fb_op_stats ops[FB_OP_COUNT];
+};
+
+/* ---- launches ---- */
+
+static int32_t rows_in_use(const fb_tensor_info *t, const fb_operand *v, int32_t tokens, int32_t trained) {
+    if (!t->symbol) return v->rows;
+    int32_t count = (t->symbol == FB_ROWS_TOKENS ? tokens : trained) - t->first - v->row;
+    return count < 0 ? 0 : count < v->rows ? count : v->rows;
+}
+
+static const fb_mem *memory_of(const fb_plan *plan, const fb_tensor_info *t) {
+    switch (t->place) {
+    case FB_IN_ARENA: return &plan->arena;
+    case FB_IN_INPUTS: return &plan->staged;
+    case FB_IN_GRADS: return &plan->options.grads->mem;
+    default: return &t->buffer->mem;
+    }
+}
+
+/* Returns 0 when some operand has no row in use: nothing to do then. */
+static int make_launch(const fb_plan *plan, const fb_node *n, int32_t tokens, int32_t trained, fb_launch *out) {
+    out->op = n->op;
+    out->attr = n->attr;
+    for (int k = 0; k < FB_MAX_OPERANDS; k++) {
+        const fb_operand *v = &n->v[k];
+        fb_view *view = &out->v[k];
+        memset(view, 0, sizeof *view);
+        if (v->tensor < 0) continue;
+        const fb_tensor_info *t = &plan->program.tensors[v->tensor];
+        view->mem = memory_of(plan, t);
+        view->type = t->type;
+        view->rows = rows_in_use(t, v, tokens, trained);
+        view->cols = v->cols;
+        view->ld = t->cols;
+        view->offset = t->offset + fb_type_bytes(t->type, (int64_t)v->row * t->cols) + fb_type_bytes(t->type, v->col);
+        if (view->rows == 0) return 0;
+    }
+    return 1;
+}
+
+/* Multiply-adds count 2; only products are counted, attention as if every key before a query were seen. */
+static double flops_of(const fb_launch *l) {
+    const fb_view *v = l->v;
+    double pairs, dim = (double)l->attr.attention.n_head * l->attr.attention.head_dim;
+    switch (l->op) {
+    case FB_OP_LINEAR:
+        return 2.0 * v[1].rows * v[0].cols * ((double)v[1].cols + (v[4].mem ? v[4].cols : 0));
+    case FB_OP_LINEAR_DX:
+        return 2.0 * v[1].rows * v[0].cols * ((double)v[1].cols + (v[3].mem ? v[3].cols : 0));
+    case FB_OP_LINEAR_DW: return 2.0 * v[1].rows * (double)v[0].rows * v[0].cols;
+    case FB_OP_ATTENTION: pairs = (double)v[2].rows * v[3].rows / 2; return 4 * pairs * dim;
+    case FB_OP_ATTENTION_DQ: pairs = (double)v[2].rows * v[3].rows / 2; return 6 * pairs * dim;
+    case FB_OP_ATTENTION_DKV: pairs = (double)v[2].rows * v[3].rows / 2; return 8 * pairs * dim;
+    default: return 0;
+    }
+}
+
+static double bytes_of(const fb_launch *l) {
+    double bytes = 0;
+    for (int k = 0; k < FB_MAX_OPERANDS; k++)
+        if (l->v[k].mem) bytes += (double)fb_type_bytes(l->v[k].type, (int64_t)l->v[k].rows * l->v[k].cols);
+    return bytes;
+}
+
+/* ---- planning ---- */
+
+fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
+    if (options->train && (!g->has_loss || !options->grads || !options->params)) {
+        fb_fail(FB_E_ARGUMENT, "a training plan needs a loss, parameters and gradients");
+        return NULL;
+    }
+    fb_plan *plan = calloc(1, sizeof *plan);
+    if (!plan) {
+        fb_fail(FB_E_MEMORY, "out of memory while planning");
+        return NULL;
+    }
+    plan->device = g->device;
+    plan->options = *options;
+    plan->tokens = g->tokens;
+    plan->trained = g->trained;
+    plan->nll = g->has_loss ? g->loss.nll : FB_NONE;
+    plan->n_inputs = g->n_inputs;
+    plan->input_bytes = g->input_bytes;
+    plan->inputs = malloc(sizeof *plan->inputs * (size_t)(g->n_inputs + 1));
+    if (!plan->inputs) {
+        fb_fail(FB_E_MEMORY, "out of memory while planning");
+        goto fail;
+    }
+    memcpy(plan->inputs, g->inputs, sizeof *plan->inputs * (size_t)g->n_inputs);
+    if (fb_build_program(g, options, &plan->program)) goto fail;
+    if (fb_tile_program(&plan->program, g->device->info.max_binding_bytes)) goto fail;
+    if (fb_plan_memory(&plan->program, &plan->arena_bytes)) goto fail;
+    for (int32_t i = 0; i < plan->program.n_nodes; i++) {
+        fb_launch launch;
+        if (!make_launch(plan, &plan->program.nodes[i], plan->tokens, plan->trained, &launch)) continue;
+        uint64_t bytes = g->device->backend->scratch(g->device->self, &launch);
+        if (bytes > plan->scratch_bytes) plan->scratch_bytes = bytes;
+    }
+    for (int i = 0; i < FB_OP_COUNT; i++) plan->ops[i].name = fb_ops[i].name;
+    return plan;
+fail:
+    fb_plan_free(plan);
+    return NULL;
+}
+
+static void release(fb_plan *plan) {
+    fb_mem *all[] = {&plan->arena, &plan->scratch, &plan->staged};
+    for (int i = 0; i < 3; i++) {
+        if (all[i]->bytes) plan->device->backend->free(plan->device->self, all[i]);
+        memset(all[i], 0, sizeof *all[i]);
+    }
+}
+
+static int allocate(fb_plan *plan) {
+    if (plan->ready) return FB_OK;
+    fb_mem *all[] = {&plan->arena, &plan->scratch, &plan->staged};
+    uint64_t bytes[] = {plan->arena_bytes, plan->scratch_bytes, plan->input_bytes};
+    for (int i = 0; i < 3; i++) {
+        if (!bytes[i]) continue;
+        int code = plan->device->backend->alloc(plan->device->self, bytes[i], all[i]);
+        if (code == FB_OK && all[i]->bytes != bytes[i])
+            code = fb_fail(FB_E_INTERNAL, "planned %llu bytes but allocated %llu", (unsigned long long)bytes[i],
+                           (unsigned long long)all[i]->bytes);
+        if (code) {
+            release(plan);
+            return code;
+        }
+    }
+    plan->ready = 1;
+    return FB_OK;
+}
+
+void fb_plan_free(fb_plan *plan) {
+    if (!plan) return;
+    release(plan);
+    fb_program_free(&plan->program);
+    free(plan->inputs);
+    free(plan->text);
+    free(plan);
+}
+
+int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
+    memset(stats, 0, sizeof *stats);
+    stats->arena_bytes = plan->arena_bytes;
+    stats->scratch_bytes = plan->scratch_bytes;
+    stats->input_bytes = plan->input_bytes;
+    stats->allocated_bytes = plan->arena.bytes + plan->scratch.bytes + plan->staged.bytes;
+    stats->launches = plan->program.n_nodes;
+    for (int32_t i = 0; i < plan->program.n_nodes; i++) {
+        const fb_node *n = &plan->program.nodes[i];
+        fb_launch launch;
+        stats->tiled += n->tiled;
+        if (!make_launch(plan, n, plan->tokens, plan->trained, &launch)) continue;
+        /* The head's nodes run over trained positions, all others over tokens. */
+        const fb_operand *counted = n->op == FB_OP_LINEAR_DW ? &n->v[1] : &n->v[0];
+        if (plan->program.tensors[counted->tensor].symbol == FB_ROWS_TRAINED)
+            stats->flops_per_trained += flops_of(&launch) / plan->trained;
+        else
+            stats->flops_per_token += flops_of(&launch) / plan->tokens;
+    }
+    return FB_OK;
+}
+
+const char *fb_plan_describe(fb_plan *plan) {
+    size_t room = (size_t)plan->program.n_nodes * 256 + 1, used = 0;
+    free(plan->text);
+    plan->text = malloc(room);
+    if (!plan->text) {
+        fb_fail(FB_E_MEMORY, "out of memory");
+        return NULL;
+    }
+    plan->text[0] = 0;
+    for (int32_t i = 0; i < plan->program.n_nodes; i++) {
+        const fb_node *n = &plan->program.nodes[i];
+        char line[256];
+        int at = snprintf(line, sizeof line, "%s%s", fb_ops[n->op].name, n->tiled ? " (tile)" : "");
+        for (int k = 0; k < FB_MAX_OPERANDS && at < (int)sizeof line - 48; k++) {
+            const fb_operand *v = &n->v[k];
+            if (v->tensor < 0) continue;
+            const fb_format *format = fb_format_get(plan->program.tensors[v->tensor].type);
+            at += snprintf(line + at, sizeof line - (size_t)at, " t%d:%s[%d+%d,%d+%d]", (int)v->tensor,
+                           format ? format->name : "I32", (int)v->row, (int)v->rows, (int)v->col, (int)v->cols);
+        }
+        used += (size_t)snprintf(plan->text + used, room - used, "%s\n", line);
+    }
+    return plan->text;
+}
+
+int fb_plan_op_stats(fb_plan *plan, fb_op_stats *out, int capacity) {
+    int filled = 0;
+    for (int i = 0; i < FB_OP_COUNT && filled < capacity; i++)
+        if (plan->ops[i].launches) out[filled++] = plan->ops[i];
+    return filled;
+}
+
+/* ---- running ---- */
+
+static int check_feed(const fb_plan *plan, const fb_feed *feed) {
+    if (feed->tokens < 1 || feed->tokens > plan->tokens || feed->trained < 0 || feed->trained > plan->trained)
+        return fb_fail(FB_E_ARGUMENT, "a feed of %d tokens, %d trained, where the plan has room for %d and %d",
+                       (int)feed->tokens, (int)feed->trained, (int)plan->tokens, (int)plan->trained);
+    return FB_OK;
+}
+
+static int stage(fb_plan *plan, const fb_feed *feed) {
+    for (int32_t i = 0; i < plan->n_inputs; i++) {
+        const fb_tensor_info *t = &plan->program.tensors[plan->inputs[i]];
+        fb_operand whole = fb_whole(&plan->program, plan->inputs[i]);
+        uint64_t bytes = fb_type_bytes(t->type, (int64_t)rows_in_use(t, &whole, feed->tokens, feed->trained) * t->cols);
+        if (!bytes) continue;
+        if (!feed->inputs[i]) return fb_fail(FB_E_ARGUMENT, "input %d of a feed is missing", (int)i);
+        int code = plan->device->backend->write(plan->device->self, &plan->staged, t->offset, feed->inputs[i], bytes);
+        if (code) return code;
+    }
+    plan->used_tokens = feed->tokens;
+    plan->used_trained = feed->trained;
+    return FB_OK;
+}
+
+static int run_feed(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
+    const fb_backend *backend = plan->device->backend;
+    int code = stage(plan, feed);
+    fb_launch group[GROUP];
+    double seconds[GROUP];
+    int n = 0;
+    for (int32_t i = 0; i < plan->program.n_nodes && code == FB_OK; i++) {
+        n += make_launch(plan, &plan->program.nodes[i], feed->tokens, feed->trained, &group[n]);
+        if (n < GROUP && i + 1 < plan->program.n_nodes) continue;
+        if (progress && progress->cancel) {
+            backend->wait(plan->device->self);
+            return fb_fail(FB_E_CANCELLED, "cancelled");
+        }
+        if (n) code = backend->submit(plan->device->self, group, n, &plan->scratch,
+                                      plan->device->profile ? seconds : NULL);
+        for (int k = 0; plan->device->profile && k < n && code == FB_OK; k++) {
+            fb_op_stats *stats = &plan->ops[group[k].op];
+            stats->launches++;
+            stats->seconds += seconds[k];
+            stats->flops += flops_of(&group[k]);
+            stats->bytes += bytes_of(&group[k]);
+        }
+        n = 0;
+        if (progress) progress->done += (i + 1 < plan->program.n_nodes) ? GROUP : 0;
+    }
+    return code;
+}
+
+int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
+    int code = check_feed(plan, feed);
+    if (code == FB_OK) code = allocate(plan);
+    if (code) return code;
+    if (progress) progress->total = plan->program.n_nodes;
+    code = run_feed(plan, feed, progress);
+    if (code == FB_OK) code = plan->device->backend->wait(plan->device->self);
+    if (progress && code == FB_OK) progress->done = progress->total;
+    return code;
+}
+
+int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, float *dst) {
+    const fb_tensor_info *info = t >= 0 && t < plan->program.n_tensors ? &plan->program.tensors[t] : NULL;
+    if (!info || !plan->ready || first_row < 0 || rows < 0 || first_row > info->rows - rows)
+        return fb_fail(FB_E_ARGUMENT, "rows %d..%d of a tensor that has none such to read", (int)first_row,
+                       (int)(first_row + rows));
+    int64_t n = (int64_t)rows * info->cols;
+    uint64_t offset = info->offset + fb_type_bytes(info->type, (int64_t)first_row * info->cols);
+    uint64_t bytes = fb_type_bytes(info->type, n);
+    const fb_backend *backend = plan->device->backend;
+    if (info->type == FB_F32)
+        return backend->read(plan->device->self, memory_of(plan, info), offset, dst, bytes);
+    void *raw = malloc(bytes ? bytes : 1);
+    if (!raw) return fb_fail(FB_E_MEMORY, "out of memory");
+    int code = backend->read(plan->device->self, memory_of(plan, info), offset, raw, bytes);
+    if (code == FB_OK) code = fb_decode(info->type, raw, dst, n);
+    free(raw);
+    return code;
+}
+
+static int sum_loss(fb_plan *plan, const fb_feed *feed, double *sum) {
+    if (!feed->trained) return FB_OK;
+    float *nll = malloc(sizeof *nll * (size_t)feed->trained);
+    if (!nll) return fb_fail(FB_E_MEMORY, "out of memory");
+    int code = fb_plan_read(plan, plan->nll, 0, feed->trained, nll);
+    for (int32_t i = 0; i < feed->trained && code == FB_OK; i++) *sum += nll[i];
+    free(nll);
+    return code;
+}
+
+static int zero_gradients(fb_plan *plan) {
+    fb_buffer *grads = plan->options.grads;
+    uint64_t limit = plan->device->info.max_binding_bytes ? plan->device->info.max_binding_bytes : UINT64_MAX;
+    for (uint64_t at = 0; at < grads->mem.bytes;) {
+        uint64_t bytes = grads->mem.bytes - at;
+        if (bytes > limit) bytes = limit;
+        if (bytes > (uint64_t)1 << 30) bytes = (uint64_t)1 << 30;
+        fb_launch zero = {.op = FB_OP_ZERO};
+        int32_t n = (int32_t)(bytes / 4);
+        if (!n) break;
+        zero.v[0] = (fb_view){.mem = &grads->mem, .offset = at, .type = FB_F32, .rows = 1, .cols = n, .ld = n};
+        int code = plan->device->backend->submit(plan->device->self, &zero, 1, &plan->scratch, NULL);
+        if (code) return code;
+        at += (uint64_t)n * 4;
+    }
+    return FB_OK;
+}
+
+int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_optimizer *optimizer,
+                 fb_result *result, fb_progress *progress) {
+    memset(result, 0, sizeof *result);
+    if (!plan->options.train || n_feeds < 1) return fb_fail(FB_E_ARGUMENT, "a step needs a training plan and feeds");
+    int code = FB_OK;
+    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) {
+        code = check_feed(plan, &feeds[i]);
+        result->trained += feeds[i].trained;
+    }
+    if (code == FB_OK && !result->trained) code = fb_fail(FB_E_ARGUMENT, "a step without a trained token");
+    if (code == FB_OK) code = allocate(plan);
+    if (code == FB_OK) code = zero_gradients(plan);
+    if (progress) {
+        progress->done = 0;
+        progress->total = plan->program.n_nodes * n_feeds;
+    }
+    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) {
+        code = run_feed(plan, &feeds[i], progress);
+        if (progress) progress->done = plan->program.n_nodes * (i + 1);
+        if (code == FB_OK) code = plan->device->backend->wait(plan->device->self);
+        if (code == FB_OK) code = sum_loss(plan, &feeds[i], &result->loss_sum);
+    }
+    if (code) return code;
+    if (!isfinite(result->loss_sum)) return FB_OK;
+    return fb_optimizer_update(plan->device, plan->options.params, plan->options.grads, optimizer,
+                               (double)result->trained, &result->grad_norm, &result->finite);
+}
