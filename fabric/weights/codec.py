@@ -1,0 +1,41 @@
+"""Block formats to float32 and back, through the core. Calls release the interpreter, so threads help."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.core._native import ffi, lib
+from fabric.errors import FabricError
+from fabric.weights.formats import FORMATS
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Bytes: TypeAlias = "bytes | bytearray | memoryview"
+
+
+def decode(type: int, data: Bytes, n: int) -> Floats:
+    """Decode n elements, whole blocks, to (n,) float32. FabricError when the core does not know the type."""
+    row = FORMATS[type]
+    if len(data) != n // row.block * row.block_bytes:
+        raise FabricError(f"{n} elements of {row.name} do not take {len(data)} bytes")
+    out = np.empty(n, np.float32)
+    _check(lib.fb_decode(type, ffi.from_buffer(data), ffi.from_buffer("float[]", out), n))
+    return out
+
+
+def encode(type: int, values: Floats) -> memoryview:
+    """Encode (rows, cols) float32, cols whole blocks, to the bytes of that type."""
+    row = FORMATS[type]
+    values = np.ascontiguousarray(values, np.float32)
+    rows, cols = values.shape
+    out = np.empty(rows * (cols // row.block) * row.block_bytes, np.uint8)
+    source = ffi.from_buffer("float[]", values)
+    _check(lib.fb_encode(type, source, ffi.from_buffer(out), rows, cols, ffi.NULL))
+    return out.data
+
+
+def _check(code: int) -> None:
+    if code != lib.FB_OK:
+        raise FabricError(ffi.string(lib.fb_error()).decode())
