@@ -1,0 +1,118 @@
+"""A model to score and to generate with: base weights plus scaled adapters on a device.
+
+`Scorer` gives negative log likelihoods of feeds, `Decoder` logits over a cache. Both leave policy to their callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.core import FROZEN, Buffer, Device, Feed, Plan
+from fabric.models import architecture_of
+from fabric.models.recorder import LoraSource, Recorder, Weights
+from fabric.weights.adapter import Adapter
+from fabric.weights.gguf import GGUF
+
+F32Array = npt.NDArray[np.float32]
+I32Array = npt.NDArray[np.int32]
+
+
+def frozen_loras(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, LoraSource]:
+    """Pairs of several scaled adapters, joined along their rank: one pair a weight."""
+    sources = {}
+    for name in {name: None for adapter, _ in adapters for name in adapter.pairs}:
+        found = [(adapter.pairs[name], scale * adapter.alpha / adapter.pairs[name].a.shape[0])
+                 for adapter, scale in adapters if name in adapter.pairs]  # fmt: skip
+        a = np.concatenate([pair.a * np.float32(scale) for pair, scale in found], axis=0)
+        b = np.concatenate([pair.b for pair, _ in found], axis=1)
+        buffer = weights.constant(np.concatenate([a.ravel(), b.ravel()]).astype(np.float32))
+        sources[name] = LoraSource(FROZEN, buffer, 0, a.size * 4, a.shape[0], 1.0)
+    return sources
+
+
+def pick_precision(device: Device, precision: str) -> str:
+    """`auto` is bf16 where the device gains from it."""
+    return ("bf16" if device.info.bf16 else "f32") if precision == "auto" else precision
+
+
+class Scorer:
+    """Scores feeds of at most `tokens` tokens and `trained` targets (default: as many)."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        tokens: int,
+        precision: str = "auto",
+        loras: Mapping[str, LoraSource] | None = None,
+        trained: int | None = None,
+    ) -> None:
+        self.tokens = tokens
+        arch = architecture_of(weights.gguf)
+        precision = pick_precision(weights.device, precision)
+        recorder = Recorder(weights, tokens, tokens if trained is None else trained, precision, loras or {})
+        self.nll_tensor = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
+        recorder.check_loras()
+        self.plan = Plan(recorder.graph)
+        recorder.graph.close()
+
+    def nll(self, feed: Any) -> F32Array:
+        """(trained,) of a packed feed (fabric.data.pack.build_feed)."""
+        trained = len(feed.index)
+        self.plan.run(Feed(len(feed.tokens), trained, tuple(feed)))
+        return self.plan.read(self.nll_tensor, trained, 1)[:, 0]
+
+    def close(self) -> None:
+        """Frees the plan; the weights stay."""
+        self.plan.close()
+
+
+class Decoder:
+    """Logits over a cache of `cache_rows` positions, fed at most `tokens` tokens at a time.
+
+    A sequence takes a contiguous range of the cache: token t of a feed is written to slot `slots[t]` and sees the slots
+    lo[t] .. hi[t]-1, so several sequences decode together.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        cache_rows: int,
+        tokens: int = 256,
+        outputs: int = 8,
+        precision: str = "auto",
+        loras: Mapping[str, LoraSource] | None = None,
+    ) -> None:
+        arch = architecture_of(weights.gguf)
+        config = arch.read_config(weights.gguf)
+        self.tokens, self.outputs, self.vocab_size = tokens, outputs, config.vocab_size
+        precision = pick_precision(weights.device, precision)
+        recorder = Recorder(weights, tokens, outputs, precision, loras or {}, cache_rows)
+        self.logits_tensor = recorder.logits(arch.build(recorder, config))
+        recorder.check_loras()
+        self.caches: list[Buffer] = recorder.caches
+        self.plan = Plan(recorder.graph)
+        recorder.graph.close()
+
+    def logits(
+        self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array
+    ) -> F32Array:
+        """(len(index), vocab) after the tokens at `index`; every array but that one is (T,)."""
+        self.plan.run(Feed(len(tokens), len(index), (tokens, positions, lo, hi, slots, index)))
+        return self.plan.read(self.logits_tensor, len(index), self.vocab_size)
+
+    def close(self) -> None:
+        """Frees the plan and the cache; the weights stay."""
+        self.plan.close()
+        for cache in self.caches:
+            cache.close()
+
+
+def open_weights(path: str, device: Device) -> Weights:
+    """Maps a GGUF and checks that its architecture is one of ours."""
+    gguf = GGUF.open(path)
+    architecture_of(gguf)
+    return Weights(gguf, device)

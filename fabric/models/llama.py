@@ -1,0 +1,42 @@
+"""Llama and what shares its shape: SmolLM2, TinyLlama, Llama 2 and 3, Mistral.
+
+Touvron et al. 2023, https://arxiv.org/abs/2302.13971; grouped heads as in Llama 2.
+"""
+
+from __future__ import annotations
+
+from fabric.core import PAIRS, SILU, Tensor
+from fabric.models.config import DecoderConfig as Config
+from fabric.models.config import read_decoder as read_config
+from fabric.models.recorder import Recorder
+
+__all__ = ["Config", "build", "read_config"]
+
+
+def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor) -> Tensor:
+    """x + attention(norm(x)); x (T, width)."""
+    h = r.rms_norm(x, f"{block}.attn_norm", c.rms_eps)
+    q = r.graph.rope(r.linear(h, f"{block}.attn_q"), rope, c.head_dim, PAIRS)
+    k = r.graph.rope(r.linear(h, f"{block}.attn_k"), rope, c.head_dim, PAIRS)
+    v = r.linear(h, f"{block}.attn_v")
+    o = r.attention(q, k, v, n_head=c.n_head, n_kv_head=c.n_kv_head, head_dim=c.head_dim, scale=c.head_dim**-0.5)
+    return r.linear(o, f"{block}.attn_output", residual=x)
+
+
+def mlp(r: Recorder, c: Config, block: str, x: Tensor) -> Tensor:
+    """x + down(silu(gate) * up) of norm(x)."""
+    h = r.rms_norm(x, f"{block}.ffn_norm", c.rms_eps)
+    gated = r.graph.glu(r.linear(h, f"{block}.ffn_gate"), r.linear(h, f"{block}.ffn_up"), SILU)
+    return r.linear(gated, f"{block}.ffn_down", residual=x)
+
+
+def build(r: Recorder, c: Config) -> Tensor:
+    """Normed hidden states (T, width)."""
+    x = r.embed()
+    rope = r.rope_table(c.inv_freq)
+    for i in range(c.n_layers):
+        r.graph.mark()
+        x = attention(r, c, f"blk.{i}", x, rope)
+        x = mlp(r, c, f"blk.{i}", x)
+    r.graph.mark()
+    return r.rms_norm(x, "output_norm", c.rms_eps)

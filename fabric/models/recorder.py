@@ -1,0 +1,194 @@
+"""What model files write with: weights by their GGUF names, LoRA pairs beside them, inputs, caches, the head.
+
+Leans on fabric.core and fabric.weights; knows no architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.core import (
+    BF16,
+    F32,
+    FROZEN,
+    I32,
+    NO_LORA,
+    STATE,
+    TOKENS,
+    TRAINED,
+    Buffer,
+    Device,
+    Graph,
+    Lora,
+    Tensor,
+)
+from fabric.errors import DataError
+from fabric.weights.gguf import GGUF, decode_tensor
+
+
+@dataclass(frozen=True)
+class LoraSource:
+    """Where a pair lies: `kind` PARAM or FROZEN, byte offsets of a (rank, K) and b (N, rank) in `buffer`."""
+
+    kind: int
+    buffer: Buffer
+    a_offset: int
+    b_offset: int
+    rank: int
+    scale: float
+
+
+class Weights:
+    """A GGUF's tensors as memory of a device: wrapped where they lie, once, for all graphs of the device."""
+
+    def __init__(self, gguf: GGUF, device: Device) -> None:
+        self.gguf, self.device = gguf, device
+        self.buffers: dict[str, Buffer] = {}
+        self.constants: list[Buffer] = []
+
+    def buffer(self, name: str) -> Buffer:
+        """The bytes of a tensor; DataError when the file has none of that name."""
+        if name not in self.gguf.tensors:
+            raise DataError(f"{self.gguf.path}: tensor {name} is missing")
+        if name not in self.buffers:
+            self.buffers[name] = Buffer(self.device, wrap=self.gguf.data(name))
+        return self.buffers[name]
+
+    def constant(self, array: npt.NDArray[Any]) -> Buffer:
+        """A copy of an array, for as long as the weights live."""
+        self.constants.append(Buffer(self.device, wrap=np.ascontiguousarray(array).copy()))
+        return self.constants[-1]
+
+    def close(self) -> None:
+        """Lets go of the file's memory."""
+        for buffer in [*self.buffers.values(), *self.constants]:
+            buffer.close()
+        self.buffers, self.constants = {}, []
+
+
+class Recorder:
+    """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        tokens: int,
+        trained: int,
+        precision: str,
+        loras: Mapping[str, LoraSource],
+        cache_rows: int = 0,
+    ) -> None:
+        self.weights, self.gguf = weights, weights.gguf
+        self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision])
+        self.loras, self.cache_rows = loras, cache_rows
+        self.used_loras: set[str] = set()
+        self.caches: list[Buffer] = []
+        self.leaves: dict[str, Tensor] = {}
+        self.tokens = self.graph.input(I32, TOKENS)
+        self.positions = self.graph.input(I32, TOKENS)
+        self.lo = self.graph.input(I32, TOKENS)
+        self.hi = self.graph.input(I32, TOKENS)
+        if cache_rows:
+            self.slots = self.graph.input(I32, TOKENS)
+        self.index = self.graph.input(I32, TRAINED)
+        if not cache_rows:
+            self.targets = self.graph.input(I32, TRAINED)
+
+    def weight(self, name: str) -> Tensor:
+        """A matrix of the file, in its own block format."""
+        if name not in self.leaves:
+            buffer, info = self.weights.buffer(name), self.gguf.tensors[name]
+            rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+            if len(info.shape) > 2:
+                raise DataError(f"{self.gguf.path}: tensor {name} has {len(info.shape)} dimensions, not one or two")
+            self.leaves[name] = self.graph.leaf(FROZEN, buffer, 0, info.type, rows, cols)
+        return self.leaves[name]
+
+    def vector(self, name: str) -> Tensor:
+        """A norm's weight or a bias, as F32."""
+        info = self.gguf.tensors.get(name)
+        if info is None or info.type == F32:
+            return self.weight(name)
+        if name not in self.leaves:
+            self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(-1))
+        return self.leaves[name]
+
+    def constant(self, values: npt.NDArray[np.float32]) -> Tensor:
+        """A row of F32."""
+        row = np.asarray(values, np.float32)
+        return self.graph.leaf(FROZEN, self.weights.constant(row), 0, F32, 1, row.size)
+
+    def lora(self, name: str) -> Lora:
+        """The pair beside a weight, if it has one."""
+        source = self.loras.get(name)
+        if source is None:
+            return NO_LORA
+        self.used_loras.add(name)
+        n_out, n_in = self.gguf.tensors[name].shape
+        a = self.graph.leaf(source.kind, source.buffer, source.a_offset, F32, source.rank, n_in)
+        b = self.graph.leaf(source.kind, source.buffer, source.b_offset, F32, n_out, source.rank)
+        return Lora(a, b, source.scale)
+
+    def embed(self, scale: float = 1.0) -> Tensor:
+        """(T, width) F32."""
+        return self.graph.embed(self.weight("token_embd.weight"), self.tokens, scale)
+
+    def rope_table(self, inv_freq: npt.NDArray[np.float32], magnitude: float = 1.0) -> Tensor:
+        """Cosines and sines of this feed's positions."""
+        return self.graph.rope_table(self.positions, self.constant(inv_freq), magnitude)
+
+    def rms_norm(self, x: Tensor, name: str, eps: float) -> Tensor:
+        """With the weight `name`.weight."""
+        return self.graph.rms_norm(x, self.vector(f"{name}.weight"), eps)
+
+    def linear(self, x: Tensor, name: str, residual: Tensor = -1) -> Tensor:
+        """With `name`.weight, `name`.bias where the file has one, and its LoRA pair."""
+        bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.gguf.tensors else -1
+        return self.graph.linear(x, self.weight(f"{name}.weight"), bias, self.lora(f"{name}.weight"), residual)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, n_head: int, n_kv_head: int, head_dim: int, scale: float,
+        window: int = 0, softcap: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Over this feed's rows, or over a cache to which they are added first."""
+        if self.cache_rows:
+            k, v = self._cached(k, n_kv_head * head_dim), self._cached(v, n_kv_head * head_dim)
+        return self.graph.attention(
+            q, k, v, self.lo, self.hi, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim, scale=scale,
+            window=window, softcap=softcap,
+        )  # fmt: skip
+
+    def _cached(self, x: Tensor, cols: int) -> Tensor:
+        dtype = self.graph.precision
+        buffer = Buffer(self.weights.device, self.cache_rows * cols * (2 if dtype == BF16 else 4))
+        self.caches.append(buffer)
+        cache = self.graph.leaf(STATE, buffer, 0, dtype, self.cache_rows, cols)
+        return self.graph.append(cache, x, self.slots)
+
+    @property
+    def head_name(self) -> str:
+        """`output.weight`, or the embedding where they are tied."""
+        return "output.weight" if "output.weight" in self.gguf.tensors else "token_embd.weight"
+
+    def loss(self, hidden: Tensor, softcap: float = 0.0) -> Tensor:
+        """Negative log likelihoods of the targets."""
+        name = self.head_name
+        return self.graph.loss(hidden, self.weight(name), self.index, self.targets, self.lora(name), softcap)
+
+    def logits(self, hidden: Tensor, softcap: float = 0.0) -> Tensor:
+        """Logits at the positions of `index`, kept; in the graph's precision."""
+        picked = self.graph.gather(hidden, self.index)
+        name = self.head_name
+        y = self.graph.linear(picked, self.weight(name), -1, self.lora(name))
+        return self.graph.keep(self.graph.softcap(y, softcap) if softcap else y)
+
+    def check_loras(self) -> None:
+        """DataError when a pair belongs to no linear layer of this model."""
+        unused = sorted(set(self.loras) - self.used_loras)
+        if unused:
+            raise DataError(f"no layer of this model can carry a LoRA pair for {unused[0]}")
