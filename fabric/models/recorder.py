@@ -181,11 +181,9 @@ class Recorder:
         return self.graph.loss(hidden, self.weight(name), self.index, self.targets, self.lora(name), softcap)
 
     def logits(self, hidden: Tensor, softcap: float = 0.0) -> Tensor:
-        """Logits at the positions of `index`, kept; in the graph's precision."""
-        picked = self.graph.gather(hidden, self.index)
+        """Logits in F32 after the positions of `index`, readable after a run."""
         name = self.head_name
-        y = self.graph.linear(picked, self.weight(name), -1, self.lora(name))
-        return self.graph.keep(self.graph.softcap(y, softcap) if softcap else y)
+        return self.graph.logits(hidden, self.weight(name), self.index, self.lora(name), softcap)
 
     def check_loras(self) -> None:
         """DataError when a pair belongs to no linear layer of this model."""

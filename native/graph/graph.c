@@ -310,6 +310,14 @@ fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index) {
     return done(g, y);
 }
 
+fb_tensor fb_logits(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, float softcap) {
+    fb_tensor picked = fb_gather(g, x, index);
+    fb_tensor y = picked < 0 ? picked : linear(g, picked, weight, FB_NONE, lora, FB_NONE, FB_F32);
+    if (y >= 0 && softcap > 0) y = fb_softcap(g, y, softcap);
+    if (y >= 0) fb_keep(g, y);
+    return y;
+}
+
 fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, fb_tensor targets,
                   float softcap) {
     const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the head");

@@ -164,6 +164,9 @@ fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap);
 /* y[i] = x[index[i]]; index is an input of FB_ROWS_TRAINED rows. */
 fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index);
 
+/* The head for generation: softcap(x[index] W^T), F32 and kept; index as in fb_gather, softcap 0: none. */
+fb_tensor fb_logits(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, float softcap);
+
 /* Head and cross-entropy over the trained positions only, in chunks of rows:
  * returns nll (trained, 1) = -log softmax(softcap(x[index] W^T))[targets]. The gradient of sum(nll) is computed on the
  * way, so full logits never exist. One a graph. softcap 0: none. */
