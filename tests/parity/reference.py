@@ -19,6 +19,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.parity.rows import Row
+
 Array = npt.NDArray[np.float32]
 Pairs = Mapping[str, tuple[Array, Array]]
 """By GGUF tensor name: A (rank, in) and B (out, rank), B's rows in GGUF order."""
@@ -33,14 +35,6 @@ MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training row: token ids, and 1 where a token is a target (never the first)."""
-
-    tokens: Sequence[int]
-    train: Sequence[int]
 
 
 def _to_pairs_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
