@@ -1,0 +1,1 @@
+"""Rows: read, normalise, split, pack. Needs no model and no device."""

@@ -1,0 +1,139 @@
+"""How a text is cut into words before byte-pair merging: one row a pre-tokenizer of `tokenizer.ggml.pre`.
+
+The patterns are those the models were trained with. Python's `re` knows neither \\p{L} nor Unicode's white space
+(its \\s takes U+001C..1F too), so the classes are spelled out from `unicodedata` on first use; a text of pure ASCII
+never needs them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fabric.errors import DataError
+
+_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_ASCII = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9", r"\p{M}": "", r"\p{P}": r"!-#%-*,-/:;?@\[-\]_{}", r"\s": r"\t-\r "}
+
+_GPT2 = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+"
+    r"|[\s]+(?![^\s])|[\s]+"
+)
+# Every digit alone, then GPT-2's pattern on what lies between: the same as one pattern in which a digit ends a piece.
+_GPT2_DIGITS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+|[\p{N}]| ?[^\s\p{L}\p{N}]+"
+    r"|[\s]+(?![^\s\p{N}])|[\s]+"
+)
+_LLAMA3 = (
+    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}]+|[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|[\s]*[\r\n]+|[\s]+(?![^\s])|[\s]+"
+)
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
+_QWEN35 = (
+    r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|[\p{N}]| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|[\s]*[\r\n]+|[\s]+(?![^\s])|[\s]+"
+)
+_DEFAULT = (r"[\p{P}$+<=>^~|]+", _GPT2, r"[\p{N}]+", r"[0-9][0-9][0-9]")
+_CODER = (
+    r"[\r\n]",
+    r"[\s]?[\p{L}]+",
+    r"[\s]?[\p{P}]+",
+    "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+    r"[\p{N}]",
+)
+
+
+@dataclass(frozen=True)
+class Pre:
+    """One pre-tokenizer: patterns applied in turn, each to what the one before left whole or cut out."""
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False  # a word that is itself a token is taken as it is
+    add_bos: bool = False  # where the file does not say
+
+
+PRE_TOKENIZERS: dict[str, Pre] = {
+    "default": Pre(_DEFAULT),
+    "gpt-2": Pre((_GPT2,)),
+    "phi-2": Pre((_GPT2,)),
+    "smollm": Pre((_GPT2_DIGITS,)),
+    "starcoder": Pre((_GPT2_DIGITS,)),
+    "llama-bpe": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "llama3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "llama-v3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "qwen2": Pre((_QWEN2,)),
+    "deepseek-r1-qwen": Pre((_QWEN2,)),
+    "qwen35": Pre((_QWEN35,)),
+    "deepseek-coder": Pre(_CODER),
+}
+
+
+class Splitter:
+    """Cuts text into words by one row of the table; the words joined are the text again."""
+
+    def __init__(self, pre: Pre) -> None:
+        self._patterns = pre.patterns
+        self._ascii = _compile(pre.patterns, _ASCII)
+        self._unicode: tuple[re.Pattern[str], ...] | None = None
+
+    def __call__(self, text: str) -> list[str]:
+        if text.isascii():
+            patterns = self._ascii
+        else:
+            if self._unicode is None:
+                self._unicode = _compile(self._patterns, _unicode_classes())
+            patterns = self._unicode
+        if len(patterns) == 1:  # a single pattern matches every character
+            return patterns[0].findall(text)
+        words = [text]
+        for pattern in patterns:
+            words = [part for word in words for part in _cut(pattern, word)]
+        return words
+
+
+def find_pre(name: str) -> Pre:
+    """The row of `tokenizer.ggml.pre`; DataError where there is none."""
+    if name not in PRE_TOKENIZERS:
+        raise DataError(f"the pre-tokenizer {name!r} is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
+    return PRE_TOKENIZERS[name]
+
+
+def _cut(pattern: re.Pattern[str], word: str) -> Iterable[str]:
+    end = 0
+    for match in pattern.finditer(word):
+        if match.start() > end:
+            yield word[end : match.start()]
+        end = match.end()
+        yield match.group()
+    if end < len(word):
+        yield word[end:]
+
+
+def _compile(patterns: tuple[str, ...], classes: dict[str, str]) -> tuple[re.Pattern[str], ...]:
+    compiled = []
+    for pattern in patterns:
+        for name, members in classes.items():
+            pattern = pattern.replace(name, members)
+        compiled.append(re.compile(pattern))
+    return tuple(compiled)
+
+
+@lru_cache(maxsize=1)
+def _unicode_classes() -> dict[str, str]:
+    """Members of the classes in `re`'s notation. Only planes 0 to 3 and 14 have letters, numbers, marks or signs."""
+    runs: dict[str, list[str]] = {"L": [], "N": [], "M": [], "P": []}
+    category = unicodedata.category
+    for first, last in ((0, 0x3FFFF), (0xE0000, 0xE0FFF)):
+        kind, start = "", first
+        for code in range(first, last + 2):
+            this = category(chr(code))[0] if code <= last else ""
+            if this != kind:
+                if kind in runs:
+                    runs[kind].append(f"\\U{start:08x}-\\U{code - 1:08x}")
+                kind, start = this, code
+    return {rf"\p{{{name}}}": "".join(parts) for name, parts in runs.items()} | {r"\s": _SPACE}
