@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from fabric.errors import UsageError
+from fabric.files import check_streams, open_output
+from fabric.weights.adapter import Adapter, adapter_of, check_adapter
+from fabric.weights.convert import Rewrite, check_model, choose_type, is_matrix, parse_type, result_of, write_model
+from fabric.weights.formats import BF16, FORMATS, Format, is_block_format
+from fabric.weights.gguf import GGUF, TensorInfo
+from fabric.weights.history import Step, join_histories, read_history, step
 from fabric.weights.settings import MergeSettings, Progress, WriteResult
+
+AUTO, KEEP = "auto", "keep"
 
 
 def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteResult:
-    """Write base + scale * alpha / rank * (B A) for every adapter.
+    """Write base + scale * alpha / rank * (B A) for every adapter, with the base's metadata and a longer history.
 
-    Raises DataError (cut or foreign files), MissingInputError, OutputError, UsageError (two `-` inputs, binary to a
-    terminal).
+    Raises DataError (cut or foreign files), MissingInputError, OutputError, UsageError (an unknown type, no adapter,
+    two `-` inputs, binary to a terminal).
     """
-    raise NotImplementedError
+    if not settings.adapters:
+        raise UsageError("nothing to merge: give at least one adapter with -a")
+    wanted = None if settings.type in (AUTO, KEEP) else parse_type(settings.type)
+    check_streams([settings.model, *(given.path for given in settings.adapters)], [settings.output])
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open_output(settings.output))
+        base = stack.enter_context(GGUF.open(settings.model))
+        check_model(base)
+        files = [stack.enter_context(GGUF.open(given.path)) for given in settings.adapters]
+        adapters = [adapter_of(file) for file in files]
+        for adapter, file in zip(adapters, files, strict=True):
+            check_adapter(adapter, base, file.name)
+        rewrites = [_rewrite(base, info, adapters, settings, wanted) for info in base.tensors.values()]
+        made = _history(settings, base, files, adapters)
+        file_bytes = write_model(out, base, rewrites, made, settings.threads, progress)
+    return result_of(settings.output, settings.type, rewrites, file_bytes)
+
+
+def _rewrite(
+    base: GGUF, info: TensorInfo, adapters: list[Adapter], settings: MergeSettings, wanted: Format | None
+) -> Rewrite:
+    changes = [
+        (adapter.pairs[info.name], given.scale * adapter.scale(info.name))
+        for adapter, given in zip(adapters, settings.adapters, strict=True)
+        if info.name in adapter.pairs
+    ]
+    if settings.type == AUTO and is_matrix(info) and (changes or is_block_format(info.type)):
+        return Rewrite(info, BF16, changes)
+    if wanted and is_matrix(info):
+        type, fallback = choose_type(base, info, wanted)
+        return Rewrite(info, type, changes, fallback)
+    if changes:
+        parse_type(FORMATS[info.type].name)
+    return Rewrite(info, info.type, changes)
+
+
+def _history(settings: MergeSettings, base: GGUF, files: list[GGUF], adapters: list[Adapter]) -> list[Step]:
+    scales = [given.scale for given in settings.adapters]
+    inputs: dict[str, str | list[str]] = {"model": base.sha256(), "adapters": [file.sha256() for file in files]}
+    made = step("merge", {"type": settings.type, "scales": scales}, inputs)
+    return [*join_histories(read_history(base), *(adapter.history for adapter in adapters)), made]
