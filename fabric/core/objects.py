@@ -247,9 +247,7 @@ class Graph:
         """x[index]."""
         return self._tensor(lib.fb_gather(self.c, x, index))
 
-    def logits(
-        self, x: Tensor, weight: Tensor, index: Tensor, lora: Lora = NO_LORA, softcap: float = 0.0
-    ) -> Tensor:
+    def logits(self, x: Tensor, weight: Tensor, index: Tensor, lora: Lora = NO_LORA, softcap: float = 0.0) -> Tensor:
         """Logits (len(index), V) in F32, readable after the run."""
         return self._tensor(lib.fb_logits(self.c, x, weight, lora, index, softcap))
 

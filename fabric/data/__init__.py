@@ -1,1 +1,1 @@
-"""Rows: read, normalise, split, pack. Needs no model and no device."""
+"""Rows before they meet a model: reading, preparing, packing. Needs no model."""

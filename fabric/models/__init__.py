@@ -28,5 +28,7 @@ def architecture_of(gguf: GGUF) -> ModuleType:
     """The module for a GGUF's architecture; DataError when there is none."""
     name = gguf.architecture
     if name not in architectures():
-        raise DataError(f"{gguf.path}: architecture '{name}' is not supported; use one of: {', '.join(architectures())}")
+        raise DataError(
+            f"{gguf.path}: architecture '{name}' is not supported; use one of: {', '.join(architectures())}"
+        )
     return importlib.import_module(f"fabric.models.{name}")

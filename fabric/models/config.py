@@ -54,7 +54,9 @@ def read_decoder(gguf: GGUF) -> DecoderConfig:
     def number(key: str, default: int | None = None) -> int:
         value = gguf.metadata.get(f"{arch}.{key}", default)
         if not isinstance(value, int) or value < 1:
-            raise DataError(f"{gguf.path}: metadata {arch}.{key} is {'missing' if value is None else 'no positive number'}")
+            raise DataError(
+                f"{gguf.path}: metadata {arch}.{key} is {'missing' if value is None else 'no positive number'}"
+            )
         return value
 
     width, n_head = number("embedding_length"), number("attention.head_count")

@@ -25,7 +25,7 @@ def frozen_loras(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) ->
     """Pairs of several scaled adapters, joined along their rank: one pair a weight."""
     sources = {}
     for name in {name: None for adapter, _ in adapters for name in adapter.pairs}:
-        found = [(adapter.pairs[name], scale * adapter.alpha / adapter.pairs[name].a.shape[0])
+        found = [(adapter.pairs[name], scale * adapter.scale(name))
                  for adapter, scale in adapters if name in adapter.pairs]  # fmt: skip
         a = np.concatenate([pair.a * np.float32(scale) for pair, scale in found], axis=0)
         b = np.concatenate([pair.b for pair, _ in found], axis=1)

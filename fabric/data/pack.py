@@ -1,0 +1,93 @@
+"""Which rows make an optimizer step, and how a step's rows lie in micro-batches of packed sequences.
+
+The order depends on seed and epoch alone, through a counter-based hash, so it is the same on every machine and a
+resumed run can compute it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+I32Array = npt.NDArray[np.int32]
+
+
+class Row(Protocol):
+    """Tokens (n,) and train (n,): 1 where a token is a target."""
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]: ...
+
+    @property
+    def train(self) -> npt.NDArray[np.uint8]: ...
+
+
+class PackedRows(NamedTuple):
+    """One micro-batch as int32 arrays: (n,) tokens, positions in their own row, and keys lo .. hi-1 that each token
+    sees; (m,) index of the positions that predict a trained token, and those targets."""
+
+    tokens: I32Array
+    positions: I32Array
+    lo: I32Array
+    hi: I32Array
+    index: I32Array
+    targets: I32Array
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """0 .. count-1 in the order of a hash of (seed, epoch, i)."""
+
+    def key(i: int) -> bytes:
+        return hashlib.blake2b(f"{seed}:{epoch}:{i}".encode(), digest_size=16).digest()
+
+    return sorted(range(count), key=key)
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, batch: int, capacity: int, accumulate: int, pack: bool, shuffle: bool, seed: int,
+    epoch: int,
+) -> list[list[list[int]]]:  # fmt: skip
+    """Steps of `batch` rows (the last may have fewer), each a list of micro-batches of row indices.
+
+    With `pack` a micro-batch holds as many rows as fit into `capacity` tokens (first fit, longest first), without it
+    one row. A step has at least `accumulate` micro-batches, if it has as many rows. A row may be as long as `capacity`.
+    """
+    order = shuffled(len(lengths), seed, epoch) if shuffle else list(range(len(lengths)))
+    steps = (order[i : i + batch] for i in range(0, len(order), batch))
+    return [_micro_batches(rows, lengths, capacity, accumulate, pack) for rows in steps]
+
+
+def _micro_batches(
+    rows: list[int], lengths: Sequence[int], capacity: int, accumulate: int, pack: bool
+) -> list[list[int]]:
+    if not pack:
+        return [[row] for row in rows]
+    bins: list[list[int]] = [[] for _ in range(min(accumulate, len(rows)))]
+    room = [capacity] * len(bins)
+    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
+        empty = next((i for i, rows_in in enumerate(bins) if not rows_in), None)
+        fit = empty if empty is not None else next((i for i, left in enumerate(room) if left >= lengths[row]), None)
+        if fit is None:
+            bins.append([])
+            room.append(capacity)
+            fit = len(bins) - 1
+        bins[fit].append(row)
+        room[fit] -= lengths[row]
+    return bins
+
+
+def build_feed(rows: Sequence[Row]) -> PackedRows:
+    """Rows one after the other; none sees another."""
+    lengths = np.array([len(row.tokens) for row in rows])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    tokens = np.concatenate([row.tokens for row in rows]).astype(np.int32)
+    lo = np.repeat(starts, lengths).astype(np.int32)
+    at = np.arange(len(tokens), dtype=np.int32)
+    train = np.concatenate([row.train for row in rows]).astype(bool)
+    train[starts] = False
+    targets_at = np.flatnonzero(train).astype(np.int32)
+    return PackedRows(tokens, at - lo, lo, at + 1, targets_at - 1, tokens[targets_at])

@@ -1,0 +1,244 @@
+"""The loop: optimizer steps over packed rows, with validation, checkpoints and metrics. One run from start or from a
+checkpoint; `run.py` sets it up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fabric.core import Buffer, Cancelled, Device, Feed, Optimizer, Plan, Progress, StepResult
+from fabric.data.pack import build_feed, plan_epoch
+from fabric.errors import DivergedError, StoppedError
+from fabric.models import architecture_of
+from fabric.models.inference import pick_precision
+from fabric.models.recorder import Recorder, Weights
+from fabric.text.encode import Example
+from fabric.training.checkpoint import Checkpoint, write_checkpoint
+from fabric.training.metrics import MetricsLog, peak_bytes
+from fabric.training.parameters import F32Array, Layout, trained_sources
+from fabric.training.schedule import learning_rate
+from fabric.training.settings import TrainSettings, TrainUI
+
+POLL_S = 0.05
+
+
+@dataclass
+class Totals:
+    """Running totals that a checkpoint carries."""
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    val_loss: float | None = None
+
+
+def steps_per_epoch(rows: int, batch: int) -> int:
+    """The last batch may be smaller."""
+    return -(-rows // batch)
+
+
+def total_steps(settings: TrainSettings, rows: int) -> int:
+    """`steps`, or `epochs` rounded up to whole steps."""
+    if settings.steps is not None:
+        return settings.steps
+    return max(1, math.ceil(settings.epochs * steps_per_epoch(rows, settings.batch) - 1e-9))
+
+
+def pack_capacity(settings: TrainSettings, *sets: list[Example]) -> int:
+    """Tokens of a micro-batch: room for the longest row, and for as many as `ctx` holds when rows are packed."""
+    longest = max(len(e.tokens) for rows in sets for e in rows)
+    if not settings.pack:
+        return longest
+    most = max(sum(sorted((len(e.tokens) for e in rows), reverse=True)[: settings.batch]) for rows in sets if rows)
+    return max(longest, min(settings.ctx, most))
+
+
+@dataclass
+class Machine:
+    """The device side of a run: parameters, optimizer state, and the plans that train and validate."""
+
+    settings: TrainSettings
+    weights: Weights
+    layout: Layout
+    alpha: float
+    capacity: int
+    arrays: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        device: Device = self.weights.device
+        s = self.settings
+        self.precision = pick_precision(device, s.precision)
+        self.arrays = 3 if s.optimizer == "adamw" else 1
+        self.state = [Buffer(device, self.layout.size * 4) for _ in range(self.arrays)]
+        self.params = self.state[0]
+        self.grads = Buffer(device, self.layout.size * 4)
+        arch = architecture_of(self.weights.gguf)
+        recorder = Recorder(
+            self.weights, self.capacity, self.capacity, self.precision,
+            trained_sources(self.layout, self.params, self.alpha),
+        )  # fmt: skip
+        self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
+        recorder.check_loras()
+        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=s.checkpointing)
+        self.scorer = Plan(recorder.graph) if s.val else None
+        recorder.graph.close()
+        self.optimizer = Optimizer(
+            m=self.state[1] if self.arrays > 1 else None, v=self.state[2] if self.arrays > 1 else None,
+            ranges=self.layout.ranges(), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
+        )  # fmt: skip
+
+    def planned_bytes(self) -> int:
+        """Of the device: plans, parameters, gradients, optimizer state; the mapped base comes on top."""
+        plans = [self.plan, *([self.scorer] if self.scorer else [])]
+        sums = (p.stats.arena_bytes + p.stats.scratch_bytes + p.stats.input_bytes for p in plans)
+        return sum(sums) + (self.arrays + 1) * self.layout.size * 4
+
+    def snapshot(self, step: int, totals: Totals) -> Checkpoint:
+        """Everything that another process needs to go on."""
+        return Checkpoint(step, tuple(b.read() for b in self.state), dict(totals.__dict__))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes a snapshot's place."""
+        for buffer, array in zip(self.state, checkpoint.arrays, strict=True):
+            buffer.write(array)
+
+    def close(self) -> None:
+        """Frees everything but the weights."""
+        for closing in [self.plan, self.scorer, self.grads, *self.state]:
+            if closing is not None:
+                closing.close()
+
+
+def to_feed(examples: list[Example]) -> Feed:
+    """One micro-batch as the graph's inputs."""
+    packed = build_feed(examples)
+    return Feed(len(packed.tokens), len(packed.index), tuple(packed))
+
+
+class Loop:
+    """Runs the steps after `start` and leaves the trained parameters in the machine."""
+
+    def __init__(
+        self, machine: Machine, train: list[Example], val: list[Example], directory: Path, ui: TrainUI, start: int,
+        totals: Totals,
+    ) -> None:  # fmt: skip
+        self.machine, self.train, self.val, self.directory, self.ui = machine, train, val, directory, ui
+        self.settings = machine.settings
+        self.step, self.totals = start, totals
+        self.saved = start
+        self.per_epoch = steps_per_epoch(len(train), self.settings.batch)
+        self.last = total_steps(self.settings, len(train))
+        self.epoch_plan: tuple[int, list[list[list[int]]]] = (-1, [])
+
+    def run(self, metrics: MetricsLog) -> None:
+        """Until the last step, a stop, or a loss that is no number."""
+        with ThreadPoolExecutor(1, "fabric-step") as worker:
+            while self.step < self.last:
+                self._one(worker, metrics)
+        self._checkpoint()
+
+    def _one(self, worker: ThreadPoolExecutor, metrics: MetricsLog) -> None:
+        s, began = self.settings, time.perf_counter()
+        step = self.step + 1
+        feeds = [to_feed([self.train[i] for i in rows]) for rows in self._rows(step)]
+        optimizer = self.machine.optimizer
+        optimizer.t = step
+        optimizer.lr = learning_rate(step, self.last, s.lr, s.schedule, s.warmup_ratio)
+        progress = Progress()
+        result: StepResult = self._wait(
+            worker.submit(self.machine.plan.step, feeds, optimizer, progress), progress
+        )  # fmt: skip
+        if not result.finite:
+            self._checkpoint()
+            raise DivergedError(
+                f"step {step}: the loss or its gradient is no longer a number; the last good state is in "
+                f"{self.directory}: start again with a lower --lr"
+            )
+        self.step = step
+        seconds = time.perf_counter() - began
+        tokens = sum(f.tokens for f in feeds)
+        totals = self.totals
+        totals.loss = result.loss_sum / result.trained
+        totals.tokens += tokens
+        totals.trained_tokens += result.trained
+        totals.seconds += seconds
+        record: dict[str, Any] = {
+            "step": step, "epoch": step / self.per_epoch, "loss": totals.loss, "lr": optimizer.lr,
+            "grad_norm": result.grad_norm, "tokens": tokens, "trained_tokens": result.trained, "seconds": seconds,
+            "tokens_per_s": tokens / seconds, "peak_bytes": peak_bytes(),
+        }  # fmt: skip
+        try:
+            if self._due(s.eval_every) and self.val:
+                totals.val_loss = record["val_loss"] = self._validate(worker)
+        finally:
+            metrics.write(record)
+        self.ui.step({**record, "steps": self.last})
+        if self._due(s.checkpoint_every):
+            self._checkpoint()
+
+    def _due(self, every: int) -> bool:
+        """Every so many steps, or (0) at the end of each epoch; and always at the end."""
+        return self.step == self.last or self.step % (every or self.per_epoch) == 0
+
+    def _rows(self, step: int) -> list[list[int]]:
+        epoch, within = divmod(step - 1, self.per_epoch)
+        if self.epoch_plan[0] != epoch:
+            s = self.settings
+            self.epoch_plan = (
+                epoch,
+                plan_epoch(
+                    [len(e.tokens) for e in self.train], batch=s.batch, capacity=self.machine.capacity,
+                    accumulate=s.accumulate, pack=s.pack, shuffle=s.shuffle, seed=s.seed, epoch=epoch,
+                ),
+            )  # fmt: skip
+        return self.epoch_plan[1][within]
+
+    def _wait(self, future: Future[Any], progress: Progress) -> Any:  # noqa: ANN401
+        while True:
+            try:
+                return future.result(timeout=POLL_S)
+            except FutureTimeout:
+                self.ui.progress(progress.fraction)
+                if self.ui.interrupted():
+                    progress.cancel()
+            except Cancelled:
+                self._checkpoint()
+                raise StoppedError(
+                    f"stopped after step {self.step} of {self.last}; continue with: fabric resume {self.directory}"
+                ) from None
+
+    def _validate(self, worker: ThreadPoolExecutor) -> float:
+        """Mean loss a trained token over the validation rows."""
+        plan = self.machine.scorer
+        assert plan is not None
+        loss, trained = 0.0, 0
+        steps = plan_epoch(
+            [len(e.tokens) for e in self.val], batch=len(self.val), capacity=self.machine.capacity, accumulate=1,
+            pack=self.settings.pack, shuffle=False, seed=0, epoch=0,
+        )  # fmt: skip
+        for rows in steps[0]:
+            feed = to_feed([self.val[i] for i in rows])
+            progress = Progress()
+            self._wait(worker.submit(plan.run, feed, progress), progress)
+            loss += float(plan.read(self.machine.nll, feed.trained, 1).sum(dtype=np.float64))
+            trained += feed.trained
+        return loss / trained
+
+    def _checkpoint(self) -> None:
+        if self.saved == self.step and self.step:
+            return
+        write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals))
+        self.saved = self.step
+
+    def values(self) -> F32Array:
+        """The flat parameters as they are now."""
+        return self.machine.params.read()

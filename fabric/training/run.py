@@ -1,0 +1,261 @@
+"""Runs from start to adapter: `train`, `resume`, and `plan_run` (what a run would take, without running it)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fabric.core import Device
+from fabric.errors import DataError, OutputError, UsageError
+from fabric.files import check_streams, open_output, seekable_input
+from fabric.models import architecture_of
+from fabric.models.recorder import Weights
+from fabric.training.checkpoint import lock_run, newest_checkpoint, read_run, write_run
+from fabric.training.loop import Loop, Machine, Totals, pack_capacity, total_steps
+from fabric.training.metrics import MetricsLog, peak_bytes
+from fabric.training.parameters import (
+    F32Array,
+    Layout,
+    adapter_layout,
+    adapter_values,
+    as_pairs,
+    initial_values,
+    lora_layout,
+)
+from fabric.training.rows import Rows, load_rows
+from fabric.training.settings import TrainReport, TrainSettings, TrainUI
+from fabric.weights.adapter import Adapter, check_adapter, read_adapter, write_adapter
+from fabric.weights.gguf import GGUF
+from fabric.weights.history import Step, join_histories, read_history, step
+
+
+@dataclass
+class _Setup:
+    """What a run stands on, opened and checked."""
+
+    gguf: GGUF
+    rows: Rows
+    layout: Layout
+    alpha: float
+    start: F32Array
+    earlier: list[Step]
+    weights: Weights
+    machine: Machine
+
+
+def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
+    """Trains an adapter and writes it to `settings.output`. Raises typed errors; leaves a resumable run directory."""
+    check_settings(settings)
+    directory = Path(settings.run_dir or default_run_dir(settings))
+    with lock_run(directory):
+        if any(directory.glob("step-*.ckpt")):
+            raise UsageError(f"{directory} holds a run already: fabric resume {directory}, or choose another --run-dir")
+        settings = replace(settings, data=_spool(settings.data, directory), run_dir=str(directory))
+        with _writable(settings.output), _setup(settings) as setup:
+            write_run(directory, {"settings": settings.to_json(), **_identity(settings, setup)})
+            return _run(settings, setup, directory, ui, resumed=False)
+
+
+def resume(
+    run_dir: str, ui: TrainUI, output: str | None = None, metrics: str | None = None, threads: int | None = None
+) -> TrainReport:
+    """Continues a run from its newest valid checkpoint; the adapter is the one an uninterrupted run would write.
+
+    Raises DataError when the base, the rows or the starting adapter are no longer those of the run.
+    """
+    directory = Path(run_dir)
+    kept = read_run(directory)
+    settings = TrainSettings.from_json(kept["settings"])
+    changes = {"output": output, "metrics": metrics, "threads": threads}
+    settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+    check_streams([], [settings.output, settings.metrics])
+    with lock_run(directory), _writable(settings.output), _setup(settings) as setup:
+        for key, value in _identity(settings, setup).items():
+            if kept.get(key) != value:
+                what = key.removesuffix("_sha256")
+                raise DataError(f"{directory}: the {what} has changed since this run began; restore it, or train anew")
+        return _run(settings, setup, directory, ui, resumed=True)
+
+
+def plan_run(settings: TrainSettings) -> dict[str, Any]:
+    """What a run would do and take: rows, tokens, steps, parameters, bytes. Runs and writes nothing."""
+    check_settings(settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = replace(settings, data=_spool(settings.data, Path(scratch)))
+        with _setup(settings) as setup:
+            return _describe(settings, setup)
+
+
+def check_settings(s: TrainSettings) -> None:
+    """UsageError for values that make no sense."""
+    positive = {"rank": s.rank, "alpha": s.alpha, "lr": s.lr, "batch": s.batch, "accumulate": s.accumulate}
+    for name, value in positive.items():
+        if not value > 0:
+            raise UsageError(f"--{name} must be greater than 0, not {value}")
+    if s.ctx < 2:
+        raise UsageError(f"--ctx must be at least 2 tokens, not {s.ctx}")
+    if s.steps is not None and s.steps < 1:
+        raise UsageError(f"--steps must be at least 1, not {s.steps}")
+    if not s.epochs > 0:
+        raise UsageError(f"--epochs must be greater than 0, not {s.epochs}")
+    for name, value in {"clip": s.clip, "weight-decay": s.weight_decay}.items():
+        if value < 0:
+            raise UsageError(f"--{name} must not be negative")
+    if not 0 <= s.warmup_ratio <= 1:
+        raise UsageError(f"--warmup-ratio must lie between 0 and 1, not {s.warmup_ratio}")
+    check_streams([s.data, s.model, s.adapter, s.val], [s.output, s.metrics])
+
+
+def default_run_dir(settings: TrainSettings) -> str:
+    """.fabric/runs/<time>-<hash of the settings>."""
+    tag = hashlib.sha256(json.dumps(settings.to_json(), sort_keys=True).encode()).hexdigest()[:6]
+    return str(Path(".fabric") / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{tag}")
+
+
+def _spool(data: str, directory: Path) -> str:
+    """Rows from a pipe are kept in the run directory, or the run could not be resumed."""
+    if data != "-":
+        return data
+    target = directory / "data.jsonl"
+    with seekable_input("-") as source, open_output(target) as out:
+        while piece := source.read(1 << 20):
+            out.write(piece)
+    return str(target)
+
+
+@contextlib.contextmanager
+def _writable(output: str | None) -> Iterator[None]:
+    """Fails now, not after hours, where the output cannot be written."""
+    if output is not None and output != "-":
+        if Path(output).is_dir():
+            raise OutputError(f"{output} cannot be written: it is a directory")
+        if not Path(output).exists() or Path(output).is_file():
+            try:
+                tempfile.TemporaryFile(dir=Path(output).resolve().parent).close()
+            except OSError as error:
+                raise OutputError(f"{output} cannot be written: {error.strerror}") from error
+    yield
+
+
+@contextlib.contextmanager
+def _setup(settings: TrainSettings) -> Iterator[_Setup]:
+    closing: list[Callable[[], None]] = []
+    try:
+        gguf = GGUF.open(settings.model)
+        closing.append(gguf.close)
+        architecture_of(gguf)
+        if settings.adapter:
+            first = read_adapter(settings.adapter)
+            check_adapter(first, gguf)
+            layout, alpha = adapter_layout(gguf, first), first.alpha
+        else:
+            first, alpha = None, settings.alpha
+            layout = lora_layout(gguf, settings.modules, settings.rank)
+        rows = load_rows(settings, gguf)
+        start = adapter_values(layout, first) if first else initial_values(layout, settings.seed)
+        device = Device(settings.device, threads=settings.threads)
+        closing.append(device.close)
+        weights = Weights(gguf, device)
+        closing.append(weights.close)
+        capacity = pack_capacity(settings, rows.train, *([rows.val] if rows.val else []))
+        machine = Machine(settings, weights, layout, alpha, capacity)
+        closing.append(machine.close)
+        yield _Setup(gguf, rows, layout, alpha, start, first.history if first else [], weights, machine)
+    finally:
+        for close in reversed(closing):
+            close()
+
+
+def _identity(settings: TrainSettings, setup: _Setup) -> dict[str, str | None]:
+    """Hashes that a resumed run must find again."""
+
+    def file_hash(path: str | None) -> str | None:
+        if path is None or not Path(path).is_file():
+            return None
+        with Path(path).open("rb") as source:
+            digest = hashlib.sha256()
+            while piece := source.read(1 << 20):
+                digest.update(piece)
+            return digest.hexdigest()
+
+    return {
+        "model_sha256": setup.gguf.sha256(),
+        "data_sha256": file_hash(settings.data),
+        "adapter_sha256": file_hash(settings.adapter),
+        "val_sha256": file_hash(settings.val),
+        "template_sha256": file_hash(settings.template),
+    }
+
+
+def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
+    machine, rows = setup.machine, setup.rows
+    return {
+        "architecture": setup.gguf.architecture,
+        "rows": len(rows.train),
+        "val_rows": len(rows.val),
+        "tokens": sum(len(e.tokens) for e in rows.train),
+        "trained_tokens": sum(int(e.train.sum()) for e in rows.train),
+        "notes": rows.notes,
+        "steps": total_steps(settings, len(rows.train)),
+        "trained_params": setup.layout.trained,
+        "micro_batch_tokens": machine.capacity,
+        "precision": machine.precision,
+        "planned_bytes": machine.planned_bytes(),
+        "model_bytes": sum(t.nbytes for t in setup.gguf.tensors.values()),
+        "device": setup.weights.device.info._asdict(),
+        "flops_per_token": machine.plan.stats.flops_per_token,
+        "flops_per_trained": machine.plan.stats.flops_per_trained,
+    }
+
+
+def _run(settings: TrainSettings, setup: _Setup, directory: Path, ui: TrainUI, resumed: bool) -> TrainReport:
+    machine, totals, step = setup.machine, Totals(), 0
+    found = newest_checkpoint(directory) if resumed else None
+    if found:
+        machine.restore(found)
+        totals, step = Totals(**found.totals), found.step
+    else:
+        machine.params.write(setup.start)
+    for note in setup.rows.notes:
+        ui.message(note)
+    ui.start({**_describe(settings, setup), "run_dir": str(directory), "from_step": step})
+    loop = Loop(machine, setup.rows.train, setup.rows.val, directory, ui, step, totals)
+    with MetricsLog(directory, settings.metrics, step) as metrics:
+        loop.run(metrics)
+    adapter = _adapter(settings, setup, loop.values())
+    if settings.output:
+        with open_output(settings.output) as out:
+            write_adapter(out, adapter)
+    with open_output(directory / "adapter.gguf") as out:
+        write_adapter(out, adapter)
+    written = (directory / "adapter.gguf").read_bytes()
+    return TrainReport(
+        steps=loop.step, loss=totals.loss, val_loss=totals.val_loss, tokens=totals.tokens,
+        trained_tokens=totals.trained_tokens, seconds=totals.seconds,
+        tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
+        adapter_bytes=len(written), run_dir=str(directory), sha256=hashlib.sha256(written).hexdigest(),
+    )  # fmt: skip
+
+
+def _adapter(settings: TrainSettings, setup: _Setup, values: F32Array) -> Adapter:
+    told = {k: v for k, v in settings.to_json().items() if k in _RESULT_SETTINGS}
+    told["precision"] = setup.machine.precision
+    hashes = {k.removesuffix("_sha256"): v for k, v in _identity(settings, setup).items() if v}
+    made = step("train", told, hashes, settings.seed)
+    return Adapter(
+        architecture=setup.gguf.architecture, alpha=setup.alpha, pairs=as_pairs(setup.layout, values),
+        base_sha256=setup.gguf.sha256(), history=join_histories(read_history(setup.gguf), setup.earlier, [made]),
+    )  # fmt: skip
+
+
+_RESULT_SETTINGS = {
+    "rank", "alpha", "modules", "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip",
+    "optimizer", "batch", "ctx", "accumulate", "pack", "shuffle",
+}  # fmt: skip

@@ -1,0 +1,119 @@
+"""If these fail, training follows a wrong gradient: backward of every op against finite differences of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fabric.core import GELU_TANH, HALVES, PAIRS, SILU, Device, Lora
+from tests.core.harness import Lab, check_gradients
+
+T = 7
+LO = np.array([0, 0, 0, 3, 3, 3, 3])
+HI = np.arange(1, T + 1)
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return Device("cpu", threads=2)
+
+
+def embed(lab: Lab) -> int:
+    return lab.loss(lab.graph.embed(lab.param(5, 6), lab.ints(np.array([0, 4, 4, 2, 1, 0, 4])), 1.7), 6)
+
+
+def rms_norm(lab: Lab) -> int:
+    return lab.loss(lab.graph.rms_norm(lab.param(T, 6), lab.param(1, 6), 1e-5), 6)
+
+
+def rms_norm_of_heads(lab: Lab) -> int:
+    return lab.loss(lab.graph.rms_norm(lab.param(T, 12), lab.param(1, 4), 1e-5), 12)
+
+
+def linear(lab: Lab) -> int:
+    y = lab.graph.linear(lab.param(T, 6), lab.param(5, 6), lab.param(1, 5), residual=lab.param(T, 5))
+    return lab.loss(y, 5)
+
+
+def linear_with_lora(lab: Lab) -> int:
+    frozen = lab.frozen(lab.random.standard_normal((5, 6)).astype(np.float32))
+    lora = Lora(lab.param(3, 6), lab.param(5, 3), 0.7)
+    return lab.loss(lab.graph.linear(lab.param(T, 6), frozen, lora=lora), 5)
+
+
+def two_linears_of_one_input(lab: Lab) -> int:
+    x = lab.graph.linear(lab.param(T, 6), lab.param(8, 6))
+    a = lab.graph.linear(x, lab.param(5, 8), lora=Lora(lab.param(2, 8), lab.param(5, 2), 1.0))
+    b = lab.graph.linear(x, lab.param(5, 8))
+    return lab.loss(lab.graph.add(a, b), 5)
+
+
+def rope(lab: Lab, layout: int) -> int:
+    frequencies = lab.frozen(np.array([[0.9, 0.3]], np.float32))
+    table = lab.graph.rope_table(lab.ints(np.arange(T) * 3), frequencies, 1.0)
+    return lab.loss(lab.graph.rope(lab.param(T, 12), table, 6, layout), 12)
+
+
+def attention(lab: Lab, window: int = 0, softcap: float = 0.0) -> int:
+    lo, hi = lab.ints(LO), lab.ints(HI)
+    o = lab.graph.attention(
+        lab.param(T, 16), lab.param(T, 8), lab.param(T, 8), lo, hi, n_head=4, n_kv_head=2, head_dim=4, scale=0.5,
+        window=window, softcap=softcap,
+    )  # fmt: skip
+    return lab.loss(o, 16)
+
+
+def glu(lab: Lab, kind: int) -> int:
+    return lab.loss(lab.graph.glu(lab.param(T, 6), lab.param(T, 6), kind), 6)
+
+
+def add_and_scale(lab: Lab) -> int:
+    x = lab.param(T, 6)
+    return lab.loss(lab.graph.add(lab.graph.scale(x, 1.3), x), 6)
+
+
+def softcap(lab: Lab) -> int:
+    return lab.loss(lab.graph.softcap(lab.param(T, 6, scale=3), 2.0), 6)
+
+
+def gather(lab: Lab) -> int:
+    return lab.loss(lab.graph.gather(lab.param(T, 6), lab.ints(np.array([6, 0, 0, 3, 2, 2, 2]))), 6)
+
+
+def head_with_softcap(lab: Lab) -> int:
+    return lab.loss(lab.param(T, 6, scale=3), 6, softcap=1.5)
+
+
+def head_that_trains(lab: Lab) -> int:
+    head, lora = lab.param(13, 6), Lora(lab.param(2, 6), lab.param(13, 2), 0.5)
+    return lab.graph.loss(lab.param(T, 6), head, lab.index, lab.targets, lora)
+
+
+OPS: dict[str, Callable[[Lab], int]] = {
+    "embed": embed,
+    "rms_norm": rms_norm,
+    "rms_norm_of_heads": rms_norm_of_heads,
+    "linear": linear,
+    "linear_with_lora": linear_with_lora,
+    "two_linears_of_one_input": two_linears_of_one_input,
+    "rope_pairs": lambda lab: rope(lab, PAIRS),
+    "rope_halves": lambda lab: rope(lab, HALVES),
+    "attention": attention,
+    "attention_window": lambda lab: attention(lab, window=2),
+    "attention_softcap": lambda lab: attention(lab, softcap=1.5),
+    "silu": lambda lab: glu(lab, SILU),
+    "gelu": lambda lab: glu(lab, GELU_TANH),
+    "add_and_scale": add_and_scale,
+    "softcap": softcap,
+    "gather": gather,
+    "head_with_softcap": head_with_softcap,
+    "head_that_trains": head_that_trains,
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_gradient_is_the_slope_of_the_loss(device: Device, name: str) -> None:
+    lab = Lab(device, T)
+    check_gradients(lab, OPS[name](lab))
