@@ -1,0 +1,204 @@
+"""The `fabric` command itself: the table of subcommands, and what becomes of an error.
+
+Every failure ends here as one sentence on stderr and an exit code; below cli/ nothing prints or exits.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+import typer
+import typer.core
+
+from fabric import __version__
+from fabric.cli import config
+from fabric.errors import FabricError
+
+COMMANDS = {
+    "prepare": "turn raw rows (JSONL, CSV, plain text) into training records",
+    "template": "render chat records with a model's own template",
+    "train": "fine-tune a GGUF model on records: writes a LoRA adapter",
+    "resume": "continue a run that was stopped",
+    "merge": "fold adapters into their base model",
+    "quantize": "write a model in a smaller block format",
+    "eval": "measure perplexity, loss and labelled accuracy",
+    "generate": "answer prompts with a model and adapters",
+    "devices": "list what this machine can train on",
+    "inspect": "say what is inside a GGUF file",
+    "bench": "measure training speed and share of the machine's peak",
+    "plot": "draw the metrics of training runs",
+}
+
+EPILOG = """Commands are filters: `-` is stdin or stdout, results go to stdout or -o, everything else to stderr.
+Defaults come from flags, then FABRIC_<FLAG>, then ./fabric.toml, then ~/.config/fabric/config.toml."""
+
+
+class Command(typer.core.TyperCommand):
+    """A subcommand: adds the flags that all of them share, and the defaults of environment and files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="errors only"),
+            click.Option(
+                ["--json"], is_flag=True, expose_value=False, callback=_remember, help="report as one JSON object"
+            ),
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_remember, help="show a traceback on errors"
+            ),
+        ]
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any  # noqa: ANN401
+    ) -> click.Context:
+        """Parses the arguments; what they leave open is looked up in environment and configuration files."""
+        defaults, origins = config.defaults(self)
+        try:
+            return super().make_context(info_name, args, parent, default_map=defaults, **extra)
+        except click.BadParameter as error:
+            name = error.param.name if error.param else None
+            flags = error.param.opts if error.param else []
+            if name in origins and not any(arg.split("=")[0] in flags for arg in args):
+                error.message += f" (set by {origins[name]})"
+            if isinstance(getattr(error.param, "type", None), click.Choice):
+                error.message += _nearest(error, args)
+            raise
+
+
+class Commands(typer.core.TyperGroup):
+    """All subcommands by name; a module is imported when its command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a pipeline."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        return load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the table of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def load(name: str) -> click.Command:
+    """Imports fabric.cli.<name> and makes a command of its function `command`."""
+    module = importlib.import_module(f"fabric.cli.{name}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, cls=Command, short_help=COMMANDS[name], context_settings=HELP)(module.command)
+    return typer.main.get_command(app)
+
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def group() -> Commands:
+    """The top command."""
+    version = click.Option(
+        ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version, help="show the version"
+    )
+    return Commands(
+        name="fabric",
+        help="Fine-tune GGUF language models on the device they will run on.",
+        epilog=EPILOG.replace("\n", " "),
+        params=[version],
+        no_args_is_help=True,
+        context_settings=HELP,
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = group().main(list(argv), prog_name="fabric", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        ctx = getattr(error, "ctx", None)
+        where = ctx.command_path if ctx else "fabric"
+        return _fail(where, error.format_message(), error.exit_code)
+    except (BrokenPipeError, KeyboardInterrupt, Exception) as error:
+        if "--debug" in argv:
+            import traceback
+
+            traceback.print_exc()
+        name = f"fabric {argv[0]}" if argv and argv[0] in COMMANDS else "fabric"
+        return _explain(name, error)
+
+
+def _explain(where: str, error: BaseException) -> int:
+    """Says what went wrong and returns the exit code that belongs to it."""
+    if isinstance(error, BrokenPipeError):
+        _silence_stdout()
+        return 128 + signal.SIGPIPE
+    if isinstance(error, FabricError):
+        return _fail(where, str(error), error.exit_code)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return _fail(where, "interrupted", 130)
+    if isinstance(error, MemoryError):
+        return _fail(where, "this machine's memory ran out; try a smaller --ctx, --batch or model", 69)
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return _fail(where, f"{error.filename}: {error.strerror}", 66)
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        hint = "; make room and run it again" if error.errno == errno.ENOSPC else ""
+        return _fail(where, f"{file}{error.strerror or error}{hint}", 74)
+    kind = type(error).__name__
+    return _fail(where, f"internal error, {kind}: {error}; --debug shows where, please report it", 70)
+
+
+def _fail(where: str, message: str, code: int) -> int:
+    _silence_stdout(flush=True)
+    print(f"{where}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _silence_stdout(flush: bool = False) -> None:
+    """After this, Python's own flush at exit finds nothing to complain about."""
+    try:
+        if flush:
+            sys.stdout.flush()
+            return
+    except OSError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Unwinds on SIGTERM, so that half-written files are removed."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[f"fabric.{param.name}"] = value
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        print(f"fabric {__version__}")
+        ctx.exit()
+
+
+def _nearest(error: click.BadParameter, args: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    choices = [str(choice) for choice in error.param.type.choices]  # type: ignore[union-attr]
+    for arg in args:
+        close = get_close_matches(arg.split("=")[-1], choices, 1)
+        if close and arg not in choices:
+            return f" Did you mean {close[0]!r}?"
+    return ""
