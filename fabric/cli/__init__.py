@@ -1,4 +1,4 @@
-"""The shell room: one module a subcommand. Parse, fill a settings object, call one function, print; no logic lives here.
+"""The shell room: one module a subcommand: parse, fill a settings object, call one function, print. No logic here.
 
 Nothing is imported before it is needed: `fabric --help` reads a table, and a command's module only when it is called.
 """

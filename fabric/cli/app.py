@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
@@ -57,20 +58,27 @@ class Command(typer.core.TyperCommand):
         ]
 
     def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any  # noqa: ANN401
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401
     ) -> click.Context:
         """Parses the arguments; what they leave open is looked up in environment and configuration files."""
         defaults, origins = config.defaults(self)
+        given = list(args)
         try:
             return super().make_context(info_name, args, parent, default_map=defaults, **extra)
-        except click.BadParameter as error:
-            name = error.param.name if error.param else None
-            flags = error.param.opts if error.param else []
-            if name in origins and not any(arg.split("=")[0] in flags for arg in args):
-                error.message += f" (set by {origins[name]})"
-            if isinstance(getattr(error.param, "type", None), click.Choice):
-                error.message += _nearest(error, args)
+        except click.MissingParameter:
             raise
+        except click.BadParameter as error:
+            if error.param is None:
+                raise
+            origin = origins.get(error.param.name or "")
+            if any(arg.split("=")[0] in error.param.opts for arg in given):
+                origin = None
+            hint = f" (set by {origin})" if origin else _nearest(error.param.type, given)
+            raise click.BadParameter(error.message + hint, error.ctx, error.param) from None
 
 
 class Commands(typer.core.TyperGroup):
@@ -83,6 +91,15 @@ class Commands(typer.core.TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""
         return load(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command, or refuses with the nearest name."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"there is no command {args[0]!r}; " + (f"did you mean {close[0]!r}?" if close else "see --help"))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the table of commands without importing any."""
@@ -112,6 +129,7 @@ def group() -> Commands:
         epilog=EPILOG.replace("\n", " "),
         params=[version],
         no_args_is_help=True,
+        rich_markup_mode=None,
         context_settings=HELP,
     )
 
@@ -193,12 +211,10 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-def _nearest(error: click.BadParameter, args: Sequence[str]) -> str:
-    from difflib import get_close_matches
-
-    choices = [str(choice) for choice in error.param.type.choices]  # type: ignore[union-attr]
-    for arg in args:
-        close = get_close_matches(arg.split("=")[-1], choices, 1)
-        if close and arg not in choices:
+def _nearest(kind: click.ParamType, args: Sequence[str]) -> str:
+    choices = [str(choice) for choice in kind.choices] if isinstance(kind, click.Choice) else []
+    for value in (arg.split("=")[-1] for arg in args):
+        close = get_close_matches(value, choices, 1)
+        if close and value not in choices:
             return f" Did you mean {close[0]!r}?"
     return ""

@@ -1,0 +1,133 @@
+"""What commands say: notes and progress on stderr, results and reports on stdout.
+
+A bar is drawn on a terminal only; NO_COLOR, TERM=dumb, -q and --json are honoured here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from fabric.errors import UsageError
+
+
+def flag(name: str) -> bool:
+    """Whether -q, --json or --debug was given to the running command."""
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx and ctx.meta.get(f"fabric.{name}"))
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal."""
+    if not flag("quiet"):
+        print(text, file=sys.stderr, flush=True)
+
+
+def wants_bar() -> bool:
+    """Whether progress is drawn: a capable terminal, and nobody asked for silence."""
+    dumb = os.environ.get("TERM", "dumb") == "dumb"
+    return sys.stderr.isatty() and not dumb and not flag("quiet") and not flag("json")
+
+
+def wants_color(stream: Any) -> bool:  # noqa: ANN401
+    """Whether a stream may get colours."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def report(values: Mapping[str, Any], text: str, *outputs: str | None, result: bool = False) -> None:
+    """Says how a command ended: `text`, or `values` as one JSON object with --json.
+
+    A report that is the command's result goes to stdout; any other goes to stderr as text, and as JSON to stdout
+    unless one of `outputs` is `-` and already there.
+    """
+    taken = "-" in outputs
+    if flag("json"):
+        print(json.dumps(values, ensure_ascii=False), file=sys.stderr if taken else sys.stdout, flush=True)
+    elif result:
+        print(text, flush=True)
+    else:
+        note(text)
+
+
+@contextmanager
+def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for callbacks of (done_bytes, total_bytes); None where no bar is drawn."""
+    if not wants_bar():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield move
+
+
+@contextmanager
+def count_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for callbacks of (done, total) things."""
+    if not wants_bar():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit=unit, leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield move
+
+
+def stdin_source(source: str | None) -> str:
+    """The input of a filter: what was named, or stdin when something is piped in."""
+    if source is not None:
+        return source
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("nothing to read: name a file, or pipe rows in")
+    return "-"
+
+
+def one_stdin(**inputs: str | Sequence[str] | None) -> None:
+    """Refuses more than one input from stdin."""
+    names = [
+        name for name, value in inputs.items() if value == "-" or (isinstance(value, (list, tuple)) and "-" in value)
+    ]
+    if len(names) > 1:
+        raise UsageError(f"{' and '.join(names)} cannot both read stdin; save one of them to a file")
+
+
+def one_stdout(**outputs: str | None) -> None:
+    """Refuses more than one output on stdout."""
+    names = [name for name, value in outputs.items() if value == "-"]
+    if len(names) > 1:
+        raise UsageError(f"{' and '.join(names)} cannot both write stdout; send one of them to a file")
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def table(rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """Plain columns; `align` holds `<` or `>` a column."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    align = align.ljust(len(widths), ">")
+    lines = (
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,27 @@
+"""Flags that several commands share: the same name and meaning everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Records = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="JSONL records; `-` or nothing: stdin", show_default=False)
+]
+Model = Annotated[str, typer.Option("-m", "--model", metavar="GGUF", help="base model")]
+Adapters = Annotated[
+    list[str] | None, typer.Option("-a", "--adapter", metavar="GGUF[=SCALE]", help="LoRA adapter; may be given again")
+]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="where the result goes; `-`: stdout")]
+Threads = Annotated[int, typer.Option("--threads", metavar="N", min=0, help="CPU threads; 0: one a core")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="a name from `fabric devices`")]
+Precision = Annotated[
+    Literal["auto", "f32", "bf16"],
+    typer.Option("--precision", help="of activations; auto: bf16 where the device has it"),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="the same seed gives the same bits")]
+Template = Annotated[
+    str | None, typer.Option("--template", metavar="FILE", help="chat template; default: the model's own, else ChatML")
+]
+Context = Annotated[int, typer.Option("--ctx", metavar="TOKENS", min=8, help="longest row")]

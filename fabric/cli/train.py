@@ -1,0 +1,102 @@
+"""`fabric train`: records and a base model in, a LoRA adapter out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from typer import Option
+
+from fabric.cli import console, options
+
+
+def command(
+    data: options.Records = None,
+    model: options.Model = ...,  # type: ignore[assignment]
+    output: Annotated[
+        str | None, Option("-o", "--output", metavar="FILE", help="the adapter; `-`: stdout", show_default=False)
+    ] = None,
+    rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
+    alpha: Annotated[float, Option(metavar="X", help="LoRA scale is alpha / rank")] = 32.0,
+    modules: Annotated[
+        str, Option(metavar="NAMES", help="attn, ffn, all, or names such as attn_q,ffn_up, joined by commas")
+    ] = "all",
+    seed: options.Seed = 42,
+    adapter: Annotated[
+        str | None,
+        Option("-a", "--adapter", metavar="GGUF", help="start from this adapter: its rank, alpha, modules hold"),
+    ] = None,
+    epochs: Annotated[float, Option(metavar="X", min=0.0, help="passes over the rows")] = 1.0,
+    steps: Annotated[int | None, Option(metavar="N", min=1, help="optimizer steps, instead of --epochs")] = None,
+    lr: Annotated[float, Option(metavar="X", min=0.0, help="highest learning rate")] = 2e-4,
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Option(help="of the learning rate")] = "cosine",
+    warmup_ratio: Annotated[float, Option(metavar="X", min=0.0, max=1.0, help="part of the steps that warm up")] = 0.1,
+    weight_decay: Annotated[float, Option(metavar="X", min=0.0, help="decoupled")] = 0.01,
+    clip: Annotated[float, Option(metavar="X", min=0.0, help="largest gradient norm; 0: any")] = 1.0,
+    optimizer: Annotated[Literal["adamw", "sgd"], Option(help="of the flat parameters")] = "adamw",
+    batch: Annotated[int, Option(metavar="ROWS", min=1, help="rows an optimizer step")] = 8,
+    ctx: options.Context = 512,
+    accumulate: Annotated[int, Option(metavar="N", min=1, help="micro-batches a step, at least; same result")] = 1,
+    pack: Annotated[bool, Option("--pack/--no-pack", help="several rows in one sequence, unseen by each other")] = True,
+    shuffle: Annotated[bool, Option("--shuffle/--no-shuffle", help="a new order each epoch")] = True,
+    template: options.Template = None,
+    precision: options.Precision = "auto",
+    checkpointing: Annotated[
+        bool, Option("--checkpointing/--no-checkpointing", help="recompute activations: less memory, same bits")
+    ] = True,
+    threads: options.Threads = 0,
+    device: options.Device = "cpu",
+    val: Annotated[
+        str | None, Option(metavar="FILE|FRACTION", help="validation rows, or a part of the training rows")
+    ] = None,
+    eval_every: Annotated[int, Option(metavar="STEPS", min=0, help="0: after each epoch")] = 0,
+    checkpoint_every: Annotated[int, Option(metavar="STEPS", min=0, help="0: after each epoch")] = 0,
+    run_dir: Annotated[
+        str | None, Option(metavar="DIR", help="checkpoints; default: a new one in .fabric/runs")
+    ] = None,
+    metrics: Annotated[str | None, Option(metavar="FILE", help="JSONL, one object a step; `-`: stdout")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="plan, say what it needs, train nothing")] = False,
+) -> None:
+    """Fine-tunes a GGUF model on records and writes a stock llama.cpp LoRA adapter.
+
+    Ctrl-C checkpoints and stops; `fabric resume` continues to the same bits.
+    """
+    from fabric.cli.run import modules_of, run_training
+    from fabric.training.settings import TrainSettings
+
+    source = console.stdin_source(data)
+    console.one_stdin(DATA=source, **{"--model": model, "--adapter": adapter, "--val": val})
+    console.one_stdout(**{"--output": output, "--metrics": metrics})
+    settings = TrainSettings(
+        data=source,
+        model=model,
+        output=output,
+        rank=rank,
+        alpha=alpha,
+        modules=modules_of(modules),
+        seed=seed,
+        adapter=adapter,
+        epochs=epochs,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        clip=clip,
+        optimizer=optimizer,
+        batch=batch,
+        ctx=ctx,
+        accumulate=accumulate,
+        pack=pack,
+        shuffle=shuffle,
+        template=template,
+        precision=precision,
+        checkpointing=checkpointing,
+        threads=threads,
+        device=device,
+        val=val,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+        run_dir=run_dir,
+        metrics=metrics,
+    )
+    run_training(settings, dry_run)
