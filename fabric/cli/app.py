@@ -45,7 +45,7 @@ Defaults come from flags, then FABRIC_<FLAG>, then ./fabric.toml, then ~/.config
 class Command(typer.core.TyperCommand):
     """A subcommand: adds the flags that all of them share, and the defaults of environment and files."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += [
             click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="errors only"),
@@ -62,7 +62,7 @@ class Command(typer.core.TyperCommand):
         info_name: str | None,
         args: list[str],
         parent: click.Context | None = None,
-        **extra: Any,  # noqa: ANN401
+        **extra: Any,
     ) -> click.Context:
         """Parses the arguments; what they leave open is looked up in environment and configuration files."""
         defaults, origins = config.defaults(self)

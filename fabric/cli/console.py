@@ -35,7 +35,7 @@ def wants_bar() -> bool:
     return sys.stderr.isatty() and not dumb and not flag("quiet") and not flag("json")
 
 
-def wants_color(stream: Any) -> bool:  # noqa: ANN401
+def wants_color(stream: Any) -> bool:
     """Whether a stream may get colours."""
     return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 

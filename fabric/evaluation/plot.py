@@ -1,0 +1,362 @@
+"""Pictures of training runs: metrics JSONL in, a PNG or a drawing for the terminal out. Leans on raster.py."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.errors import DataError
+from fabric.evaluation.raster import Color, Picture, text_width
+from fabric.files import read_input, shown
+
+PALETTE: tuple[Color, ...] = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+)
+INK: Color = (40, 40, 40)
+GRID: Color = (228, 228, 228)
+TITLES = {
+    "loss": "loss (nats per trained token)",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_s": "tokens/s",
+    "peak_bytes": "peak memory (bytes)",
+}
+
+
+@dataclass(frozen=True)
+class PlotSettings:
+    """`fabric plot RUN.jsonl ... --columns loss,lr`."""
+
+    sources: tuple[str, ...]
+    columns: tuple[str, ...] = ("loss",)
+    smooth: float | None = None
+    """Width of the smoothing kernel in steps; None: a fortieth of the run; 0: none."""
+    title: str = ""
+    width: int = 1200
+    """Of a PNG in pixels, of a terminal drawing in cells."""
+    height: int = 720
+
+
+@dataclass
+class Series:
+    """One column of one run."""
+
+    steps: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A run's name and its columns."""
+
+    name: str
+    columns: dict[str, Series] = field(default_factory=dict)
+
+
+@dataclass
+class Axis:
+    """A range of values that ends on ticks."""
+
+    low: float
+    high: float
+    ticks: list[float]
+
+    def part(self, value: float) -> float:
+        """0 at the low end, 1 at the high one."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def read_runs(sources: Iterable[str]) -> list[Run]:
+    """Reads metrics JSONL, a run a source. Raises DataError for a line without a step or a run without numbers."""
+    sources = list(sources)
+    stems = [Path(source).stem for source in sources]
+    names = stems if len(set(stems)) == len(stems) else sources
+    return [_read_run(source, name) for source, name in zip(sources, names, strict=True)]
+
+
+def _read_run(source: str, name: str) -> Run:
+    run = Run(name if source != "-" else "stdin")
+    with read_input(source) as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{shown(source)}:{number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                raise DataError(f"{where}: not a JSON object; plot reads what train writes with --metrics") from None
+            step = record.get("step") if isinstance(record, dict) else None
+            if not _is_number(step):
+                raise DataError(f"{where}: no step number; plot reads what train writes with --metrics")
+            for key, value in record.items():
+                if key != "step" and _is_number(value):
+                    series = run.columns.setdefault(key, Series())
+                    series.steps.append(float(step))
+                    series.values.append(float(value))
+    if not run.columns:
+        raise DataError(f"{shown(source)}: no metrics in it")
+    return run
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def smoothed(series: Series, width: float | None) -> Series:
+    """The series averaged with a Gaussian of `width` steps."""
+    steps, values = np.array(series.steps), np.array(series.values)
+    if width is None:
+        width = max(1.0, (steps[-1] - steps[0]) / 40) if len(steps) > 8 else 0.0
+    if width <= 0 or len(steps) < 3:
+        return series
+    result: list[float] = []
+    for step in steps:
+        near = np.abs(steps - step) < 4 * width
+        weight: npt.NDArray[np.float64] = np.exp(-0.5 * ((steps[near] - step) / width) ** 2)
+        result.append(float((values[near] * weight).sum() / weight.sum()))
+    return Series(series.steps, result)
+
+
+def nice_axis(low: float, high: float, count: int) -> Axis:
+    """About `count` ticks at multiples of 1, 2 or 5 times a power of ten, the range widened to end on them."""
+    if high <= low:
+        low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
+    rough = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Axis(first * step, last * step, [i * step for i in range(first, last + 1)])
+
+
+def tick_label(value: float, axis: Axis) -> str:
+    """As few digits as tell the ticks apart."""
+    step = axis.ticks[1] - axis.ticks[0]
+    largest = max(abs(axis.low), abs(axis.high))
+    if largest < 1e-3 or largest >= 1e6:
+        digits = max(0, math.floor(math.log10(largest)) - math.floor(math.log10(step) + 1e-9))
+        return "0" if abs(value) < step / 2 else f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e")
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:.{digits}f}"
+
+
+def _checked(settings: PlotSettings) -> list[Run]:
+    runs = read_runs(settings.sources)
+    for column in settings.columns:
+        if not any(column in run.columns for run in runs):
+            there = ", ".join(sorted({name for run in runs for name in run.columns}))
+            raise DataError(f"{shown(settings.sources[0])}: no column {column!r}; there are {there}")
+    return runs
+
+
+def _span(runs: Sequence[Run], column: str) -> tuple[Axis, Axis]:
+    """Axes of steps and values for a panel; far outliers of the first steps do not flatten the rest."""
+    names = (column, f"val_{column}")
+    series = [run.columns[name] for run in runs for name in names if name in run.columns]
+    steps = [s for one in series for s in one.steps]
+    values = np.array([v for one in series for v in one.values])
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and low < 0.2 * high:
+        low = 0.0
+    return nice_axis(min(steps), max(steps), 8), nice_axis(low, high, 5)
+
+
+def draw_png(settings: PlotSettings) -> bytes:
+    """The runs as a PNG, a panel a column. Raises DataError."""
+    runs = _checked(settings)
+    picture = Picture(settings.width, settings.height)
+    size = max(9.0, settings.width / 88)
+    top = size * (3.6 if settings.title else 1.8)
+    if settings.title:
+        picture.text(settings.width / 2, size * 2.3, settings.title, size * 1.15, INK, 0.5)
+    weights = [2.2 if i == 0 else 1.0 for i in range(len(settings.columns))]
+    room = settings.height - top - size * 4.6 - size * 1.6 * (len(weights) - 1)
+    for i, column in enumerate(settings.columns):
+        height = room * weights[i] / sum(weights)
+        _panel(picture, runs, column, settings, (top, height, size), i == len(weights) - 1, i == 0)
+        top += height + size * 1.6
+    return picture.png()
+
+
+def _panel(
+    picture: Picture,
+    runs: Sequence[Run],
+    column: str,
+    settings: PlotSettings,
+    place: tuple[float, float, float],
+    last: bool,
+    legend: bool,
+) -> None:
+    top, height, size = place
+    left, right = size * 7.2, settings.width - size * 2.0
+    x_axis, y_axis = _span(runs, column)
+
+    def at(step: float, value: float) -> tuple[float, float]:
+        return left + (right - left) * _step_part(x_axis, step), top + height * (1 - y_axis.part(value))
+
+    for tick in y_axis.ticks:
+        y = round(at(x_axis.low, tick)[1])
+        picture.rectangle(left, y, right - left, 1, GRID)
+        picture.text(left - size * 0.7, y + size * 0.45, tick_label(tick, y_axis), size * 0.9, INK, 1.0)
+    for tick in x_axis.ticks:
+        x = round(at(tick, y_axis.low)[0])
+        picture.rectangle(x, top + height, 1, size * 0.45, INK)
+        if last:
+            picture.text(x, top + height + size * 1.9, tick_label(tick, x_axis), size * 0.9, INK, 0.5)
+    picture.rectangle(left, top + height, right - left, 1, INK)
+    picture.rectangle(left, top, 1, height, INK)
+    if last:
+        picture.text((left + right) / 2, top + height + size * 3.7, "optimizer step", size, INK, 0.5)
+    name = TITLES.get(column, column)
+    if text_width(name, size) > height:
+        name = column
+    picture.text(size * 1.9, top + height / 2, name, size, INK, 0.5, up=True)
+    for run, color in zip(runs, _colors(len(runs)), strict=True):
+        if column in run.columns:
+            raw = run.columns[column]
+            line = smoothed(raw, settings.smooth)
+            if line is not raw:
+                picture.polyline([at(*p) for p in zip(raw.steps, raw.values, strict=True)], color, size * 0.11, 0.3)
+            points = [at(*p) for p in zip(line.steps, line.values, strict=True)]
+            picture.polyline(points if len(points) > 1 else points * 2, color, size * 0.2)
+        if f"val_{column}" in run.columns:
+            val = run.columns[f"val_{column}"]
+            color = color if len(runs) > 1 else PALETTE[1]
+            points = [at(*p) for p in zip(val.steps, val.values, strict=True)]
+            picture.polyline(points if len(points) > 1 else points * 2, color, size * 0.12, 0.6)
+            for point in points:
+                picture.dot(*point, size * 0.46, (255, 255, 255))
+                picture.dot(*point, size * 0.36, color)
+    if legend:
+        _legend(picture, _entries(runs, column), right, top, size)
+
+
+def _step_part(axis: Axis, step: float) -> float:
+    return 0.012 + 0.976 * axis.part(step)
+
+
+def _colors(count: int) -> list[Color]:
+    return [PALETTE[i % len(PALETTE)] for i in range(count)]
+
+
+def _entries(runs: Sequence[Run], column: str) -> list[tuple[str, Color, bool]]:
+    entries: list[tuple[str, Color, bool]] = []
+    for run, color in zip(runs, _colors(len(runs)), strict=True):
+        if column in run.columns:
+            entries.append((f"{run.name}" if len(runs) > 1 else "training", color, False))
+        if f"val_{column}" in run.columns:
+            name = f"{run.name}, validation" if len(runs) > 1 else "validation"
+            entries.append((name, color if len(runs) > 1 else PALETTE[1], True))
+    return entries
+
+
+def _legend(
+    picture: Picture, entries: Sequence[tuple[str, Color, bool]], right: float, top: float, size: float
+) -> None:
+    width = max(text_width(name, size) for name, _, _ in entries) + size * 4.4
+    height = size * (1.9 * len(entries) + 1.0)
+    x, y = right - width - size * 0.6, top + size * 0.4
+    picture.rectangle(x, y, width, height, (216, 216, 216))
+    picture.rectangle(x + 1, y + 1, width - 2, height - 2, (255, 255, 255))
+    for i, (name, color, dotted) in enumerate(entries):
+        middle = y + size * (1.45 + 1.9 * i)
+        picture.polyline([(x + size * 0.8, middle), (x + size * 2.8, middle)], color, size * (0.12 if dotted else 0.2))
+        if dotted:
+            picture.dot(x + size * 1.8, middle, size * 0.36, color)
+        picture.text(x + size * 3.5, middle + size * 0.45, name, size, INK)
+
+
+def draw_text(settings: PlotSettings, ascii_only: bool = False, color: bool = False) -> str:
+    """The runs for a terminal: braille dots, or plain characters; a panel a column. Raises DataError."""
+    runs = _checked(settings)
+    rows = max(6, settings.height // len(settings.columns) - 3)
+    panels = [_text_panel(runs, column, settings, rows, ascii_only, color) for column in settings.columns]
+    return "\n\n".join(([settings.title] if settings.title else []) + panels)
+
+
+def _text_panel(
+    runs: Sequence[Run], column: str, settings: PlotSettings, rows: int, ascii_only: bool, color: bool
+) -> str:
+    x_axis, y_axis = _span(runs, column)
+    labels = [tick_label(tick, y_axis) for tick in y_axis.ticks]
+    margin = max(map(len, labels)) + 2
+    cols = max(20, settings.width - margin)
+    fine_x, fine_y = (1, 1) if ascii_only else (2, 4)
+    dots = np.zeros((rows * fine_y, cols * fine_x), bool)
+    owner = np.full((rows, cols), -1)
+    for index, run in enumerate(runs):
+        if column in run.columns:
+            line = smoothed(run.columns[column], settings.smooth)
+            _trace(dots, owner, line, x_axis, y_axis, index, (fine_x, fine_y))
+    cells = []
+    for r in range(rows):
+        cells.append([_cell(dots, owner, r, c, ascii_only, color and len(runs) > 1) for c in range(cols)])
+    for index, run in enumerate(runs):
+        val = run.columns.get(f"val_{column}", Series())
+        for step, value in zip(val.steps, val.values, strict=True):
+            r, c = round((rows - 1) * (1 - y_axis.part(value))), round((cols - 1) * x_axis.part(step))
+            mark = "o" if ascii_only else "●"
+            cells[r][c] = _paint(mark, index, color)
+    lines = []
+    marks = {round((rows - 1) * (1 - y_axis.part(t))): label for t, label in zip(y_axis.ticks, labels, strict=True)}
+    bar, corner, dash = ("|", "+", "-") if ascii_only else ("┤", "└", "─")
+    for r, row in enumerate(cells):
+        edge = bar if r in marks else ("|" if ascii_only else "│")
+        lines.append(f"{marks.get(r, ''):>{margin - 2}} {edge}" + "".join(row).rstrip())
+    lines.append(" " * (margin - 1) + corner + dash * cols)
+    first, last = tick_label(x_axis.low, x_axis), tick_label(x_axis.high, x_axis)
+    lines.append(" " * margin + first + f"{'step':^{max(4, cols - len(first) - len(last))}}" + last)
+    keys = [f"{_paint('*' if ascii_only else '━', i, color)} {run.name}" for i, run in enumerate(runs)]
+    if any(f"val_{column}" in run.columns for run in runs):
+        keys.append(("o" if ascii_only else "●") + " validation")
+    return f"{TITLES.get(column, column)}   {'   '.join(keys)}\n" + "\n".join(lines)
+
+
+def _trace(
+    dots: npt.NDArray[np.bool_],
+    owner: npt.NDArray[np.int64],
+    line: Series,
+    x_axis: Axis,
+    y_axis: Axis,
+    index: int,
+    fine: tuple[int, int],
+) -> None:
+    height, width = dots.shape
+    xs = [(width - 1) * x_axis.part(step) for step in line.steps]
+    ys = [(height - 1) * (1 - y_axis.part(value)) for value in line.values]
+    for i in range(max(1, len(xs) - 1)):
+        j = min(i + 1, len(xs) - 1)
+        count = int(max(abs(xs[j] - xs[i]), abs(ys[j] - ys[i]))) + 1
+        for k in range(count + 1):
+            x, y = round(xs[i] + (xs[j] - xs[i]) * k / count), round(ys[i] + (ys[j] - ys[i]) * k / count)
+            if 0 <= x < width and 0 <= y < height:
+                dots[y, x] = True
+                owner[y // fine[1], x // fine[0]] = index
+
+
+def _cell(
+    dots: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64], r: int, c: int, ascii_only: bool, color: bool
+) -> str:
+    if owner[r, c] < 0:
+        return " "
+    if ascii_only:
+        return "*+x#%@"[owner[r, c] % 6]
+    block = dots[r * 4 : r * 4 + 4, c * 2 : c * 2 + 2]
+    bits = (0x01, 0x08, 0x02, 0x10, 0x04, 0x20, 0x40, 0x80)
+    code = sum(bit for bit, on in zip(bits, block.ravel(), strict=True) if on)
+    return _paint(chr(0x2800 + code), int(owner[r, c]), color)
+
+
+def _paint(mark: str, index: int, color: bool) -> str:
+    if not color:
+        return mark
+    r, g, b = PALETTE[index % len(PALETTE)]
+    return f"\x1b[38;2;{r};{g};{b}m{mark}\x1b[0m"
