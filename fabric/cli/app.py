@@ -211,7 +211,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-def _nearest(kind: click.ParamType, args: Sequence[str]) -> str:
+def _nearest(kind: click.ParamType[Any], args: Sequence[str]) -> str:
     choices = [str(choice) for choice in kind.choices] if isinstance(kind, click.Choice) else []
     for value in (arg.split("=")[-1] for arg in args):
         close = get_close_matches(value, choices, 1)

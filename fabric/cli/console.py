@@ -56,35 +56,19 @@ def report(values: Mapping[str, Any], text: str, *outputs: str | None, result: b
 
 
 @contextmanager
-def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar for callbacks of (done_bytes, total_bytes); None where no bar is drawn."""
+def bar(label: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for callbacks of (done, total), unit "B" for bytes; None where no bar is drawn."""
     if not wants_bar():
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
+    scale = unit == "B"
+    with tqdm(desc=label, unit=unit, unit_scale=scale, leave=False, file=sys.stderr, dynamic_ncols=True) as drawn:
 
         def move(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield move
-
-
-@contextmanager
-def count_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar for callbacks of (done, total) things."""
-    if not wants_bar():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit=unit, leave=False, file=sys.stderr, dynamic_ncols=True) as bar:
-
-        def move(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            drawn.total = total
+            drawn.update(done - drawn.n)
 
         yield move
 
@@ -96,22 +80,6 @@ def stdin_source(source: str | None) -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("nothing to read: name a file, or pipe rows in")
     return "-"
-
-
-def one_stdin(**inputs: str | Sequence[str] | None) -> None:
-    """Refuses more than one input from stdin."""
-    names = [
-        name for name, value in inputs.items() if value == "-" or (isinstance(value, (list, tuple)) and "-" in value)
-    ]
-    if len(names) > 1:
-        raise UsageError(f"{' and '.join(names)} cannot both read stdin; save one of them to a file")
-
-
-def one_stdout(**outputs: str | None) -> None:
-    """Refuses more than one output on stdout."""
-    names = [name for name, value in outputs.items() if value == "-"]
-    if len(names) > 1:
-        raise UsageError(f"{' and '.join(names)} cannot both write stdout; send one of them to a file")
 
 
 def human_bytes(count: float) -> str:

@@ -61,11 +61,11 @@ def command(
     Ctrl-C checkpoints and stops; `fabric resume` continues to the same bits.
     """
     from fabric.cli.run import modules_of, run_training
+    from fabric.files import check_streams
     from fabric.training.settings import TrainSettings
 
     source = console.stdin_source(data)
-    console.one_stdin(DATA=source, **{"--model": model, "--adapter": adapter, "--val": val})
-    console.one_stdout(**{"--output": output, "--metrics": metrics})
+    check_streams([source, model, adapter, val, template], [output, metrics])
     settings = TrainSettings(
         data=source,
         model=model,

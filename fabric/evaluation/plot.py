@@ -25,6 +25,7 @@ PALETTE: tuple[Color, ...] = (
 )
 INK: Color = (40, 40, 40)
 GRID: Color = (228, 228, 228)
+EXACT = {"lr", "peak_bytes", "epoch"}  # columns without noise, never smoothed
 TITLES = {
     "loss": "loss (nats per trained token)",
     "lr": "learning rate",
@@ -95,7 +96,7 @@ def _read_run(source: str, name: str) -> Run:
             except (ValueError, RecursionError):
                 raise DataError(f"{where}: not a JSON object; plot reads what train writes with --metrics") from None
             step = record.get("step") if isinstance(record, dict) else None
-            if not _is_number(step):
+            if not isinstance(step, (int, float)) or not _is_number(step):
                 raise DataError(f"{where}: no step number; plot reads what train writes with --metrics")
             for key, value in record.items():
                 if key != "step" and _is_number(value):
@@ -222,7 +223,7 @@ def _panel(
     for run, color in zip(runs, _colors(len(runs)), strict=True):
         if column in run.columns:
             raw = run.columns[column]
-            line = smoothed(raw, settings.smooth)
+            line = smoothed(raw, 0 if column in EXACT else settings.smooth)
             if line is not raw:
                 picture.polyline([at(*p) for p in zip(raw.steps, raw.values, strict=True)], color, size * 0.11, 0.3)
             points = [at(*p) for p in zip(line.steps, line.values, strict=True)]
@@ -294,7 +295,7 @@ def _text_panel(
     owner = np.full((rows, cols), -1)
     for index, run in enumerate(runs):
         if column in run.columns:
-            line = smoothed(run.columns[column], settings.smooth)
+            line = smoothed(run.columns[column], 0 if column in EXACT else settings.smooth)
             _trace(dots, owner, line, x_axis, y_axis, index, (fine_x, fine_y))
     cells = []
     for r in range(rows):

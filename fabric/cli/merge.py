@@ -1,0 +1,64 @@
+"""`fabric merge`: a base model and adapters in, one stock GGUF model out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from fabric.cli import console, options
+from fabric.errors import UsageError
+
+if TYPE_CHECKING:
+    from fabric.weights.settings import AdapterInput, WriteResult
+
+
+def command(
+    model: options.Model,
+    adapter: Annotated[
+        list[str], Option("-a", "--adapter", metavar="GGUF[=SCALE]", help="LoRA adapter; may be given again")
+    ],
+    output: options.Output = "-",
+    type: Annotated[str, Option("--type", metavar="TYPE", help="bf16, f16, ..., or keep: each tensor's own")] = "bf16",
+    threads: options.Threads = 0,
+) -> None:
+    """Folds LoRA adapters into their base model and streams the result.
+
+    `merge | quantize` quantizes once, because merge writes BF16 unless told.
+    """
+    from fabric.files import check_streams
+    from fabric.weights.merge import merge
+    from fabric.weights.settings import MergeSettings
+
+    adapters = tuple(adapter_input(text) for text in adapter)
+    check_streams([model, *(a.path for a in adapters)], [output])
+    with console.bar("merge", "B") as progress:
+        result = merge(MergeSettings(model, adapters, output, type.lower(), threads), progress)
+    tell("merged", result)
+
+
+def adapter_input(text: str) -> AdapterInput:
+    """PATH or PATH=SCALE."""
+    from fabric.weights.settings import AdapterInput
+
+    path, _, scale = text.rpartition("=")
+    if not path:
+        return AdapterInput(text)
+    try:
+        return AdapterInput(path, float(scale))
+    except ValueError:
+        raise UsageError(f"--adapter {text}: after `=` comes a scale such as 0.5") from None
+
+
+def tell(verb: str, result: WriteResult) -> None:
+    """Says what was written; tensors that did not get their type are named."""
+    for tensor in result.tensors:
+        if tensor.fallback:
+            console.note(f"{tensor.name}: {tensor.to_type}, because {tensor.fallback}")
+    changed = sum(tensor.changed for tensor in result.tensors)
+    what = f"{changed} of {len(result.tensors)} tensors" if changed else f"{len(result.tensors)} tensors"
+    errors = [t.relative_rmse for t in result.tensors if t.relative_rmse]
+    worst = f", largest relative error {max(errors):.2g}" if errors else ""
+    size = f"{console.human_bytes(result.from_bytes)} -> {console.human_bytes(result.file_bytes)}"
+    console.report(dataclasses.asdict(result), f"{verb} {what} to {result.type}: {size}{worst}", result.output)

@@ -1,0 +1,136 @@
+"""What `train` and `resume` show while they run: a bar, the numbers behind it, and how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fabric.cli import console
+from fabric.errors import UsageError
+
+if TYPE_CHECKING:
+    from fabric.training.settings import TrainReport
+
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]{postfix}"
+
+
+def modules_of(text: str) -> tuple[str, ...]:
+    """Names of --modules; UsageError for one that does not exist, with the nearest that does."""
+    from fabric.training.settings import ALL_MODULES, ATTENTION_MODULES, FFN_MODULES, MODULES
+
+    groups = {"all": ALL_MODULES, "attn": ATTENTION_MODULES, "ffn": FFN_MODULES}
+    names: list[str] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name not in groups and name not in MODULES:
+            close = get_close_matches(name, [*groups, *MODULES], 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([*groups, *MODULES])}"
+            raise UsageError(f"--modules: there is no module {name!r}; {hint}")
+        names += groups.get(name, (name,))
+    return tuple(dict.fromkeys(names))
+
+
+class TerminalUI:
+    """Draws a run on stderr; see fabric.training.settings.TrainUI."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.signal: int | None = None
+        self.peak = 0.0
+        self.steps = 0.0
+
+    def start(self, info: dict[str, Any]) -> None:
+        """Says what will run, and opens the bar."""
+        facts = [f"{info['rows']:,} rows", f"{info['steps']:,} steps", f"{info['trained_params']:,} parameters train"]
+        console.note(f"{', '.join(facts)}, {console.human_bytes(info['planned_bytes'])} planned on {info['device']}")
+        if info.get("run_dir"):
+            console.note(f"checkpoints in {info['run_dir']}")
+        if console.wants_bar():
+            from tqdm import tqdm
+
+            self.steps = float(info.get("first_step", 0))
+            self.bar = tqdm(
+                total=info["steps"],
+                initial=self.steps,
+                bar_format=BAR,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                leave=False,
+            )
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None:
+            self.bar.clear()
+        console.note(text)
+
+    def progress(self, fraction: float) -> None:
+        """Moves the bar inside a step."""
+        if self.bar is not None:
+            self.bar.n = self.steps + min(fraction, 0.999)
+            if time.monotonic() - self.drawn > 0.2:
+                self.bar.refresh()
+                self.drawn = time.monotonic()
+
+    drawn = 0.0
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """Shows the numbers of a finished step."""
+        self.steps = float(metrics["step"])
+        if self.bar is None:
+            return
+        parts = [f"loss {metrics['loss']:.3f}", f"lr {metrics['lr']:.1e}", f"{metrics['tokens_per_s']:.0f} tokens/s"]
+        if metrics.get("share_of_peak"):
+            parts.append(f"{100 * metrics['share_of_peak']:.0f} % of peak")
+        if metrics.get("peak_bytes"):
+            parts.append(console.human_bytes(metrics["peak_bytes"]))
+        self.bar.n = self.steps
+        self.bar.set_postfix_str(", ".join(parts))
+
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came."""
+        return self.signal is not None
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+@contextmanager
+def stoppable() -> Iterator[TerminalUI]:
+    """A UI that hears Ctrl-C and SIGTERM: acknowledged at once; a second one ends the process at once."""
+    ui = TerminalUI()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ui.signal = number
+        os.write(2, b"\nstopping after this optimizer step; once more stops at once\n")
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ui
+    finally:
+        ui.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell(report: TrainReport, *outputs: str | None) -> None:
+    """Says what a finished run came to."""
+    validation = f", validation {report.val_loss:.4f}" if report.val_loss is not None else ""
+    console.report(
+        dataclasses.asdict(report),
+        f"{report.steps:,} steps in {report.seconds:.1f} s, {report.tokens_per_s:.0f} tokens/s: loss {report.loss:.4f}"
+        f"{validation}; adapter {console.human_bytes(report.adapter_bytes)}, peak {console.human_bytes(report.peak_bytes)}",
+        *outputs,
+    )
