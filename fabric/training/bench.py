@@ -1,0 +1,143 @@
+"""How fast a model trains here: tokens/s of whole optimizer steps, share of the measured peak, memory, time by op."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fabric.core import Device, Feed
+from fabric.errors import UsageError
+from fabric.models import architecture_of
+from fabric.models.recorder import Weights
+from fabric.training.loop import Machine
+from fabric.training.metrics import peak_bytes
+from fabric.training.parameters import Layout, initial_values, lora_layout
+from fabric.training.settings import ALL_MODULES, Precision, TrainSettings
+from fabric.weights.gguf import GGUF
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """One row of `tokens` tokens a step, every one trained (or each `trained_every`-th)."""
+
+    model: str
+    tokens: int = 512
+    trained_every: int = 1
+    rank: int = 16
+    modules: tuple[str, ...] = ALL_MODULES
+    precision: Precision = "auto"
+    checkpointing: bool = True
+    steps: int = 3
+    threads: int = 0
+    device: str = "cpu"
+    isa: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Rates of the median step; `flops` are those of the plan's products, `nominal_flops` 4 a weight and token."""
+
+    model: str
+    device: str
+    isa: str
+    precision: str
+    tokens: int
+    step_s: float
+    first_step_s: float
+    tokens_per_s: float
+    flops_per_s: float
+    nominal_flops_per_s: float
+    peak_flops_per_s: dict[str, float]
+    read_bytes_per_s: float
+    planned_bytes: int
+    peak_bytes: int
+    model_bytes: int
+    ops: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def share_of_peak(self) -> float:
+        """Nominal operations over the best measured peak."""
+        return self.nominal_flops_per_s / max(self.peak_flops_per_s.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the share."""
+        return {**asdict(self), "share_of_peak": self.share_of_peak}
+
+
+def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None = None) -> BenchReport:
+    """Runs a warm-up and `steps` timed steps, then one more that is timed by op."""
+    if settings.tokens < 2 or settings.steps < 1 or settings.trained_every < 1:
+        raise UsageError("bench needs at least two tokens, one step and one trained token")
+    with contextlib.ExitStack() as stack:
+        gguf = GGUF.open(settings.model)
+        stack.callback(gguf.close)
+        config = architecture_of(gguf).read_config(gguf)
+        layout = lora_layout(gguf, settings.modules, settings.rank)
+        feed = _feed(settings, config.vocab_size)
+        train = TrainSettings(
+            data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
+            checkpointing=settings.checkpointing,
+        )  # fmt: skip
+        times = []
+        device = Device(settings.device, settings.threads, settings.isa)
+        peaks = {kind: device.peak(kind) for kind in ("f32", "bf16")}
+        read, info = device.peak("read"), device.info
+        with _machine(train, gguf, device, layout, settings.tokens) as machine:
+            for step in range(settings.steps + 1):
+                began = time.perf_counter()
+                machine.optimizer.t = step + 1
+                machine.plan.step([feed], machine.optimizer)
+                times.append(time.perf_counter() - began)
+                if progress:
+                    progress(step + 1, settings.steps + 2)
+            stats, planned, precision = machine.plan.stats, machine.planned_bytes(), machine.precision
+            resident = peak_bytes()
+        with _machine(
+            train, gguf, Device(settings.device, settings.threads, settings.isa, profile=True), layout, settings.tokens
+        ) as machine:
+            machine.optimizer.t = 1
+            machine.plan.step([feed], machine.optimizer)
+            ops = sorted(machine.plan.op_stats(), key=lambda op: -op["seconds"])
+        step_s = median(times[1:])
+        weights = sum(t.n_elements for name, t in gguf.tensors.items() if _multiplies(name, gguf) and len(t.shape) == 2)
+        return BenchReport(
+            model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=settings.tokens,
+            step_s=step_s, first_step_s=times[0], tokens_per_s=settings.tokens / step_s,
+            flops_per_s=(stats.flops_per_token * feed.tokens + stats.flops_per_trained * feed.trained) / step_s,
+            nominal_flops_per_s=4 * weights * settings.tokens / step_s, peak_flops_per_s=peaks,
+            read_bytes_per_s=read, planned_bytes=planned, peak_bytes=resident,
+            model_bytes=sum(t.nbytes for t in gguf.tensors.values()), ops=ops,
+        )  # fmt: skip
+
+
+def _multiplies(name: str, gguf: GGUF) -> bool:
+    """Whether a tensor is a factor of a product: the embedding is one only where it is the head too."""
+    return name.endswith(".weight") and (name != "token_embd.weight" or "output.weight" not in gguf.tensors)
+
+
+def _feed(settings: BenchSettings, vocab: int) -> Feed:
+    n = settings.tokens
+    tokens = np.random.default_rng(0).integers(0, vocab, n + 1, dtype=np.int32)
+    at = np.arange(n, dtype=np.int32)
+    index = at[settings.trained_every - 1 :: settings.trained_every]
+    return Feed(n, len(index), (tokens[:-1], at, np.zeros_like(at), at + 1, index, tokens[index + 1]))
+
+
+@contextlib.contextmanager
+def _machine(settings: TrainSettings, gguf: GGUF, device: Device, layout: Layout, tokens: int) -> Iterator[Machine]:
+    weights = Weights(gguf, device)
+    machine = Machine(settings, weights, layout, settings.alpha, tokens)
+    machine.params.write(initial_values(layout, settings.seed))
+    machine.optimizer.lr = settings.lr
+    try:
+        yield machine
+    finally:
+        machine.close()
+        weights.close()
+        device.close()
