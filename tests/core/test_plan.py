@@ -1,0 +1,179 @@
+"""What laying work out differently must not change: checkpointing and threads nothing at all, tiles almost nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fabric.core import BF16, F32, PAIRS, SILU, Buffer, Cancelled, Device, Feed, Lora, Optimizer, Plan, Progress, Range
+from fabric.errors import DeviceError
+from tests.core.harness import VOCAB, Lab
+
+T, WIDTH, HEADS = 24, 32, 4
+
+
+def decoder(device: Device, blocks: int = 3, precision: int = F32) -> tuple[Lab, int]:
+    """A small decoder with LoRA pairs on all its layers; every feed holds packed rows of 10 and 14."""
+    lab = Lab(device, T, precision)
+    g = lab.graph
+    ids = lab.ints(np.arange(T) * 7 % VOCAB)
+    lo, hi = lab.ints(np.where(np.arange(T) < 10, 0, 10)), lab.ints(np.arange(T) + 1)
+    positions = lab.ints(np.where(np.arange(T) < 10, np.arange(T), np.arange(T) - 10))
+
+    def weight(rows: int, cols: int) -> int:
+        return lab.frozen((lab.random.standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32))
+
+    def linear(x: int, rows: int, cols: int, residual: int = -1) -> int:
+        lora = Lora(lab.param(3, cols, cols**-0.5), lab.param(rows, 3, 0.1), 2.0)
+        return g.linear(x, weight(rows, cols), lora=lora, residual=residual)
+
+    x = g.embed(weight(VOCAB, WIDTH), ids)
+    table = g.rope_table(positions, lab.frozen(np.array([[1.0, 0.3, 0.1, 0.03]], np.float32)))
+    for _ in range(blocks):
+        g.mark()
+        h = g.rms_norm(x, lab.frozen(np.ones((1, WIDTH), np.float32)), 1e-5)
+        q, k = (g.rope(linear(h, rows, WIDTH), table, 8, PAIRS) for rows in (WIDTH, 16))
+        o = g.attention(q, k, linear(h, 16, WIDTH), lo, hi, n_head=HEADS, n_kv_head=2, head_dim=8, scale=8**-0.5)
+        x = linear(o, WIDTH, WIDTH, residual=x)
+        h = g.rms_norm(x, lab.frozen(np.ones((1, WIDTH), np.float32)), 1e-5)
+        x = linear(g.glu(linear(h, 48, WIDTH), linear(h, 48, WIDTH), SILU), WIDTH, 48, residual=x)
+    g.mark()
+    return lab, lab.loss(x, WIDTH)
+
+
+def run(device: Device, precision: int = F32, **options: int | bool) -> tuple[np.ndarray, np.ndarray, Plan]:
+    """Losses and gradients of one feed."""
+    lab, nll = decoder(device, precision=precision)
+    plan = lab.plan(**options)
+    lab.params.write(lab.values)
+    plan.run(lab.feed())
+    return plan.read(nll, T, 1), lab.grads.read(), plan
+
+
+@pytest.mark.parametrize("precision", [F32, BF16])
+def test_checkpointing_changes_no_bit_and_saves_memory(precision: int) -> None:
+    device = Device("cpu", threads=2)
+    kept = run(device, precision, checkpoint=False)
+    recomputed = run(device, precision, checkpoint=True)
+    assert np.array_equal(kept[0], recomputed[0])
+    assert np.array_equal(kept[1], recomputed[1])
+    assert recomputed[2].stats.arena_bytes < kept[2].stats.arena_bytes
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
+    one, many = run(Device("cpu", threads=1)), run(Device("cpu", threads=threads))
+    assert np.array_equal(one[0], many[0])
+    assert np.array_equal(one[1], many[1])
+
+
+@pytest.mark.parametrize("limit", [1 << 10, 1500, 1 << 12])
+def test_a_forced_binding_limit_changes_nothing_but_the_layout(limit: int) -> None:
+    whole = run(Device("cpu"))
+    tiled = run(Device("cpu", max_binding_bytes=limit * 4))
+    assert tiled[2].stats.tiled > 0
+    assert "(tile)" in tiled[2].describe()
+    np.testing.assert_allclose(tiled[0], whole[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(tiled[1], whole[1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_tile_can_fit_is_refused_in_a_sentence() -> None:
+    with pytest.raises(DeviceError, match="limit of 256 bytes"):
+        run(Device("cpu", max_binding_bytes=256))
+
+
+def test_chunks_of_logits_change_nothing() -> None:
+    device = Device("cpu")
+    whole, chunked = run(device), run(device, logits_bytes=4 * VOCAB * 5)
+    assert chunked[2].stats.launches > whole[2].stats.launches
+    np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
+    np.testing.assert_allclose(chunked[1], whole[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_bytes_planned_are_the_bytes_allocated() -> None:
+    stats = run(Device("cpu"))[2].stats
+    assert stats.allocated_bytes == stats.arena_bytes + stats.scratch_bytes + stats.input_bytes
+
+
+def test_a_frozen_model_has_no_backward_pass_below_its_lowest_pair() -> None:
+    device = Device("cpu")
+    lab = Lab(device, T)
+    g = lab.graph
+    frozen = lab.frozen(np.eye(WIDTH, dtype=np.float32))
+    x = g.embed(lab.frozen(np.ones((VOCAB, WIDTH), np.float32)), lab.ints(np.zeros(T)))
+    for _ in range(4):
+        x = g.linear(x, frozen)
+    x = g.linear(x, frozen, lora=Lora(lab.param(2, WIDTH), lab.param(WIDTH, 2), 1.0))
+    lab.loss(x, WIDTH)
+    backward = [line for line in lab.plan().describe().splitlines() if line.startswith("linear_dx")]
+    assert len(backward) == 2  # through the head, and to the low-rank side of the one pair
+
+
+def optimizer_for(lab: Lab, lr: float) -> Optimizer:
+    m, v = (Buffer(lab.device, lab.params.nbytes) for _ in range(2))
+    return Optimizer(m, v, [Range(0, len(lab.values))], lr=lr, clip=1.0, t=1)
+
+
+def test_two_feeds_of_a_step_are_one_larger_batch() -> None:
+    """The gradient is divided once by the tokens of all feeds, however they are split."""
+    device = Device("cpu")
+    lab, _ = decoder(device)
+    lab.params.write(lab.values)
+    plan, feed = lab.plan(), lab.feed()
+    once = plan.step([feed], optimizer_for(lab, 0.0))
+    grads = lab.grads.read()
+    twice = plan.step([feed, feed], optimizer_for(lab, 0.0))
+    assert twice.trained == 2 * once.trained
+    assert twice.grad_norm == pytest.approx(once.grad_norm, rel=1e-6)
+    np.testing.assert_allclose(lab.grads.read(), 2 * grads, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_lower_the_loss() -> None:
+    lab, _ = decoder(Device("cpu"))
+    lab.params.write(lab.values)
+    plan, optimizer = lab.plan(), optimizer_for(lab, 0.02)
+    losses = []
+    for t in range(1, 31):
+        optimizer.t = t
+        losses.append(plan.step([lab.feed()], optimizer).loss_sum / T)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_loss_that_is_no_number_updates_nothing() -> None:
+    lab, _ = decoder(Device("cpu"))
+    lab.values[0] = np.inf
+    lab.params.write(lab.values)
+    result = lab.plan().step([lab.feed()], optimizer_for(lab, 0.1))
+    assert not result.finite
+    assert np.array_equal(lab.params.read(), lab.values)
+
+
+def test_a_cancelled_step_leaves_the_parameters_alone() -> None:
+    lab, _ = decoder(Device("cpu"))
+    lab.params.write(lab.values)
+    plan, progress = lab.plan(), Progress()
+    progress.cancel()
+    with pytest.raises(Cancelled):
+        plan.step([lab.feed()], optimizer_for(lab, 0.1), progress)
+    assert np.array_equal(lab.params.read(), lab.values)
+    running = Progress()
+    stop = threading.Thread(target=lambda: (time.sleep(0.05), running.cancel()))
+    stop.start()
+    with pytest.raises(Cancelled):
+        for _ in range(100000):
+            plan.step([lab.feed()], optimizer_for(lab, 0.0), running)
+    stop.join()
+
+
+def test_a_short_feed_costs_and_returns_its_own_rows_only() -> None:
+    lab, nll = decoder(Device("cpu"))
+    lab.params.write(lab.values)
+    plan, full = lab.plan(), lab.feed()
+    plan.run(full)
+    losses = plan.read(nll, T, 1)
+    short = Feed(10, 10, tuple(array[:10] for array in full.inputs))
+    plan.run(short)
+    np.testing.assert_allclose(plan.read(nll, 10, 1), losses[:10], rtol=1e-6)
