@@ -47,7 +47,7 @@ def open_output(target: str | Path, *, text: bool = False) -> Iterator[BinaryIO]
     descriptor = _descriptor(name)
     path = Path(name)
     if descriptor is None and not _is_special(path):
-        with _replacing(Path(os.path.realpath(path)), name) as out:
+        with _replacing(name) as out:
             yield out
         return
     try:
@@ -137,10 +137,11 @@ def _closing(sink: _Sink) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, name: str) -> Iterator[BinaryIO]:
-    partial = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+def _replacing(name: str) -> Iterator[BinaryIO]:
     mode = None
     try:
+        path = Path(os.path.realpath(name))
+        partial = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
         if path.exists():
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -132,6 +132,8 @@ def _infer_element(values: Sequence[Any]) -> int:
         return STRING
     if all(isinstance(value, bool) for value in values):
         return BOOL
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise DataError(f"the metadata array {str(values)[:60]} mixes kinds")
     if any(isinstance(value, float) for value in values):
         return FLOAT32
     return INT32 if all(-1 << 31 <= value < 1 << 31 for value in values) else INT64

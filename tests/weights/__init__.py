@@ -1,0 +1,1 @@
+"""Tests of files and weights: formats, GGUF, adapters, merge, quantize."""

@@ -1,0 +1,178 @@
+"""Block formats: weights must mean here what they mean to everyone else, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+from gguf.quants import quantize as reference_encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fabric.core import _native
+from fabric.weights.codec import decode, encode
+from fabric.weights.formats import BY_NAME, FORMATS, encodable, tensor_bytes
+from tests.support import llama_cpp
+
+ffi, lib = _native.ffi, _native.lib
+
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+BLOCKS = [name for name in TYPES if BY_NAME[name].block > 1]
+
+quick = settings(deadline=None, max_examples=60)
+
+
+def reference_decode(name: str, data: bytes) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        raw = np.frombuffer(data, np.uint8).reshape(1, -1)
+        return dequantize(raw, gguf.GGMLQuantizationType[name]).astype(np.float32).ravel()
+
+
+def reference_bytes(name: str, values: np.ndarray) -> bytes:
+    with np.errstate(all="ignore"):
+        return reference_encode(values, gguf.GGMLQuantizationType[name]).tobytes()
+
+
+def same_floats(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+def normal_rows(seed: int, rows: int = 64, cols: int = 256) -> np.ndarray:
+    """Rows of very different size, as weights and their outliers are."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, cols)) * np.exp(rng.uniform(-9, 4, (rows, 1)))).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@quick
+@given(data=st.data())
+def test_any_bytes_decode_as_everywhere_else(name: str, data: st.DataObject) -> None:
+    row = BY_NAME[name]
+    blocks = data.draw(st.integers(1, 9))
+    raw = data.draw(st.binary(min_size=blocks * row.block_bytes, max_size=blocks * row.block_bytes))
+    assert same_floats(decode(row.type, raw, blocks * row.block), reference_decode(name, raw))
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_every_16_bit_number_decodes_exactly(name: str) -> None:
+    raw = np.arange(1 << 16, dtype="<u2").tobytes()
+    assert same_floats(decode(BY_NAME[name].type, raw, 1 << 16), reference_decode(name, raw))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("scale", [0x7E00, 0x7C00, 0xFC00, 0x0001, 0x8000, 0x7BFF])
+def test_scales_that_are_nan_infinite_or_tiny_decode_as_everywhere_else(name: str, scale: int) -> None:
+    row = BY_NAME[name]
+    raw = bytearray(np.random.default_rng(scale).integers(0, 256, row.block_bytes, np.uint8).tobytes())
+    raw[:2] = scale.to_bytes(2, "little")
+    assert same_floats(decode(row.type, raw, row.block), reference_decode(name, bytes(raw)))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_tensors_at_odd_addresses_are_read(name: str) -> None:
+    row = BY_NAME[name]
+    raw = np.random.default_rng(3).integers(0, 256, 1 + 4 * row.block_bytes, np.uint8).tobytes()
+    found = decode(row.type, memoryview(raw)[1:], 4 * row.block)
+    assert same_floats(found, reference_decode(name, raw[1:]))
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_encoding_gives_the_bytes_that_the_gguf_package_gives(name: str, seed: int) -> None:
+    values = normal_rows(seed)
+    assert bytes(encode(BY_NAME[name].type, values)) == reference_bytes(name, values)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@quick
+@given(
+    values=hnp.arrays(
+        np.float32, (2, 32), elements=st.floats(-60000, 60000, width=32, allow_subnormal=False).map(lambda x: x + 0.0)
+    )
+)
+def test_encoding_loses_no_more_than_the_gguf_package(name: str, values: np.ndarray) -> None:
+    type = BY_NAME[name].type
+    ours = decode(type, encode(type, values), values.size)
+    theirs = reference_decode(name, reference_bytes(name, values))
+    lost = np.abs(ours.astype(np.float64) - values.ravel()).sum()
+    assert lost <= np.abs(theirs.astype(np.float64) - values.ravel()).sum()
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("name", TYPES[1:])
+def test_encoding_gives_the_bytes_that_stock_llama_cpp_gives(name: str) -> None:
+    library = llama_cpp._lib()
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
+    values = normal_rows(11)
+    type = BY_NAME[name].type
+    theirs = ctypes.create_string_buffer(tensor_bytes(type, values.shape))
+    library.ggml_quantize_chunk(type, values.ctypes.data, theirs, 0, *values.shape, None)
+    assert bytes(encode(type, values)) == theirs.raw
+
+
+@pytest.mark.parametrize(("name", "overflow"), [("BF16", 3.4e38), ("F16", 65520.0)])
+def test_16_bit_rounding_is_to_nearest_even_and_keeps_nan(name: str, overflow: float) -> None:
+    type = BY_NAME[name].type
+    every = decode(type, np.arange(1 << 16, dtype="<u2").tobytes(), 1 << 16)
+    finite = np.unique(every[np.isfinite(every)])
+    halfway = ((finite[:-1].astype(np.float64) + finite[1:]) / 2).astype(np.float32)
+    values = np.concatenate([finite, halfway, np.nextafter(halfway, np.float32(np.inf))])
+    assert bytes(encode(type, values[None])) == reference_bytes(name, values)
+    special = np.array([[np.nan, -np.nan, np.inf, -np.inf, overflow, -0.0]], np.float32)
+    found = decode(type, encode(type, special), 6)
+    assert np.isnan(found[:2]).all()
+    assert found[2:5].tolist() == [np.inf, -np.inf, np.inf]
+    assert found[5] == 0
+    assert np.signbit(found[5])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_values_that_are_no_numbers_do_not_crash_the_encoder(name: str) -> None:
+    values = normal_rows(5, 4, 64)
+    values[0, :3] = [np.nan, np.inf, -np.inf]
+    values[1] = 0.0
+    values[2] = 1e-42
+    values[3] = np.float32(3e38)
+    found = decode(BY_NAME[name].type, encode(BY_NAME[name].type, values), values.size)
+    assert (found.reshape(4, 64)[1] == 0).all()
+
+
+def test_the_core_and_the_reader_agree_on_every_size() -> None:
+    assert [row.name for row in encodable()] == sorted(TYPES, key=lambda name: BY_NAME[name].type)
+    for type, (block, block_bytes) in gguf.GGML_QUANT_SIZES.items():
+        assert (FORMATS[int(type)].block, FORMATS[int(type)].block_bytes) == (block, block_bytes)
+        assert FORMATS[int(type)].name == type.name
+        row = lib.fb_format_get(int(type))
+        if row != ffi.NULL:
+            assert (ffi.string(row.name).decode(), row.type) == (type.name, int(type))
+            assert (row.block, row.block_bytes) == (block, block_bytes)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: lib.fb_decode(8, ffi.new("char[34]"), ffi.new("float[32]"), 31), "whole Q8_0 blocks"),
+        (lambda: lib.fb_decode(99, ffi.NULL, ffi.NULL, 0), "cannot be decoded"),
+        (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 1, 33, ffi.NULL), "whole Q8_0 blocks"),
+        (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 1 << 40, 1 << 40, ffi.NULL), "1099511627776"),
+        (lambda: lib.fb_encode(26, ffi.NULL, ffi.NULL, 1, 1, ffi.NULL), "cannot be encoded"),
+        (
+            lambda: lib.fb_encode(8, ffi.new("float[32]"), ffi.new("char[34]"), 1, 32, ffi.new("float[32]")),
+            "importance",
+        ),
+    ],
+)
+def test_a_mistaken_call_ends_in_a_sentence(call: object, sentence: str) -> None:
+    assert call() == lib.FB_E_ARGUMENT  # type: ignore[operator]
+    assert sentence in ffi.string(lib.fb_error()).decode()
