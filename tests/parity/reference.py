@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class Reference:
         # After .to(dtype), which would have rounded them.
         kind = torch.float64 if dtype == torch.float64 else torch.float32
         self.model.model.rotary_emb.inv_freq = torch.tensor(frequencies, dtype=kind)
+        if dtype == torch.float64:
+            self._keep_f64()
         self.model.requires_grad_(False)
         self.scale = 0.0
 
@@ -100,6 +103,22 @@ class Reference:
             for ours, theirs in {**MODULES, **_NORMS}.items():
                 name = f"blk.{i}.{ours}.weight"
                 yield f"model.layers.{i}.{theirs}.weight", self._tensor(self._order(name, weights[name], inverse=True))
+
+    def _keep_f64(self) -> None:
+        """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
+
+        def table(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            angles = position_ids[0, :, None] * self._causal().model.rotary_emb.inv_freq
+            angles = torch.cat((angles, angles), -1)[None]
+            return angles.cos(), angles.sin()
+
+        def norm(module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+            return module.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+
+        self.model.model.rotary_emb.forward = table
+        for module in self.model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.forward = partial(norm, module)
 
     def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.dtype)

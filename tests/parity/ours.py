@@ -1,0 +1,108 @@
+"""Our side of parity tests, through the objects that the commands use: logits, NLL and gradients of packed rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.core import PARAM, Buffer, Device, Feed, Plan
+from fabric.models import architecture_of
+from fabric.models.inference import Decoder
+from fabric.models.recorder import LoraSource, Recorder, Weights
+from fabric.weights.gguf import GGUF
+from tests.parity.rows import Row
+
+Array = npt.NDArray[np.float32]
+Pairs = Mapping[str, tuple[Array, Array]]
+
+
+@contextmanager
+def _weights(path: str | Path, device_options: Mapping[str, Any]) -> Iterator[Weights]:
+    device = Device("cpu", **{"threads": 2, **device_options})
+    with GGUF.open(path) as gguf:
+        weights = Weights(gguf, device)
+        try:
+            yield weights
+        finally:
+            weights.close()
+            device.close()
+
+
+def logits(path: str | Path, tokens: Sequence[int], precision: str = "f32", **device_options: Any) -> Array:  # noqa: ANN401
+    """(len(tokens), vocabulary), through the cache that `generate` uses."""
+    n = len(tokens)
+    with _weights(path, device_options) as weights:
+        decoder = Decoder(weights, cache_rows=n, tokens=n, outputs=n, precision=precision)
+        try:
+            at = np.arange(n, dtype=np.int32)
+            return decoder.logits(np.array(tokens, np.int32), at, np.zeros_like(at), at + 1, at, at)
+        finally:
+            decoder.close()
+
+
+def packed(rows: Sequence[Row]) -> Feed:
+    """Rows one after the other in one feed, each seeing only itself."""
+    tokens, positions, lo, index, targets = [], [], [], [], []
+    for row in rows:
+        start = len(tokens)
+        tokens += row.tokens
+        positions += range(len(row.tokens))
+        lo += [start] * len(row.tokens)
+        wanted = [i for i in range(1, len(row.tokens)) if row.train[i]]
+        index += [start + i - 1 for i in wanted]
+        targets += [row.tokens[i] for i in wanted]
+    hi = range(1, len(tokens) + 1)
+    arrays = [np.array(column, np.int32) for column in (tokens, positions, lo, hi, index, targets)]
+    return Feed(len(tokens), len(index), arrays)
+
+
+def gradients(
+    path: str | Path,
+    pairs: Pairs,
+    alpha: float,
+    rows: Sequence[Row],
+    precision: str = "f32",
+    **device_options: Any,  # noqa: ANN401
+) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+    """NLL of each trained token, and gradients of their sum, of all rows packed into one feed."""
+    sizes = {name: (a.size, b.size) for name, (a, b) in pairs.items()}
+    n_bytes = 4 * sum(a + b for a, b in sizes.values())
+    feed = packed(rows)
+    with _weights(path, device_options) as weights:
+        params, grads = Buffer(weights.device, n_bytes), Buffer(weights.device, n_bytes)
+        sources, offset = {}, 0
+        for name, (a, b) in pairs.items():
+            sources[name] = LoraSource(PARAM, params, offset, offset + a.nbytes, a.shape[0], alpha / a.shape[0])
+            params.write(np.ascontiguousarray(a), offset)
+            params.write(np.ascontiguousarray(b), offset + a.nbytes)
+            offset += a.nbytes + b.nbytes
+        recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources)
+        arch = architecture_of(weights.gguf)
+        nll = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
+        plan = Plan(recorder.graph, params, grads)
+        recorder.graph.close()
+        try:
+            plan.run(feed)
+            found = {}
+            for name, source in sources.items():
+                a, b = pairs[name]
+                da = grads.read(source.a_offset, a.nbytes).reshape(a.shape)
+                found[name] = (da, grads.read(source.b_offset, b.nbytes).reshape(b.shape))
+            return plan.read(nll, feed.trained, 1)[:, 0], found
+        finally:
+            plan.close()
+            grads.close()
+            params.close()
+
+
+def write_rows(path: Path, batches: Sequence[Sequence[Row]]) -> Path:
+    """Token records, in order, as `train` reads them."""
+    lines = [json.dumps({"tokens": list(row.tokens), "train": list(row.train)}) for rows in batches for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path

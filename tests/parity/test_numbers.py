@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="parity needs torch, transformers and peft")
+pytest.importorskip("transformers", reason="parity needs torch, transformers and peft")
+pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
+
+from tests.parity import ours  # noqa: E402
+from tests.parity.reference import Reference  # noqa: E402
+from tests.parity.rows import Row, batches  # noqa: E402
+from tests.support.compare import flat, relative_error, rms_error  # noqa: E402
+from tests.support.paths import shared, smollm2  # noqa: E402
+from tests.support.random_models import RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+
+SHAPES = {
+    "tied": Shape(),
+    "untied": Shape(tied=False),
+    "llama3_scaling": Shape(rope_scaling=RopeScaling(), rope_base=500000.0),
+    "every_head_its_own_keys": Shape(kv_heads=4),
+    "one_key_head": Shape(heads=2, kv_heads=1, head_dim=32),
+    "heads_wider_than_the_model": Shape(heads=4, kv_heads=2, head_dim=32),
+    "odd_sizes": Shape(hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16, ffn=160, vocab=389),
+}
+TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+ALPHA = 8.0
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def check(path: Path, shape: Shape) -> None:
+    """Logits within 1e-5 and gradients of LoRA pairs (B not zero) within 1e-4 of PyTorch, in f64 there."""
+    rows = batches(shape.vocab, steps=1)[0]
+    pairs = random_pairs(shape, b_std=0.1)
+    reference = Reference(path, torch.float64)
+    for row in rows:
+        assert relative_error(ours.logits(path, row.tokens), reference.logits(row.tokens)) < 1e-5
+    reference.add_lora(pairs, ALPHA)
+    total, count = reference.backward(rows)
+    nll, grads = ours.gradients(path, pairs, ALPHA, rows)
+    assert len(nll) == count
+    assert abs(float(nll.astype(np.float64).sum()) - total) < 1e-5 * total
+    for name, want in reference.gradients().items():
+        for got, truth, part in zip(grads[name], want, "AB", strict=True):
+            assert relative_error(got, truth) < 1e-4, (name, part)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_small_models_agree_with_pytorch(name: str, tmp_path: Path) -> None:
+    check(write_model(tmp_path / "m.gguf", SHAPES[name]), SHAPES[name])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_block_formats_agree_with_pytorch(kind: str, tmp_path: Path) -> None:
+    check(write_model(tmp_path / "m.gguf", Shape(), kind), Shape())
+
+
+def test_llama3_frequencies_are_those_of_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = RopeScaling()
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=4,
+        head_dim=16,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        },
+    )
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1.0 / 500000.0 ** (np.arange(0, 16, 2) / 16)
+    assert relative_error(plain / scaling.factors(500000.0, 16), theirs.numpy()) < 1e-6
+
+
+# ---- the real model ----
+
+
+@pytest.fixture(scope="module")
+def real_rows() -> list[Row]:
+    """Two biomedical rows as plain text, trained from the answer on."""
+    from fabric.text.tokenizer import Tokenizer
+
+    from fabric.weights.gguf import GGUF
+
+    lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:2]
+    with GGUF.open(smollm2()) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
+        found = []
+        for line in lines:
+            question, answer = json.loads(line)["text"].split("\nA:")
+            parts = [tokenizer.encode(question + "\nA:"), tokenizer.encode(answer)]
+            found.append(Row(parts[0] + parts[1], [0] * len(parts[0]) + [1] * len(parts[1])))
+        return found
+
+
+@pytest.fixture(scope="module")
+def truth(real_rows: list[Row]) -> dict[str, np.ndarray]:
+    """Of SmolLM2 in f64: logits of the first row, gradients of both."""
+    return _measure(Reference(smollm2(), torch.float64, "sdpa"), real_rows)
+
+
+def _real_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return random_pairs(Shape(576, 30, 9, 3, 64, 1536, 49152), rank=8, b_std=0.02)
+
+
+def _measure(reference: Reference, rows: list[Row]) -> dict[str, np.ndarray]:
+    found = {"logits": reference.logits(rows[0].tokens)}
+    reference.add_lora(_real_pairs(), ALPHA)
+    reference.backward(rows)
+    for name, (a, b) in reference.gradients().items():
+        found[f"{name}:A"], found[f"{name}:B"] = a, b
+    return found
+
+
+def _ours(rows: list[Row], precision: str) -> dict[str, np.ndarray]:
+    found = {"logits": ours.logits(smollm2(), rows[0].tokens, precision)}
+    for name, (a, b) in ours.gradients(smollm2(), _real_pairs(), ALPHA, rows, precision)[1].items():
+        found[f"{name}:A"], found[f"{name}:B"] = a, b
+    return found
+
+
+def test_smollm2_in_f32_agrees_with_pytorch(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
+    got = _ours(real_rows, "f32")
+    assert relative_error(got.pop("logits"), truth["logits"]) < 1e-5
+    for name, value in got.items():
+        assert relative_error(value, truth[name]) < 1e-4, name
+
+
+def test_smollm2_in_bf16_is_as_close_to_the_truth_as_peft(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
+    peft = _measure(Reference(smollm2(), torch.bfloat16, "sdpa"), real_rows)
+    got = _ours(real_rows, "bf16")
+    assert rms_error(got.pop("logits"), truth["logits"]) < 1.2 * rms_error(peft.pop("logits"), truth["logits"])
+    want = {name: truth[name] for name in got}
+    theirs = {name: peft[name] for name in got}
+    assert _all_error(got, want) < 1.2 * _all_error(theirs, want)
+
+
+def _all_error(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
+    """Of all gradients together, so that the clipped step is what counts."""
+    pair = {name: (value, np.zeros(0)) for name, value in got.items()}
+    return rms_error(flat(pair), flat({name: (want[name], np.zeros(0)) for name in got}))
