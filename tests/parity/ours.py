@@ -34,7 +34,7 @@ def _weights(path: str | Path, device_options: Mapping[str, Any]) -> Iterator[We
             device.close()
 
 
-def logits(path: str | Path, tokens: Sequence[int], precision: str = "f32", **device_options: Any) -> Array:  # noqa: ANN401
+def logits(path: str | Path, tokens: Sequence[int], precision: str = "f32", **device_options: Any) -> Array:
     """(len(tokens), vocabulary), through the cache that `generate` uses."""
     n = len(tokens)
     with _weights(path, device_options) as weights:
@@ -68,7 +68,7 @@ def gradients(
     alpha: float,
     rows: Sequence[Row],
     precision: str = "f32",
-    **device_options: Any,  # noqa: ANN401
+    **device_options: Any,
 ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
     """NLL of each trained token, and gradients of their sum, of all rows packed into one feed."""
     sizes = {name: (a.size, b.size) for name, (a, b) in pairs.items()}

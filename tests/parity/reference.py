@@ -55,7 +55,7 @@ class Reference:
         reader = gguf.GGUFReader(str(path))
         weights = {t.name: np.array(dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
 
-        def get(key: str, default: Any = None) -> Any:  # noqa: ANN401
+        def get(key: str, default: Any = None) -> Any:
             field = reader.get_field("llama." + key)
             return default if field is None else field.contents()
 
@@ -112,7 +112,7 @@ class Reference:
             angles = torch.cat((angles, angles), -1)[None]
             return angles.cos(), angles.sin()
 
-        def norm(module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
             return module.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
 
         self.model.model.rotary_emb.forward = table
@@ -148,7 +148,7 @@ class Reference:
             )
         self._names = list(pairs)
 
-    def _layer(self, name: str) -> Any:  # noqa: ANN401
+    def _layer(self, name: str) -> Any:
         _, block, module, _ = name.split(".")
         return self.model.get_submodule(f"base_model.model.model.layers.{block}.{MODULES[module]}")
 
@@ -160,7 +160,7 @@ class Reference:
         """Gradients of the pairs, of what the last `backward` was called on."""
         return self._collect(lambda p: p.grad)
 
-    def _collect(self, pick: Any) -> dict[str, tuple[Array, Array]]:  # noqa: ANN401
+    def _collect(self, pick: Any) -> dict[str, tuple[Array, Array]]:
         found = {}
         for name in self._names:
             layer = self._layer(name)
@@ -186,10 +186,10 @@ class Reference:
             logits.to(max(self.dtype, torch.float32, key=_bits)), tokens[trained + 1], reduction="none"
         )
 
-    def _causal(self) -> Any:  # noqa: ANN401
+    def _causal(self) -> Any:
         return self.model if self.scale == 0.0 else self.model.base_model.model
 
-    def _decoder(self) -> Any:  # noqa: ANN401
+    def _decoder(self) -> Any:
         return self._causal().model
 
     def backward(self, rows: Sequence[Row]) -> tuple[float, int]:

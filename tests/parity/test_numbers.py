@@ -92,7 +92,6 @@ def test_llama3_frequencies_are_those_of_transformers() -> None:
 def real_rows() -> list[Row]:
     """Two biomedical rows as plain text, trained from the answer on."""
     from fabric.text.tokenizer import Tokenizer
-
     from fabric.weights.gguf import GGUF
 
     lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:2]

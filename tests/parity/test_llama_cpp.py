@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("xllamacpp", reason="this parity needs stock llama.cpp: pip install xllamacpp")
+pytest.importorskip("gguf", reason="this parity needs the gguf package")
+
+from fabric.weights.adapter import Adapter, LoraPair, write_adapter
+from fabric.weights.merge import merge
+from fabric.weights.quantize import quantize
+from fabric.weights.settings import AdapterInput, MergeSettings, QuantizeSettings
+from tests.parity import ours
+from tests.support.compare import log_softmax, mean_kl, mean_nll, relative_error
+from tests.support.decoded import decoded_copy
+from tests.support.llama_cpp import Llama
+from tests.support.paths import shared, smollm2
+from tests.support.random_models import RopeScaling, Shape, random_pairs, write_model
+
+TINY = Shape(rope_scaling=RopeScaling())
+ALPHA = 8.0
+F32_BOUND = 1e-3  # of the largest logit
+TIE = 0.1  # nats: closer candidates are a near-tie
+
+
+def write_random_adapter(path: Path, shape: Shape, b_std: float) -> Path:
+    pairs = {name: LoraPair(a, b) for name, (a, b) in random_pairs(shape, rank=8, b_std=b_std).items()}
+    with path.open("wb") as out:
+        write_adapter(out, Adapter("llama", ALPHA, pairs))
+    return path
+
+
+def stock(model: Path, tokens: list[int], adapter: Path | None = None) -> np.ndarray:
+    with Llama(model, adapter) as llama:
+        return llama.logits(tokens)
+
+
+@pytest.mark.parametrize("shape", [TINY, Shape(tied=False), Shape(heads=2, kv_heads=1, head_dim=32)])
+def test_stock_llama_cpp_sees_the_logits_we_see(shape: Shape, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", shape)
+    tokens = [int(t) for t in np.random.default_rng(0).integers(3, shape.vocab, 60)]
+    assert relative_error(ours.logits(model, tokens), stock(model, tokens)) < F32_BOUND
+
+
+def test_stock_llama_cpp_loads_the_adapter_and_it_does_what_merging_does(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", TINY)
+    adapter = write_random_adapter(tmp_path / "a.gguf", TINY, 0.1)
+    merged = tmp_path / "merged.gguf"
+    merge(MergeSettings(str(model), (AdapterInput(str(adapter)),), str(merged), type="keep"))
+    tokens = [int(t) for t in np.random.default_rng(0).integers(3, TINY.vocab, 60)]
+    base, beside, inside = stock(model, tokens), stock(model, tokens, adapter), stock(merged, tokens)
+    assert relative_error(beside, base) > 0.01, "the adapter changes nothing"
+    assert relative_error(beside, inside) < F32_BOUND
+    assert relative_error(ours.logits(merged, tokens), inside) < F32_BOUND
+
+
+# ---- the real model ----
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A random adapter of SmolLM2 and the two merged in F32: half a gigabyte, removed at the end."""
+    folder = tmp_path_factory.mktemp("real")
+    adapter = write_random_adapter(folder / "adapter.gguf", Shape(576, 30, 9, 3, 64, 1536, 49152), 0.02)
+    merge(MergeSettings(str(smollm2()), (AdapterInput(str(adapter)),), str(folder / "merged.gguf"), type="f32"))
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[list[int]]:
+    """Token ids of four questions with their answers."""
+    lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:4]
+    with Llama(smollm2()) as llama:
+        return [llama.tokenize(json.loads(line)["text"]) for line in lines]
+
+
+def test_merged_smollm2_in_f32_is_the_same_model_in_stock_llama_cpp(work: Path, texts: list[list[int]]) -> None:
+    with Llama(work / "merged.gguf") as llama:
+        for tokens in texts[:2]:
+            theirs, got = llama.logits(tokens), ours.logits(work / "merged.gguf", tokens)
+            assert relative_error(got, theirs) < F32_BOUND
+            assert abs(np.expm1(mean_nll(got, tokens) - mean_nll(theirs, tokens))) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
+def test_quantized_smollm2_is_the_same_model_in_stock_llama_cpp(
+    kind: str, work: Path, texts: list[list[int]], tmp_path: Path
+) -> None:
+    """On an F32 copy of the file's blocks stock agrees with us as on any F32 file: that is what the file means.
+
+    On the file itself stock rounds activations to 8 bits (or 16) as well and strays from its own F32 copy; from us it
+    may stray no further than that.
+    """
+    model = tmp_path / "q.gguf"
+    quantize(QuantizeSettings(str(work / "merged.gguf"), str(model), kind))
+    decoded = decoded_copy(model, tmp_path / "decoded.gguf")
+    with Llama(decoded) as plain, Llama(model) as rounding:
+        truth = np.concatenate([plain.logits(tokens) for tokens in texts])
+        theirs = np.concatenate([rounding.logits(tokens) for tokens in texts])
+    got = np.concatenate([ours.logits(model, tokens) for tokens in texts])
+    assert relative_error(got, truth) < F32_BOUND
+    own, ids = mean_kl(theirs, truth), [t for tokens in texts for t in tokens]
+    assert mean_kl(theirs, got) < max(1e-3, 1.05 * own)
+    strayed = abs(np.expm1(mean_nll(theirs, ids) - mean_nll(truth, ids)))
+    bound = 1e-3 if kind == "f16" else 5e-3
+    assert abs(np.expm1(mean_nll(got, ids) - mean_nll(theirs, ids))) < max(bound, 1.05 * strayed)
+    same_choice_but_for_ties(got, theirs, truth)
+    (tmp_path / "decoded.gguf").unlink()
+
+
+def same_choice_but_for_ties(got: np.ndarray, theirs: np.ndarray, truth: np.ndarray) -> None:
+    """Both choose the same next token wherever rounding of activations, which only one does, cannot turn it."""
+    log_p = log_softmax(truth)
+    best = np.sort(log_p, -1)
+    noise = np.abs(log_softmax(theirs) - log_p)[np.arange(len(log_p)), log_p.argmax(-1)]
+    clear = best[:, -1] - best[:, -2] > np.maximum(TIE, 4 * noise)
+    assert clear.mean() > 0.3
+    assert (got.argmax(-1) == theirs.argmax(-1))[clear].all()
+
+
+def test_greedy_text_is_that_of_stock_llama_cpp_until_a_near_tie(work: Path) -> None:
+    """Ours and stock's continue one prompt with the same 24 tokens, or part where two candidates are a near-tie."""
+    model = work / "merged.gguf"
+    with Llama(model) as llama:
+        tokens = llama.tokenize("<|im_start|>user\nName the four seasons.<|im_end|>\n<|im_start|>assistant\n")
+        for _ in range(24):
+            log_p = log_softmax(llama.logits(tokens)[-1:])[0]
+            second, best = np.sort(log_p)[-2:]
+            choice = int(ours.logits(model, tokens)[-1].argmax())
+            if choice != int(log_p.argmax()):
+                assert best - second < TIE
+                break
+            tokens.append(choice)

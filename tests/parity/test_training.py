@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="parity needs torch, transformers and peft")
+pytest.importorskip("transformers", reason="parity needs torch, transformers and peft")
+pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
+
+from fabric.training.run import train as fabric_train  # noqa: E402
+from fabric.training.settings import TrainSettings  # noqa: E402
+from fabric.weights.adapter import Adapter, LoraPair, read_adapter, write_adapter  # noqa: E402
+from tests.parity import ours  # noqa: E402
+from tests.parity.reference import Pairs, Recipe, Reference, train  # noqa: E402
+from tests.parity.rows import batches  # noqa: E402
+from tests.support.compare import flat, rms_error  # noqa: E402
+from tests.support.random_models import RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+
+ALPHA, STEPS = 8.0, 20
+SHAPE = Shape(layers=3, rope_scaling=RopeScaling())
+
+
+class Quiet:
+    """A run that nobody watches."""
+
+    def start(self, info: dict[str, Any]) -> None: ...
+    def message(self, text: str) -> None: ...
+    def progress(self, fraction: float) -> None: ...
+    def step(self, metrics: dict[str, Any]) -> None: ...
+    def interrupted(self) -> bool:
+        return False
+
+
+def run_ours(folder: Path, model: Path, pairs: Pairs, **settings: Any) -> tuple[list[float], Pairs]:
+    """Losses and final pairs of a run over the same batches from the same pairs."""
+    with (folder / "start.gguf").open("wb") as out:
+        write_adapter(out, Adapter("llama", ALPHA, {name: LoraPair(a, b) for name, (a, b) in pairs.items()}))
+    chosen = TrainSettings(
+        data=str(ours.write_rows(folder / "rows.jsonl", batches(SHAPE.vocab, STEPS, rows=4))),
+        model=str(model),
+        output=str(folder / "tuned.gguf"),
+        adapter=str(folder / "start.gguf"),
+        run_dir=str(folder / "run"),
+        metrics=str(folder / "metrics.jsonl"),
+        **{"batch": 4, "lr": 5e-3, "shuffle": False, "precision": "f32", "threads": 2, **settings},
+    )
+    fabric_train(chosen, Quiet())
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tuned = read_adapter(folder / "tuned.gguf")
+    return losses, {name: (pair.a, pair.b) for name, pair in tuned.pairs.items()}
+
+
+def run_peft(model: Path, pairs: Pairs, dtype: torch.dtype = torch.float64) -> tuple[list[float], Pairs]:
+    reference = Reference(model, dtype)
+    reference.add_lora(pairs, ALPHA)
+    steps = list(train(reference, batches(SHAPE.vocab, STEPS, rows=4), Recipe(STEPS, lr=5e-3)))
+    return [step.loss for step in steps], reference.pairs()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_twenty_steps_follow_peft(pack: bool, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", SHAPE, "Q8_0")
+    pairs = random_pairs(SHAPE, b_std=0.1)
+    theirs, end = run_peft(model, pairs)
+    losses, tuned = run_ours(tmp_path, model, pairs, pack=pack)
+    assert len(losses) == STEPS
+    np.testing.assert_allclose(losses, theirs, rtol=1e-4)
+    assert rms_error(flat(tuned), flat(end)) < 1e-3
+
+
+def test_training_in_bf16_strays_no_further_than_peft_does(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", SHAPE, "Q8_0")
+    pairs = random_pairs(SHAPE, b_std=0.1)
+    truth, _ = run_peft(model, pairs)
+    theirs, _ = run_peft(model, pairs, torch.bfloat16)
+    losses, _ = run_ours(tmp_path, model, pairs, precision="bf16")
+    assert rms_error(np.array(losses), np.array(truth)) < 1.2 * rms_error(np.array(theirs), np.array(truth))
