@@ -1,0 +1,80 @@
+"""JSON lines in and out: orjson where it is installed, the standard module otherwise, with the same strictness.
+
+Every line is UTF-8, at most `MAX_LINE_BYTES` long, and holds one value without NUL characters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NoReturn
+
+from fabric.errors import DataError, OutputError
+
+MAX_LINE_BYTES = 64 << 20
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _standard_loads(line: bytes) -> Any:  # noqa: ANN401
+    value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    if b"\\u" in line:  # an escaped half of a surrogate pair is no character
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _standard_dumps(value: Any) -> bytes:  # noqa: ANN401
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+loads: Callable[[bytes], Any] = _standard_loads
+dumps: Callable[[Any], bytes] = _standard_dumps
+try:
+    import orjson
+except ImportError:
+    pass
+else:
+    loads, dumps = orjson.loads, orjson.dumps
+
+
+def read_json_lines(lines: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each line that is not blank; where is `name:line`. DataError on the first bad line."""
+    number = 0
+    while True:
+        try:
+            line = lines.readline(MAX_LINE_BYTES + 1)
+        except OSError as error:
+            raise OutputError(f"{name} cannot be read: {error.strerror or error}") from None
+        if not line:
+            return
+        number += 1
+        where = f"{name}:{number}"
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(
+                f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; one JSON object a line is read"
+            )
+        if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+            line = line[3:]
+        if line.isspace() or not line:
+            continue
+        yield where, parse_line(line, where)
+
+
+def parse_line(line: bytes, where: str) -> Any:  # noqa: ANN401
+    """The value of one line; DataError where it is not JSON, not UTF-8 or contains NUL."""
+    try:
+        value = loads(line.strip())
+    except UnicodeError:
+        raise DataError(f"{where}: the line is not valid UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        try:
+            line.decode("utf-8")
+        except UnicodeError:
+            raise DataError(f"{where}: the line is not valid UTF-8") from None
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split(": line ")[0]
+        raise DataError(f"{where}: the line is not JSON: {reason}") from None
+    if b"\\u0000" in line and "\0" in _standard_dumps(value).decode().replace("\\\\", "").replace("\\u0000", "\0"):
+        raise DataError(f"{where}: a string contains a NUL character; remove it")
+    return value
