@@ -34,7 +34,7 @@ class PackedRows(NamedTuple):
     positions: I32Array
     lo: I32Array
     hi: I32Array
-    index: I32Array
+    index: I32Array  # type: ignore[assignment]  # hides the method of tuples
     targets: I32Array
 
 
