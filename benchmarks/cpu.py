@@ -98,8 +98,11 @@ def peft(precision: str, tokens: int, steps: int, threads: int) -> dict[str, Any
 
 
 def fabric(precision: str, model: str, tokens: int, steps: int, threads: int) -> dict[str, Any]:
-    """Steps of the training core, through what `fabric bench` calls."""
-    raise SystemExit("not yet")
+    """Steps of the training core, as `fabric bench` runs them."""
+    from fabric.training.bench import BenchSettings, bench
+
+    report = bench(BenchSettings(model, tokens, precision=precision, steps=steps, threads=threads))  # type: ignore[arg-type]
+    return {"seconds": [report.step_s], "peak_flops": report.peak_flops_per_s[precision], **memory()}
 
 
 def work(args: argparse.Namespace) -> None:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gguf", reason="the tiny model of this test is written by the gguf package")
+
+from tests.parity.ours import write_rows
+from tests.parity.rows import batches
+from tests.support.paths import REPOSITORY
+from tests.support.random_models import Shape, write_model
+
+KILLS = 20
+SHAPE = Shape()
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FABRIC_")}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    command = [sys.executable, "-m", "fabric", *map(str, arguments), "-q"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told.decode()
+
+
+def train(folder: Path, run: str) -> list[str | Path]:
+    """Arguments of a run of 60 steps over two epochs, with a checkpoint after each second step."""
+    return [
+        *("train", folder / "rows.jsonl", "-m", folder / "model.gguf", "-o", folder / f"{run}.gguf"),
+        *("--run-dir", folder / run, "--batch", "2", "--epochs", "2", "--lr", "1e-3", "--rank", "4"),
+        *("--checkpoint-every", "2", "--threads", "1", "--ctx", "64"),
+    ]
+
+
+def steps_done(run: Path) -> int:
+    """Of the newest checkpoint, whether it is whole or not."""
+    return max((int(path.stem.split("-")[1]) for path in run.glob("step-*.ckpt")), default=0)
+
+
+def kill_soon(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
+    """SIGKILL at a random moment, mostly after a few more checkpoints; False when the run ended before it."""
+    early = rng.random() < 0.2
+    goal = steps_done(run) + rng.choice([2, 2, 4])
+    deadline = time.monotonic() + (rng.uniform(0.0, 0.8) if early else 60.0)
+    while process.poll() is None and time.monotonic() < deadline and (early or steps_done(run) < goal):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0.0, 0.02))
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def cut_newest(run: Path, rng: random.Random) -> None:
+    """Loses the tail of the newest checkpoint, as a disk does when the power goes."""
+    found = sorted(run.glob("step-*.ckpt"))
+    if found:
+        with found[-1].open("r+b") as file:
+            file.truncate(rng.randrange(found[-1].stat().st_size))
+
+
+def test_a_run_killed_twenty_times_ends_with_the_bytes_of_one_never_killed(tmp_path: Path) -> None:
+    rng = random.Random(20)
+    write_model(tmp_path / "model.gguf", SHAPE, "Q8_0")
+    write_rows(tmp_path / "rows.jsonl", batches(SHAPE.vocab, steps=20, rows=3, longest=30))
+    finish(start(*train(tmp_path, "whole")))
+    run, output = tmp_path / "killed", tmp_path / "killed.gguf"
+    process, kills, cuts = start(*train(tmp_path, "killed")), 0, 0
+    while kill_soon(process, run, rng):
+        kills += 1
+        assert not output.exists(), "an unfinished run left an adapter"
+        if kills == KILLS:
+            break
+        if not (run / "run.json").exists():
+            process = start(*train(tmp_path, "killed"))
+            continue
+        if kills % 4 == 0:
+            cut_newest(run, rng)
+            cuts += 1
+        process = start("resume", run)
+    assert kills >= KILLS * 3 // 4
+    assert cuts >= 3
+    if not output.exists():
+        finish(start("resume", run))
+    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert (run / "metrics.jsonl").read_text().count("\n") == (tmp_path / "whole/metrics.jsonl").read_text().count("\n")
+
+
+def test_resume_of_a_finished_run_writes_the_same_adapter_again(tmp_path: Path) -> None:
+    write_model(tmp_path / "model.gguf", SHAPE)
+    write_rows(tmp_path / "rows.jsonl", batches(SHAPE.vocab, steps=2, rows=3, longest=30))
+    finish(start(*train(tmp_path, "run")))
+    finish(start("resume", tmp_path / "run", "-o", tmp_path / "again.gguf"))
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "run.gguf").read_bytes()
