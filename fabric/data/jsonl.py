@@ -18,14 +18,14 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _standard_loads(line: bytes) -> Any:  # noqa: ANN401
+def _standard_loads(line: bytes) -> Any:
     value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
     if b"\\u" in line:  # an escaped half of a surrogate pair is no character
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
-def _standard_dumps(value: Any) -> bytes:  # noqa: ANN401
+def _standard_dumps(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
@@ -62,7 +62,7 @@ def read_json_lines(lines: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
         yield where, parse_line(line, where)
 
 
-def parse_line(line: bytes, where: str) -> Any:  # noqa: ANN401
+def parse_line(line: bytes, where: str) -> Any:
     """The value of one line; DataError where it is not JSON, not UTF-8 or contains NUL."""
     try:
         value = loads(line.strip())

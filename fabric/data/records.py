@@ -44,7 +44,7 @@ def read_records(path: str, prompts: bool = False) -> Iterator[Record]:
             yield parse_record(value, where, prompts)
 
 
-def parse_record(value: Any, where: str, prompts: bool = False) -> Record:  # noqa: ANN401
+def parse_record(value: Any, where: str, prompts: bool = False) -> Record:
     """Tells what kind of record a JSON value is and checks its fields; DataError names `where`."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: a record is a JSON object, this is {_kind_of(value)}")
@@ -105,7 +105,7 @@ def _check_tokens(value: dict[str, Any], where: str) -> None:
         raise DataError(f"{where}: 'train' has {len(train)} entries for {len(tokens)} tokens")
 
 
-def _check_spans(spans: Any, field: str, length: int, where: str) -> None:  # noqa: ANN401
+def _check_spans(spans: Any, field: str, length: int, where: str) -> None:
     if not isinstance(spans, list):
         raise DataError(f"{where}: {field!r} is {_kind_of(spans)}; it must be a list of [start, end]")
     last = 0
@@ -125,7 +125,7 @@ def _check_string(value: dict[str, Any], field: str, where: str) -> None:
         raise DataError(f"{where}: {field!r} is {_kind_of(value[field])}; it must be a string")
 
 
-def _kind_of(value: Any) -> str:  # noqa: ANN401
+def _kind_of(value: Any) -> str:
     if value is None:
         return "missing or null"
     if isinstance(value, (list, dict, str)) and not value:

@@ -49,7 +49,7 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def _render(template: Any, setup: dict[str, Any], requests: list[Any]) -> list[str]:  # noqa: ANN401
+def _render(template: Any, setup: dict[str, Any], requests: list[Any]) -> list[str]:
     texts, size = [], 0
     for messages, tools, prompt in requests:
         names = {"bos_token": setup["bos"], "eos_token": setup["eos"], "tools": tools}
@@ -64,7 +64,7 @@ def _render(template: Any, setup: dict[str, Any], requests: list[Any]) -> list[s
     return texts
 
 
-def _environment() -> Any:  # noqa: ANN401
+def _environment() -> Any:
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -75,7 +75,7 @@ def _environment() -> Any:  # noqa: ANN401
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Any) -> list[nodes.Node]:  # noqa: ANN401
+        def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)
             body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return body
@@ -83,7 +83,7 @@ def _environment() -> Any:  # noqa: ANN401
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:  # noqa: ANN401
+    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
     environment = ImmutableSandboxedEnvironment(

@@ -92,7 +92,7 @@ class ChatTemplate:
     def spans(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> Rendered:
         """The conversation with its trained spans; DataError where they cannot be told for certain."""
 
-        def plan(messages: Messages, tools: Any) -> _Plan:  # noqa: ANN401
+        def plan(messages: Messages, tools: Any) -> _Plan:
             answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             requests = [(messages, tools, False)]
             for i in answers:
@@ -135,7 +135,7 @@ class ChatTemplate:
             raise refusal
         return start, within.end()
 
-    def _rendered(self, messages: Messages, tools: Any, plan: Callable[[Messages, Any], _Plan]) -> Rendered:  # noqa: ANN401
+    def _rendered(self, messages: Messages, tools: Any, plan: Callable[[Messages, Any], _Plan]) -> Rendered:
         given = json.dumps([messages, tools], ensure_ascii=False)
         if not self._controls.search(given):
             requests, find = plan(messages, tools)
@@ -144,7 +144,7 @@ class ChatTemplate:
         # Look-alikes are rendered as private characters of the same length: where those come out, they stand.
         private = next(chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in given)
 
-        def masked(value: Any) -> Any:  # noqa: ANN401
+        def masked(value: Any) -> Any:
             if isinstance(value, str):
                 return self._controls.sub(lambda match: private * len(match.group()), value)
             if isinstance(value, list):
