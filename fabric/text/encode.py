@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fabric.data.records import Record
 from fabric.errors import DataError, UsageError
-from fabric.text.template import ChatTemplate, Span
+from fabric.text.template import ChatTemplate, Rendered, Span
 from fabric.text.tokenizer import Tokenizer
 
 
@@ -73,10 +73,7 @@ def encode(
     if record.kind == "chat":
         if template is None:
             raise DataError(f"{record.source}: a chat row needs a chat template")
-        try:
-            text, spans, literal = template.spans(data["messages"], data.get("tools"))
-        except DataError as error:
-            raise DataError(f"{record.source}: {error}") from None
+        text, spans, literal = spans_of(record, template)
         ids, train = encode_spans(tokenizer, text, spans, literal)
     elif record.kind == "rendered":
         spans, literal = _pairs(data["train"]), _pairs(data.get("literal", []))
@@ -124,6 +121,14 @@ def encode_rows(
                 report.trained += example.trained
                 report.longest = max(report.longest, len(example.tokens))
                 yield example
+
+
+def spans_of(record: Record, template: ChatTemplate) -> Rendered:
+    """A chat record rendered, with its trained spans; DataError naming the record."""
+    try:
+        return template.spans(record.data["messages"], record.data.get("tools"))
+    except DataError as error:
+        raise DataError(f"{record.source}: {error}") from None
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
