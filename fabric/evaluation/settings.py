@@ -1,0 +1,140 @@
+"""What `eval` and `generate` are told, and what `eval` reports: plain objects, no logic but JSON. Leans on nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from fabric.weights.settings import AdapterInput
+
+Precision = Literal["auto", "f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Settings of `eval`. Lengths in tokens."""
+
+    data: str
+    """JSONL records of any kind: a path, or `-` for stdin."""
+    model: str
+    """The base GGUF."""
+    adapters: tuple[AdapterInput, ...] = ()
+    """Applied together, each with its scale."""
+    compare: bool = False
+    """Score the base without adapters too."""
+    labels: tuple[str, ...] = ()
+    """Labels to choose from; none: those of the rows read."""
+    ctx: int = 512
+    """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
+    stride: int | None = None
+    """Windows of a text start every so many tokens; None: each token is scored once."""
+    template: str | None = None
+    """A chat template file; None: the model's own, else ChatML."""
+    precision: Precision = "auto"
+    threads: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """Of one label: rows that carry it, rows for which it was chosen, and those of them where that is right."""
+
+    rows: int = 0
+    chosen: int = 0
+    right: int = 0
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Labelled accuracy by likelihood: the label that the model finds likeliest as the beginning of the answer."""
+
+    rows: int
+    right: int
+    majority: float
+    """Share of the commonest label: what a constant answer would reach."""
+    labels: dict[str, LabelCount]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the rows whose own label was found likeliest."""
+        return self.right / self.rows
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on the rows. `loss`: mean nats a trained token; `perplexity`: its exponential."""
+
+    loss: float
+    perplexity: float
+    accuracy: Accuracy | None
+    """None where no row has a label."""
+
+    def to_json(self) -> dict[str, Any]:
+        """`accuracy` as a number, the rest of it beside it; all of it absent where no row has a label."""
+        values: dict[str, Any] = {"loss": self.loss, "perplexity": self.perplexity}
+        if self.accuracy:
+            a = self.accuracy
+            values |= {"accuracy": a.accuracy, "majority": a.majority, "labelled_rows": a.rows}
+            values["labels"] = {label: asdict(count) for label, count in a.labels.items()}
+        return values
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What `eval` found. `score` is of the base with the adapters, `base` of the base alone (with `compare`)."""
+
+    score: Score
+    base: Score | None
+    rows: int
+    """Records read."""
+    tokens: int
+    trained_tokens: int
+    """Tokens that were scored: all of a text, the answers of other rows."""
+    cut: int
+    """Rows longer than the context, which lost their end."""
+    nothing_to_train: int
+    """Rows left out because nothing of them is an answer."""
+    precision: str
+    seconds: float
+    tokens_per_s: float
+    notes: list[str] = field(default_factory=list)
+    """Sentences worth a line: rows cut or left out, labels that cannot be told apart."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object with the score's fields; `base` holds the same of the base alone."""
+        own = {k: v for k, v in vars(self).items() if k not in ("score", "base")}
+        return {**self.score.to_json(), **({"base": self.base.to_json()} if self.base else {}), **own}
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Settings of `generate`. Lengths in tokens."""
+
+    model: str
+    """The base GGUF."""
+    data: str | None = None
+    """Prompts as JSONL records: a path, or `-` for stdin. Either this or `prompt`."""
+    prompt: str | None = None
+    """One prompt: a user's turn, or with `raw` text to go on with."""
+    raw: bool = False
+    adapters: tuple[AdapterInput, ...] = ()
+    max_tokens: int = 128
+    """Of an answer."""
+    temperature: float = 0.0
+    """0: always the likeliest token."""
+    top_k: int = 0
+    """Sample among this many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
+    seed: int = 42
+    stop: tuple[str, ...] = ()
+    """An answer ends before any of these texts."""
+    ctx: int = 2048
+    """A prompt and its answer are no longer than this."""
+    batch: int = 8
+    """Rows that decode together."""
+    template: str | None = None
+    """A chat template file; None: the model's own, else ChatML."""
+    precision: Precision = "auto"
+    threads: int = 0
+    device: str = "cpu"
