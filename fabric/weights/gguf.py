@@ -175,7 +175,7 @@ class _Metadata(Mapping[str, Any]):
         self._values = values
         self._decoded: dict[str, Any] = {}
 
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401
+    def __getitem__(self, key: str) -> Any:
         if key not in self._decoded:
             self._decoded[key] = _decode_value(self._values[key])
         return self._decoded[key]
@@ -187,7 +187,7 @@ class _Metadata(Mapping[str, Any]):
         return len(self._values)
 
 
-def _decode_value(value: Value) -> Any:  # noqa: ANN401
+def _decode_value(value: Value) -> Any:
     type = value.type.type
     if type == STRING:
         return str(value.data[8:], "utf-8", "surrogateescape")

@@ -81,7 +81,7 @@ def write_gguf(
     return size
 
 
-def encode_value(value: Any, type: ValueType | None = None) -> Value:  # noqa: ANN401
+def encode_value(value: Any, type: ValueType | None = None) -> Value:
     """Turn a plain Python value into GGUF's form; DataError when it does not fit the type."""
     if isinstance(value, Value):
         return value
@@ -94,7 +94,7 @@ def encode_value(value: Any, type: ValueType | None = None) -> Value:  # noqa: A
         raise DataError(f"the metadata value {str(value)[:60]!r} cannot be written: {error}") from error
 
 
-def _encode_scalar(value: Any, type: int) -> bytes:  # noqa: ANN401
+def _encode_scalar(value: Any, type: int) -> bytes:
     return struct.pack("<" + SCALARS[type], value)
 
 
@@ -111,7 +111,7 @@ def _encode_array(values: Sequence[Any], element: int | None) -> bytes:
     return struct.pack(f"<{len(values)}{SCALARS[element]}", *values)
 
 
-def _infer(value: Any) -> ValueType:  # noqa: ANN401
+def _infer(value: Any) -> ValueType:
     if isinstance(value, (list, tuple)):
         return ValueType(ARRAY, _infer_element(value))
     if isinstance(value, bool):

@@ -50,7 +50,7 @@ def _bits_per_weight(gguf: GGUF) -> float | None:
     return 8 * sum(info.nbytes for info in matrices) / elements if elements else None
 
 
-def _value(gguf: GGUF, key: str) -> Any:  # noqa: ANN401
+def _value(gguf: GGUF, key: str) -> Any:
     value = gguf.metadata[key]
     type = gguf.metadata_types[key]
     if type.type != ARRAY:
@@ -61,6 +61,6 @@ def _value(gguf: GGUF, key: str) -> Any:  # noqa: ANN401
     return {"array_of": TYPE_NAMES[type.element or 0], "length": len(value), "first": shown}
 
 
-def _text(value: Any) -> Any:  # noqa: ANN401
+def _text(value: Any) -> Any:
     """Bytes that were no UTF-8 become question marks: JSON has no other place for them."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

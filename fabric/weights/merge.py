@@ -8,23 +8,25 @@ from fabric.errors import UsageError
 from fabric.files import check_streams, open_output
 from fabric.weights.adapter import Adapter, adapter_of, check_adapter
 from fabric.weights.convert import Rewrite, check_model, choose_type, is_matrix, parse_type, result_of, write_model
-from fabric.weights.formats import BF16, FORMATS, Format, is_block_format
+from fabric.weights.formats import FORMATS, Format, is_block_format
 from fabric.weights.gguf import GGUF, TensorInfo
 from fabric.weights.history import Step, join_histories, read_history, step
 from fabric.weights.settings import MergeSettings, Progress, WriteResult
 
-AUTO, KEEP = "auto", "keep"
+KEEP = "keep"
 
 
 def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteResult:
     """Write base + scale * alpha / rank * (B A) for every adapter, with the base's metadata and a longer history.
 
+    The type asked for is that of the matrices that must be encoded anew: those that an adapter changes and those in
+    block formats; a block format is for all matrices. F32, F16 and BF16 ones that nothing changes are copied.
     Raises DataError (cut or foreign files), MissingInputError, OutputError, UsageError (an unknown type, no adapter,
     two `-` inputs, binary to a terminal).
     """
     if not settings.adapters:
         raise UsageError("nothing to merge: give at least one adapter with -a")
-    wanted = None if settings.type in (AUTO, KEEP) else parse_type(settings.type)
+    wanted = None if settings.type == KEEP else parse_type(settings.type)
     check_streams([settings.model, *(given.path for given in settings.adapters)], [settings.output])
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open_output(settings.output))
@@ -48,9 +50,7 @@ def _rewrite(
         for adapter, given in zip(adapters, settings.adapters, strict=True)
         if info.name in adapter.pairs
     ]
-    if settings.type == AUTO and is_matrix(info) and (changes or is_block_format(info.type)):
-        return Rewrite(info, BF16, changes)
-    if wanted and is_matrix(info):
+    if wanted and is_matrix(info) and (changes or is_block_format(info.type) or wanted.block > 1):
         type, fallback = choose_type(base, info, wanted)
         return Rewrite(info, type, changes, fallback)
     if changes:

@@ -24,10 +24,7 @@ class MergeSettings:
     model: str  # GGUF; "-": stdin
     adapters: tuple[AdapterInput, ...]
     output: str  # "-": stdout
-    type: str = (
-        "auto"  # bf16 for changed and block-quantized matrices, the others as they are; "keep": each its own type;
-    )
-    # or one type for all matrices
+    type: str = "bf16"  # of changed and of block-quantized matrices; "keep": each its own
     threads: int = 0  # 0: one a core
 
 
