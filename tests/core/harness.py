@@ -34,7 +34,8 @@ class Lab:
 
     def frozen(self, array: np.ndarray, dtype: int = F32, cols: int | None = None) -> int:
         """A frozen matrix; for block formats `array` holds bytes and `cols` the elements of a row."""
-        buffer = Buffer(self.device, wrap=np.ascontiguousarray(array))
+        data = np.ascontiguousarray(array, np.float32 if dtype == F32 else array.dtype)
+        buffer = Buffer(self.device, wrap=data)
         self.keep.append(buffer)
         return self.graph.leaf(FROZEN, buffer, 0, dtype, array.shape[0], cols or array.shape[1])
 
