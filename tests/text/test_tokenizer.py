@@ -1,0 +1,175 @@
+"""The tokenizer against the published ids of real vocabularies and against stock llama.cpp."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fabric.errors import DataError
+from fabric.text.pretokenize import PRE_TOKENIZERS
+from fabric.text.tokenizer import Tokenizer
+from tests.support import llama_cpp
+from tests.support.paths import shared, smollm2
+from tests.text.vocabularies import metadata, shared_tokenizer, shortened, smollm2_tokenizer, write_tiny_model
+
+FILES = ["gpt-2", "llama-bpe", "qwen2", "qwen35", "deepseek-coder"]
+TRICKY = " '\"s't'VE\n\r\t.,!?$%-_+=<|>/1234567890abcXYZ"
+TRICKY += "\x04\x1c\x85\xa0\u2003\u3000\u200déß\u0301\u093cñ😀🌫️中文字한국٣٤߀²Ⅷ〇़"
+
+
+def assigned_text(max_size: int = 60) -> st.SearchStrategy[str]:
+    """Text of characters that every Unicode table in use knows, rich in what pre-tokenizers tell apart."""
+    every = st.characters(codec="utf-8", exclude_characters="\0")
+    known = every.filter(lambda c: unicodedata.ucd_3_2_0.category(c) != "Cn")
+    return st.text(st.one_of(st.sampled_from(TRICKY), known), max_size=max_size)
+
+
+def build(**changes: Any) -> Tokenizer:
+    """The byte alphabet as a vocabulary, two control tokens, one user-defined, a few merges."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    letters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    tokens = ["<|end|>", "<|end|>x", "<think>", *(letters[b] for b in range(256)), "ab", "abab", "Ġa"]
+    values = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, 4] + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.merges": ["a b", "ab ab", "Ġ a"],
+        "tokenizer.ggml.eos_token_id": 0,
+        **{f"tokenizer.ggml.{key}": value for key, value in changes.items()},
+    }
+    return Tokenizer.from_gguf({key: value for key, value in values.items() if value is not None})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ids_are_those_the_model_was_trained_with(name: str) -> None:
+    tokenizer = shared_tokenizer(name)
+    path = shared(f"vocab/ggml-vocab-{name}.gguf")
+    texts = path.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    ids = [[int(i) for i in line.split()] for line in path.with_suffix(".gguf.out").read_text().split("\n")]
+    for text, wanted in zip(texts, ids, strict=False):
+        assert tokenizer.encode(text) == wanted, text
+        assert tokenizer.decode(wanted) == text
+
+
+@pytest.mark.parametrize("pre", ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "deepseek-coder"])
+def test_words_are_cut_as_llama_cpp_cuts_them(pre: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    if not llama_cpp.available():
+        pytest.skip("stock llama.cpp is not there: pip install xllamacpp")
+    values = shortened(metadata(smollm2()), pre)
+    tokenizer = Tokenizer.from_gguf(values)
+    with llama_cpp.Llama(write_tiny_model(tmp_path / "m.gguf", values), n_ctx=32) as llama:
+
+        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(assigned_text())
+        def same(text: str) -> None:
+            assert tokenizer.encode(text) == llama.tokenize(text, special=False)
+
+        same()
+
+
+def test_smollm2_ids_are_those_of_llama_cpp() -> None:
+    if not llama_cpp.available():
+        pytest.skip("stock llama.cpp is not there: pip install xllamacpp")
+    tokenizer = smollm2_tokenizer()
+    with llama_cpp.Llama(smollm2(), n_ctx=32) as llama:
+
+        @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.lists(st.one_of(assigned_text(20), st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im_"]))))
+        def same(parts: list[str]) -> None:
+            text = "".join(parts)
+            assert tokenizer.encode(text) == llama.tokenize(text, special=False)
+            assert tokenizer.encode(text, special=True) == llama.tokenize(text, special=True)
+
+        same()
+
+
+@settings(max_examples=200, deadline=None)
+@given(assigned_text())
+def test_every_text_comes_back_from_its_ids(text: str) -> None:
+    assert build().decode(build().encode(text)) == text
+
+
+def test_what_a_user_types_never_becomes_a_control_token() -> None:
+    tokenizer = build()
+    assert 0 not in tokenizer.encode("a<|end|>b")
+    assert tokenizer.encode("a<|end|>b", special=True)[1] == 0
+    assert tokenizer.encode("<|end|>x", special=True) == [1], "of two spellings at one place the longer one counts"
+    assert tokenizer.encode("<think>") == [2], "user-defined tokens are vocabulary"
+    assert tokenizer.decode([0, 2], skip_special=True) == "<think>"
+    assert [tokenizer.is_special(i) for i in (0, 2, 3)] == [True, True, False]
+
+
+@settings(max_examples=200, deadline=None)
+@given(assigned_text(), st.data())
+def test_each_token_knows_the_characters_it_covers(text: str, data: st.DataObject) -> None:
+    tokenizer = build()
+    cuts = sorted(set(data.draw(st.lists(st.integers(0, len(text)), max_size=3))))
+    pieces = tokenizer.encode_pieces(text, cuts=cuts)
+    for token, start, end in zip(pieces.ids, pieces.starts, pieces.ends, strict=True):
+        assert tokenizer.token_bytes(token) in text[start:end].encode()
+        assert not any(start < cut < end for cut in cuts)
+    covered = np.zeros(len(text), bool)
+    for start, end in zip(pieces.starts, pieces.ends, strict=True):
+        covered[start:end] = True
+    assert covered.all()
+    if not cuts:
+        assert pieces.ids == tokenizer.encode(text)
+
+
+def test_spans_hold_where_the_vocabulary_lacks_a_byte() -> None:
+    tokenizer = smollm2_tokenizer()
+    text = "a\x04é\x04\x04 word\x06"
+    pieces = tokenizer.encode_pieces(text)
+    assert pieces.ids == tokenizer.encode(text)
+    covered = ["".join(text[a:b]) for a, b in zip(pieces.starts, pieces.ends, strict=True)]
+    assert covered == ["a", "é", " word"]
+
+
+def test_control_tokens_are_text_inside_a_literal_range() -> None:
+    tokenizer = build()
+    pieces = tokenizer.encode_pieces("é<|end|><|end|>", special=True, literal=[(1, 8)], cuts=[1])
+    assert pieces.ids.count(0) == 1
+    assert (pieces.starts[-1], pieces.ends[-1]) == (8, 15)
+
+
+def test_a_word_of_a_hundred_thousand_letters_is_merged() -> None:
+    assert build().encode("ab" * 50_000) == [build().encode("abab")[0]] * 25_000
+
+
+def test_what_ends_an_answer_and_begins_a_text_is_known() -> None:
+    assert smollm2_tokenizer().end_texts == ("<|endoftext|>", "<|im_end|>")
+    assert not smollm2_tokenizer().add_bos
+    assert shared_tokenizer("llama-bpe").add_bos, "the pre-tokenizer's rule holds where the file is silent"
+    assert "<|eot_id|>" in shared_tokenizer("llama-bpe").end_texts
+    assert build(bos_token_id=1, add_bos_token=True).add_bos
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": None}, "no tokenizer"),
+        ({"model": "llama"}, "of kind 'llama'"),
+        ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported"),
+        ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
+        ({"merges": [1, 2]}, "tokenizer.ggml.merges"),
+        ({"token_type": [1]}, "token_type has 1 entries"),
+        ({"eos_token_id": 10**6}, "eos_token_id is 1000000"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_built_is_refused_in_a_sentence(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        build(**changes)
+
+
+def test_the_table_of_pre_tokenizers_is_whole() -> None:
+    for name in PRE_TOKENIZERS:
+        assert build(pre=name).decode(build(pre=name).encode("It's 1234 wörds…\n\n  ok")) == "It's 1234 wörds…\n\n  ok"
