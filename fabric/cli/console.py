@@ -82,6 +82,12 @@ def stdin_source(source: str | None) -> str:
     return "-"
 
 
+def refuse_terminal(output: str | None) -> None:
+    """Refuses to send a binary result to a terminal, before any work."""
+    if output == "-" and sys.stdout.isatty():
+        raise UsageError("--output -: a GGUF file does not belong on a terminal; name a file, or pipe it on")
+
+
 def human_bytes(count: float) -> str:
     """1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):

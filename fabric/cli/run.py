@@ -14,10 +14,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fabric.cli import console
-from fabric.errors import UsageError
+from fabric.errors import InterruptedRunError, StoppedError, UsageError
 
 if TYPE_CHECKING:
-    from fabric.training.settings import TrainReport
+    from fabric.training.settings import TrainReport, TrainSettings
 
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]{postfix}"
 
@@ -43,27 +43,33 @@ class TerminalUI:
     def __init__(self) -> None:
         self.bar: Any = None
         self.signal: int | None = None
-        self.peak = 0.0
+        self.peak = 1.0
+        self.flops = (0.0, 0.0)
         self.steps = 0.0
+        self.drawn = 0.0
 
     def start(self, info: dict[str, Any]) -> None:
         """Says what will run, and opens the bar."""
-        facts = [f"{info['rows']:,} rows", f"{info['steps']:,} steps", f"{info['trained_params']:,} parameters train"]
-        console.note(f"{', '.join(facts)}, {console.human_bytes(info['planned_bytes'])} planned on {info['device']}")
-        if info.get("run_dir"):
-            console.note(f"checkpoints in {info['run_dir']}")
-        if console.wants_bar():
-            from tqdm import tqdm
+        device = info["device"]
+        console.note(
+            f"{info['rows']:,} rows, {info['tokens']:,} tokens, {info['steps']:,} steps; "
+            f"{info['trained_params']:,} parameters train on {device['name']} ({device['isa']}, {info['precision']}), "
+            f"{console.human_bytes(info['planned_bytes'])} planned; run directory {info['run_dir']}"
+        )
+        if not console.wants_bar():
+            return
+        from tqdm import tqdm
 
-            self.steps = float(info.get("first_step", 0))
-            self.bar = tqdm(
-                total=info["steps"],
-                initial=self.steps,
-                bar_format=BAR,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                leave=False,
-            )
+        from fabric.core import Device
+
+        self.flops = info["flops_per_token"], info["flops_per_trained"]
+        probe = Device("cpu", threads=device["threads"])
+        self.peak = probe.peak(info["precision"] if info["precision"] == "f32" or device["bf16"] else "f32", 0.2)
+        probe.close()
+        self.steps = float(info["from_step"])
+        self.bar = tqdm(
+            total=info["steps"], initial=self.steps, bar_format=BAR, file=sys.stderr, dynamic_ncols=True, leave=False
+        )
 
     def message(self, text: str) -> None:
         """A line above the bar."""
@@ -79,18 +85,19 @@ class TerminalUI:
                 self.bar.refresh()
                 self.drawn = time.monotonic()
 
-    drawn = 0.0
-
     def step(self, metrics: dict[str, Any]) -> None:
         """Shows the numbers of a finished step."""
         self.steps = float(metrics["step"])
         if self.bar is None:
             return
-        parts = [f"loss {metrics['loss']:.3f}", f"lr {metrics['lr']:.1e}", f"{metrics['tokens_per_s']:.0f} tokens/s"]
-        if metrics.get("share_of_peak"):
-            parts.append(f"{100 * metrics['share_of_peak']:.0f} % of peak")
-        if metrics.get("peak_bytes"):
-            parts.append(console.human_bytes(metrics["peak_bytes"]))
+        work = metrics["tokens"] * self.flops[0] + metrics["trained_tokens"] * self.flops[1]
+        parts = [
+            f"loss {metrics['loss']:.3f}",
+            f"lr {metrics['lr']:.1e}",
+            f"{metrics['tokens_per_s']:.0f} tokens/s",
+            f"{100 * work / metrics['seconds'] / self.peak:.0f} % of peak",
+            console.human_bytes(metrics["peak_bytes"]),
+        ]
         self.bar.n = self.steps
         self.bar.set_postfix_str(", ".join(parts))
 
@@ -119,18 +126,65 @@ def stoppable() -> Iterator[TerminalUI]:
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield ui
+    except StoppedError as error:
+        if ui.signal == signal.SIGINT:
+            raise InterruptedRunError(str(error)) from None
+        raise
     finally:
         ui.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def train(settings: TrainSettings) -> None:
+    """Runs `train` under a bar and reports."""
+    from fabric.training.run import train as run
+
+    console.refuse_terminal(settings.output)
+    with stoppable() as ui:
+        report = run(settings, ui)
+    tell(report, settings.output, settings.metrics)
+
+
+def resume(run_dir: str, output: str | None, metrics: str | None, threads: int | None) -> None:
+    """Runs `resume` under a bar and reports."""
+    from fabric.training.run import resume as run
+
+    console.refuse_terminal(output)
+    with stoppable() as ui:
+        report = run(run_dir, ui, output, metrics, threads)
+    tell(report, output, metrics)
+
+
+def plan(settings: TrainSettings) -> None:
+    """Says what `train` would do and take."""
+    from fabric.training.run import plan_run
+
+    values = plan_run(settings)
+    for line in values["notes"]:
+        console.note(line)
+    device = values["device"]
+    rows = [
+        ["rows", f"{values['rows']:,}"],
+        ["validation rows", f"{values['val_rows']:,}"],
+        ["tokens an epoch", f"{values['tokens']:,}, of which {values['trained_tokens']:,} train"],
+        ["optimizer steps", f"{values['steps']:,}"],
+        ["parameters that train", f"{values['trained_params']:,}"],
+        ["micro-batch", f"{values['micro_batch_tokens']:,} tokens in {values['precision']}"],
+        ["memory to allocate", console.human_bytes(values["planned_bytes"])],
+        ["mapped model file", console.human_bytes(values["model_bytes"])],
+        ["device", f"{device['name']} ({device['isa']}, {device['threads']} threads)"],
+    ]
+    console.report(values, console.table(rows, "<<"), result=True)
+
+
 def tell(report: TrainReport, *outputs: str | None) -> None:
     """Says what a finished run came to."""
     validation = f", validation {report.val_loss:.4f}" if report.val_loss is not None else ""
+    sizes = f"adapter {console.human_bytes(report.adapter_bytes)}, peak {console.human_bytes(report.peak_bytes)}"
     console.report(
         dataclasses.asdict(report),
         f"{report.steps:,} steps in {report.seconds:.1f} s, {report.tokens_per_s:.0f} tokens/s: loss {report.loss:.4f}"
-        f"{validation}; adapter {console.human_bytes(report.adapter_bytes)}, peak {console.human_bytes(report.peak_bytes)}",
+        f"{validation}; {sizes}",
         *outputs,
     )

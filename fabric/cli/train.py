@@ -60,7 +60,7 @@ def command(
 
     Ctrl-C checkpoints and stops; `fabric resume` continues to the same bits.
     """
-    from fabric.cli.run import modules_of, run_training
+    from fabric.cli import run
     from fabric.files import check_streams
     from fabric.training.settings import TrainSettings
 
@@ -72,7 +72,7 @@ def command(
         output=output,
         rank=rank,
         alpha=alpha,
-        modules=modules_of(modules),
+        modules=run.modules_of(modules),
         seed=seed,
         adapter=adapter,
         epochs=epochs,
@@ -99,4 +99,4 @@ def command(
         run_dir=run_dir,
         metrics=metrics,
     )
-    run_training(settings, dry_run)
+    (run.plan if dry_run else run.train)(settings)
