@@ -80,6 +80,14 @@ class Command(typer.core.TyperCommand):
             hint = f" (set by {origin})" if origin else _nearest(error.param.type, given)
             raise click.BadParameter(error.message + hint, error.ctx, error.param) from None
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, each on a line of its own."""
+        from fabric.cli.examples import EXAMPLES
+
+        formatter.write("\nExamples:\n")
+        for what, line in EXAMPLES[self.name or ""]:
+            formatter.write(f"  # {what}\n  {line}\n")
+
 
 class Commands(typer.core.TyperGroup):
     """All subcommands by name; a module is imported when its command is called."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +148,16 @@ def tick_label(value: float, axis: Axis) -> str:
         return "0" if abs(value) < step / 2 else f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e")
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:.{digits}f}"
+
+
+def summary(sources: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each run and column (and its validation): the first, last and least value. Raises DataError."""
+    runs: list[dict[str, Any]] = []
+    for run in _checked(PlotSettings(tuple(sources), tuple(columns))):
+        values = {n: s.values for c in columns for n, s in run.columns.items() if n in (c, f"val_{c}")}
+        told = {n: {"first": v[0], "last": v[-1], "least": min(v)} for n, v in values.items()}
+        runs.append({"name": run.name, "steps": max(s.steps[-1] for s in run.columns.values()), **told})
+    return runs
 
 
 def _checked(settings: PlotSettings) -> list[Run]:

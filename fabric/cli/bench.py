@@ -1,0 +1,75 @@
+"""`fabric bench`: training speed, its share of the machine's measured peak, memory, and time by op."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from fabric.cli import console, options
+
+if TYPE_CHECKING:
+    from fabric.training.bench import BenchReport
+
+
+def command(
+    model: options.Model,
+    tokens: Annotated[int, Option(metavar="N", min=2, help="a step")] = 512,
+    trained_every: Annotated[int, Option(metavar="N", min=1, help="every Nth token trains")] = 1,
+    rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
+    modules: Annotated[str, Option(metavar="NAMES", help="as for `train`")] = "all",
+    precision: options.Precision = "auto",
+    checkpointing: Annotated[
+        bool, Option("--checkpointing/--no-checkpointing", help="recompute activations: less memory, same bits")
+    ] = True,
+    steps: Annotated[int, Option(metavar="N", min=1, help="timed steps; the median counts")] = 3,
+    threads: options.Threads = 0,
+    device: options.Device = "cpu",
+    isa: Annotated[str | None, Option(metavar="NAME", help="CPU: generic, avx2, avx512, avx512_bf16 or neon")] = None,
+) -> None:
+    """Measures training steps on random tokens: tokens/s, share of peak, memory, and a table by op."""
+    from fabric.cli.run import modules_of
+    from fabric.training.bench import BenchSettings, bench
+
+    settings = BenchSettings(
+        model=model,
+        tokens=tokens,
+        trained_every=trained_every,
+        rank=rank,
+        modules=modules_of(modules),
+        precision=precision,
+        checkpointing=checkpointing,
+        steps=steps,
+        threads=threads,
+        device=device,
+        isa=isa,
+    )
+    with console.bar("bench", " steps") as progress:
+        result = bench(settings, progress)
+    console.report(result.to_json(), describe(result), result=True)
+
+
+def describe(result: BenchReport) -> str:
+    """The report as text."""
+    peaks = ", ".join(f"{kind} {rate / 1e9:.0f} GFLOP/s" for kind, rate in result.peak_flops_per_s.items())
+    facts = [
+        ["device", f"{result.device} ({result.isa}), {result.precision}"],
+        ["step", f"{result.tokens} tokens in {result.step_s:.2f} s (the first took {result.first_step_s:.2f} s)"],
+        ["speed", f"{result.tokens_per_s:.1f} tokens/s"],
+        ["useful work", f"{result.nominal_flops_per_s / 1e9:.0f} GFLOP/s, {100 * result.share_of_peak:.0f} % of peak"],
+        ["all products", f"{result.flops_per_s / 1e9:.0f} GFLOP/s, recomputation included"],
+        ["peak", f"{peaks}, read {result.read_bytes_per_s / 1e9:.1f} GB/s"],
+        [
+            "memory",
+            f"{console.human_bytes(result.planned_bytes)} planned, {console.human_bytes(result.peak_bytes)} peak",
+        ],
+        ["model", f"{console.human_bytes(result.model_bytes)} mapped"],
+    ]
+    rows = [["op", "launches", "ms", "share", "GFLOP/s", "GB/s"]]
+    total = sum(op["seconds"] for op in result.ops) or 1.0
+    for op in result.ops:
+        seconds = op["seconds"] or 1e-9
+        rates = [f"{op['flops'] / seconds / 1e9:.0f}" if op["flops"] else "", f"{op['bytes'] / seconds / 1e9:.1f}"]
+        share = f"{100 * op['seconds'] / total:.1f} %"
+        rows.append([op["op"], str(op["launches"]), f"{1000 * op['seconds']:.1f}", share, *rates])
+    return f"{console.table(facts, '<<')}\n\n{console.table(rows, '<')}"

@@ -1,0 +1,52 @@
+"""Examples of every command, shown under its --help and first in its man page: what it does, and the line to type."""
+
+EXAMPLES: dict[str, list[tuple[str, str]]] = {
+    "prepare": [
+        ("question and answer rows become chat records", "fabric prepare raw.jsonl > rows.jsonl"),
+        (
+            "the same, with a tenth held out",
+            "fabric prepare raw.jsonl --holdout 0.1 --holdout-file held.jsonl > rows.jsonl",
+        ),
+    ],
+    "template": [
+        ("see what a model will be trained on", "fabric template rows.jsonl -m base.gguf | head -n 1 | jq -r .text"),
+        ("token records, for tools of your own", "fabric template rows.jsonl -m base.gguf --tokens > tokens.jsonl"),
+    ],
+    "train": [
+        ("an adapter from rows", "fabric train rows.jsonl -m base.gguf -o adapter.gguf"),
+        ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .planned_bytes"),
+        (
+            "watch the loss from another tool",
+            "fabric train rows.jsonl -m base.gguf -o a.gguf --metrics - | jq -c '[.step,.loss]'",
+        ),
+        ("train on another machine", "ssh phone 'fabric train - -m base.gguf -o -' < rows.jsonl > adapter.gguf"),
+    ],
+    "resume": [("after Ctrl-C, a crash or a power cut", "fabric resume .fabric/runs/NAME")],
+    "merge": [
+        ("base and adapter into one model", "fabric merge -m base.gguf -a adapter.gguf -o merged.gguf"),
+        ("half of one adapter, all of another", "fabric merge -m base.gguf -a a.gguf=0.5 -a b.gguf -o merged.gguf"),
+        ("straight into four bits", "fabric merge -m base.gguf -a a.gguf | fabric quantize --type q4_0 -o small.gguf"),
+    ],
+    "quantize": [("eight bits a weight", "fabric quantize model.gguf --type q8_0 -o small.gguf")],
+    "eval": [
+        (
+            "base against tuned",
+            "fabric eval held.jsonl -m base.gguf; fabric eval held.jsonl -m base.gguf -a adapter.gguf",
+        ),
+        ("a gate in a script", "fabric eval held.jsonl -m base.gguf --json | jq -e '.perplexity < 12'"),
+    ],
+    "generate": [
+        ("one answer", "fabric generate -m base.gguf -a adapter.gguf --prompt 'Which line serves Wrenmoor?'"),
+        ("an answer for every row", "fabric generate prompts.jsonl -m base.gguf > answers.jsonl"),
+    ],
+    "devices": [("what is there", "fabric devices")],
+    "inspect": [
+        ("what is this file?", "fabric inspect model.gguf"),
+        ("how was this adapter made?", "fabric inspect adapter.gguf --json | jq .history"),
+    ],
+    "bench": [("training speed of a model here", "fabric bench -m base.gguf --tokens 512")],
+    "plot": [
+        ("the loss in the terminal", "fabric plot metrics.jsonl"),
+        ("two runs as a PNG, with the learning rate below", "fabric plot a.jsonl b.jsonl -c loss,lr -o runs.png"),
+    ],
+}

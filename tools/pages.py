@@ -1,0 +1,291 @@
+"""Writes completions/, man/ and docs/commands.md from the command definitions.
+
+python tools/pages.py            write them
+python tools/pages.py --check    exit 1 when one of them is stale
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from fabric.cli.app import COMMANDS, EPILOG, group, load
+from fabric.cli.examples import EXAMPLES
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = "FILE GGUF DATA METRICS RUN_DIR DIR".split()
+
+
+def options(name: str) -> list[click.Option]:
+    """A command's options, --help last."""
+    command = load(name)
+    found = [p for p in command.params if isinstance(p, click.Option)]
+    return [*found, click.Option(["-h", "--help"], is_flag=True, help="show how to use it")]
+
+
+def arguments(name: str) -> list[click.Argument]:
+    """A command's operands."""
+    return [p for p in load(name).params if isinstance(p, click.Argument)]
+
+
+def operand(argument: click.Argument) -> str:
+    """DATA, [DATA] or [METRICS]..."""
+    text = (argument.metavar or (argument.name or "").upper()) + ("..." if argument.nargs == -1 else "")
+    return text if argument.required else f"[{text}]"
+
+
+def values(option: click.Option) -> list[str]:
+    """The values that an option takes, where they are few."""
+    return [str(choice) for choice in option.type.choices] if isinstance(option.type, click.Choice) else []
+
+
+def metavar(option: click.Option) -> str:
+    """What stands behind the flag: FILE, a|b|c, or nothing for a switch."""
+    return "" if option.is_flag else option.metavar or "|".join(values(option)) or "X"
+
+
+def takes_file(option: click.Option) -> bool:
+    """Whether a shell should offer files."""
+    return any(word in metavar(option) for word in FILES)
+
+
+def flags(option: click.Option) -> list[str]:
+    """Every spelling, the negative ones too."""
+    return [*option.opts, *option.secondary_opts]
+
+
+def default(option: click.Option) -> str:
+    """The default as text; empty where there is none or it is a switch."""
+    plain = option.default is None or option.is_flag or option.required
+    return "" if plain or not isinstance(option.default, (str, int, float)) else str(option.default)
+
+
+def help_text(option: click.Option) -> str:
+    """The help with what is required or default."""
+    known = default(option)
+    return (option.help or "") + (" (required)" if option.required else f" (default: {known})" if known else "")
+
+
+def bash() -> str:
+    """Completion for bash: plain case tables, no process is started."""
+    cases, value_cases = [], []
+    for name in COMMANDS:
+        words = " ".join(flag for option in options(name) for flag in flags(option))
+        cases.append(f'        {name}) words="{words}" ;;')
+        for option in options(name):
+            spelled = "|".join(f"{name}:{flag}" for flag in option.opts)
+            if values(option):
+                value_cases.append(
+                    f'        {spelled}) COMPREPLY=($(compgen -W "{" ".join(values(option))}" -- "$cur")); return ;;'
+                )
+            elif takes_file(option):
+                value_cases.append(f'        {spelled}) COMPREPLY=($(compgen -f -- "$cur")); return ;;')
+            elif not option.is_flag:
+                value_cases.append(f"        {spelled}) return ;;")
+    return "\n".join(
+        [
+            "# bash completion for fabric; written by tools/pages.py",
+            "_fabric() {",
+            '    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} words=""',
+            "    COMPREPLY=()",
+            '    if [ "$COMP_CWORD" -eq 1 ]; then',
+            f'        COMPREPLY=($(compgen -W "{" ".join(COMMANDS)} --help --version" -- "$cur")); return',
+            "    fi",
+            '    case "$command:$prev" in',
+            *value_cases,
+            "    esac",
+            '    case "$command" in',
+            *cases,
+            "    esac",
+            '    case "$cur" in',
+            '        -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;',
+            '        *) COMPREPLY=($(compgen -f -- "$cur")) ;;',
+            "    esac",
+            "}",
+            "complete -o filenames -F _fabric fabric",
+            "",
+        ]
+    )
+
+
+def zsh() -> str:
+    """Completion for zsh."""
+
+    def clean(text: str) -> str:
+        return re.sub(r"([\[\]:\\])", r"\\\1", text).replace("'", "'\\''")
+
+    lines = [
+        "#compdef fabric",
+        "# zsh completion for fabric; written by tools/pages.py",
+        "_fabric() {",
+        "  local -a commands",
+    ]
+    lines.append("  commands=(")
+    lines += [f"    '{name}:{clean(what)}'" for name, what in COMMANDS.items()]
+    lines += ["  )", "  if (( CURRENT == 2 )); then", "    _describe command commands; return", "  fi"]
+    lines += ["  local command=$words[2]", "  shift words; (( CURRENT-- ))", '  case "$command" in']
+    for name in COMMANDS:
+        lines.append(f"    {name}) _arguments -s \\")
+        for option in options(name):
+            value = ""
+            if values(option):
+                value = f":{clean(option.name or '')}:({' '.join(values(option))})"
+            elif not option.is_flag:
+                value = f":{clean(metavar(option))}:" + ("_files" if takes_file(option) else "")
+            many = "*" if option.multiple else ""
+            for flag in flags(option):
+                lines.append(f"      '{many}{flag}[{clean(option.help or '')}]{value}' \\")
+        lines.append("      '*:file:_files' ;;")
+    lines += ["  esac", "}", '_fabric "$@"', ""]
+    return "\n".join(lines)
+
+
+def fish() -> str:
+    """Completion for fish."""
+
+    def quote(text: str) -> str:
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    lines = [
+        "# fish completion for fabric; written by tools/pages.py",
+        "complete -c fabric -n __fish_use_subcommand -f",
+    ]
+    for name, what in COMMANDS.items():
+        lines.append(f"complete -c fabric -n __fish_use_subcommand -a {name} -d {quote(what)}")
+    for name in COMMANDS:
+        for option in options(name):
+            spelled = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in flags(option))
+            value = f" -x -a {quote(' '.join(values(option)))}" if values(option) else ""
+            if not value and not option.is_flag:
+                value = " -r" + (" -F" if takes_file(option) else " -f")
+            seen = f"'__fish_seen_subcommand_from {name}'"
+            lines.append(f"complete -c fabric -n {seen} {spelled}{value} -d {quote(option.help or '')}")
+    return "\n".join([*lines, ""])
+
+
+def roff(text: str) -> str:
+    """Text safe inside a man page."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return re.sub(r"(?m)^([.'])", r"\\&\1", text)
+
+
+def paragraphs(name: str) -> list[str]:
+    """The command's own description."""
+    text = (load(name).help or "").strip()
+    return [" ".join(part.split()) for part in text.split("\n\n")]
+
+
+def man(name: str) -> str:
+    """The man page of a subcommand: examples come first."""
+    lines = [f'.TH FABRIC\\-{name.upper()} 1 "" "fabric" "fabric manual"', ".SH NAME"]
+    lines += [f"fabric\\-{name} \\- {roff(COMMANDS[name])}", ".SH SYNOPSIS", f".B fabric {name}", "[options]"]
+    lines += [roff(operand(argument)) for argument in arguments(name)]
+    lines.append(".SH EXAMPLES")
+    for what, line in EXAMPLES[name]:
+        lines += [".TP", roff(what.capitalize()), f".B {roff(line)}"]
+    lines.append(".SH DESCRIPTION")
+    for part in paragraphs(name):
+        lines += [roff(part), ".PP"]
+    lines.append(".SH OPTIONS")
+    for option in options(name):
+        lines += [
+            ".TP",
+            f".B {roff(', '.join(flags(option)))} {roff(metavar(option))}".rstrip(),
+            roff(help_text(option)),
+        ]
+    lines += [".SH SEE ALSO", ".BR fabric (1)", ""]
+    return "\n".join(lines)
+
+
+def man_top() -> str:
+    """fabric(1)."""
+    lines = [
+        '.TH FABRIC 1 "" "fabric" "fabric manual"',
+        ".SH NAME",
+        f"fabric \\- {roff(group().help or '')}",
+        ".SH SYNOPSIS",
+    ]
+    lines += [".B fabric", "command [options]", ".SH EXAMPLES", ".TP", "From raw rows to a small tuned model"]
+    lines += [f".B {roff(PIPELINE)}", ".SH COMMANDS"]
+    for name, what in COMMANDS.items():
+        lines += [".TP", f".BR fabric\\-{name} (1)", roff(what)]
+    lines += [".SH CONVENTIONS", *(roff(line) for line in EPILOG.splitlines()), ".SH EXIT STATUS"]
+    for code, what in EXIT_CODES.items():
+        lines += [".TP", f".B {code}", roff(what)]
+    return "\n".join([*lines, ""])
+
+
+PIPELINE = (
+    "fabric prepare raw.jsonl | fabric template -m base.gguf | fabric train -m base.gguf -o - "
+    "| fabric merge -m base.gguf -a - | fabric quantize --type q4_0 -o tuned.gguf"
+)
+EXIT_CODES = {
+    0: "done",
+    2: "flags that make no sense",
+    65: "data or a model that is not what it claims to be",
+    66: "an input that is missing or unreadable",
+    69: "no such device, or the job does not fit it",
+    70: "an internal error",
+    74: "reading or writing failed half-way",
+    75: "stopped by SIGTERM; fabric resume continues",
+    76: "the loss diverged",
+    130: "stopped by Ctrl-C; train can be resumed",
+}
+
+
+def markdown() -> str:
+    """docs/commands.md."""
+    lines = [
+        "# Commands",
+        "",
+        "Written by tools/pages.py from the command definitions; `fabric NAME --help` says the same.",
+        "",
+    ]
+    lines += ["```sh", PIPELINE.replace(" | ", " \\\n  | "), "```", "", EPILOG.replace("\n", " "), ""]
+    for name, what in COMMANDS.items():
+        usage = " ".join(["fabric", name, "[options]", *(operand(argument) for argument in arguments(name))])
+        lines += [f"## {name}", "", f"{what[0].upper()}{what[1:]}. `{usage}`", ""]
+        lines += [part + "\n" for part in paragraphs(name)]
+        lines += ["```sh", *(f"# {example}\n{line}" for example, line in EXAMPLES[name]), "```", ""]
+        lines += ["| flag | | default |", "|---|---|---|"]
+        for option in options(name):
+            spelled = ", ".join(f"`{flag}`" for flag in flags(option))
+            value = f" `{metavar(option)}`".replace("|", "\\|") if metavar(option) else ""
+            known = "required" if option.required else default(option)
+            lines.append(f"| {spelled}{value} | {(option.help or '').replace('|', chr(92) + '|')} | {known} |")
+        lines.append("")
+    lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
+    lines += [f"| {code} | {what} |" for code, what in EXIT_CODES.items()]
+    return "\n".join([*lines, ""])
+
+
+def pages() -> dict[Path, str]:
+    """Every file and what it should hold."""
+    found = {
+        ROOT / "completions/fabric.bash": bash(),
+        ROOT / "completions/_fabric": zsh(),
+        ROOT / "completions/fabric.fish": fish(),
+        ROOT / "docs/commands.md": markdown(),
+        ROOT / "man/fabric.1": man_top(),
+    }
+    return found | {ROOT / f"man/fabric-{name}.1": man(name) for name in COMMANDS}
+
+
+def main() -> int:
+    """Writes, or with --check compares."""
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale: run python tools/pages.py", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(pages()[path], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
