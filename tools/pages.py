@@ -16,7 +16,7 @@ from fabric.cli.app import COMMANDS, EPILOG, group, load
 from fabric.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = "FILE GGUF DATA METRICS RUN_DIR DIR".split()
+FILES = ["FILE", "GGUF", "DATA", "METRICS", "RUN_DIR", "DIR"]
 
 
 def options(name: str) -> list[click.Option]:
@@ -89,7 +89,8 @@ def bash() -> str:
         [
             "# bash completion for fabric; written by tools/pages.py",
             "_fabric() {",
-            '    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} words=""',
+            "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}",
+            '    local command=${COMP_WORDS[1]} words=""',
             "    COMPREPLY=()",
             '    if [ "$COMP_CWORD" -eq 1 ]; then',
             f'        COMPREPLY=($(compgen -W "{" ".join(COMMANDS)} --help --version" -- "$cur")); return',

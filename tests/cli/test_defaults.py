@@ -1,0 +1,54 @@
+"""Where a default comes from: flag, environment, project file, user file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.shell import fabric, one_sentence
+
+
+def metrics(folder: Path) -> Path:
+    path = folder / "run.jsonl"
+    path.write_text("".join(json.dumps({"step": i, "loss": 3 - i / 10, "lr": 0.1}) + "\n" for i in range(1, 20)))
+    return path
+
+
+def lines(folder: Path, *arguments: str, **env: str) -> int:
+    told = fabric("plot", metrics(folder), *arguments, env=env, cwd=folder)
+    assert told.code == 0, told.err
+    return len(told.out.splitlines())
+
+
+def test_flag_beats_environment_beats_project_beats_user(tmp_path: Path) -> None:
+    user = tmp_path / "config" / "fabric"
+    user.mkdir(parents=True)
+    (user / "config.toml").write_text("[plot]\nheight = 12\n")
+    xdg = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    by_user = lines(tmp_path, **xdg)
+    (tmp_path / "fabric.toml").write_text("height = 17\nthreads = 2\n[train]\nwarmup_ratio = 0.2\n")
+    by_project = lines(tmp_path, **xdg)
+    by_environment = lines(tmp_path, **xdg, FABRIC_HEIGHT="23")
+    by_flag = lines(tmp_path, "--height", "31", **xdg, FABRIC_HEIGHT="23")
+    assert [by_project - by_user, by_environment - by_project, by_flag - by_environment] == [5, 6, 8]
+
+
+def test_a_bad_default_is_told_with_the_place_it_came_from(tmp_path: Path) -> None:
+    run = metrics(tmp_path)
+    one_sentence(fabric("plot", run, env={"FABRIC_HEIGHT": "tall"}), 2, "tall", "FABRIC_HEIGHT")
+    (tmp_path / "fabric.toml").write_text("height = 'tall'\n")
+    one_sentence(fabric("plot", run, cwd=tmp_path), 2, "tall", "fabric.toml")
+
+
+def test_a_typo_in_a_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    run = metrics(tmp_path)
+    for text, near in (("heigth = 3", "height"), ("[plto]\nheight = 3", "plot"), ("[plot]\nheigth = 3", "height")):
+        (tmp_path / "fabric.toml").write_text(text)
+        one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml", f"'{near}'")
+
+
+def test_any_bytes_as_a_configuration_file_end_in_a_sentence(tmp_path: Path) -> None:
+    run = metrics(tmp_path)
+    for content in (b"\xff\xfe", b"[[[", b"a = " + b"[" * 5000, b"height = {a = 1}", b"height = [1, 2]", b"\x00"):
+        (tmp_path / "fabric.toml").write_bytes(content)
+        one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml")

@@ -1,0 +1,106 @@
+"""Pictures of runs: read back as pictures, and looked at cell by cell."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.evaluation.plot import nice_axis, tick_label
+from tests.cli.shell import fabric, on_terminal, one_sentence
+
+
+def write_run(path: Path, losses: list[float], val: dict[int, float] | None = None) -> Path:
+    records = []
+    for step, loss in enumerate(losses, 1):
+        record = {"step": step, "loss": loss, "lr": 1e-4 * step}
+        if val and step in val:
+            record["val_loss"] = val[step]
+        records.append(json.dumps(record))
+    path.write_text("\n".join(records) + "\n")
+    return path
+
+
+def pixels(png: bytes) -> npt.NDArray[np.uint8]:
+    """Reads a PNG back, every checksum checked."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    at, data, size = 8, b"", (0, 0)
+    while at < len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        body = png[at + 8 : at + 8 + length]
+        assert zlib.crc32(kind + body) == struct.unpack(">I", png[at + 8 + length : at + 12 + length])[0]
+        if kind == b"IHDR":
+            size = struct.unpack(">II", body[:8])
+        data += body if kind == b"IDAT" else b""
+        at += 12 + length
+    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(size[1], 1 + 3 * size[0])
+    return rows[:, 1:].reshape(size[1], size[0], 3)
+
+
+def test_a_falling_loss_falls_in_the_picture(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a.jsonl", [4.0 - 0.03 * i for i in range(100)], {50: 3.0, 100: 2.0})
+    target = tmp_path / "loss.png"
+    assert fabric("plot", run, "-o", target, "--title", "a run", "--width", "800", "--height", "480").code == 0
+    picture = pixels(target.read_bytes()).astype(int)
+    assert picture.shape == (480, 800, 3)
+    blue = (np.abs(picture - (0, 114, 178)).sum(axis=2) < 30) & (np.arange(800) < 600)
+    heights = [np.flatnonzero(blue[:, x]).mean() for x in range(120, 580) if blue[:, x].any()]
+    assert len(heights) > 400
+    assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(heights))
+    assert (np.abs(picture - (213, 94, 0)).sum(axis=2) < 30).sum() > 60
+
+
+def test_the_terminal_gets_braille_and_a_dumb_one_plain_characters(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a.jsonl", [3 - 0.01 * i for i in range(60)], {60: 2.2})
+    smart = fabric("plot", run, env={"TERM": "xterm", "PYTHONIOENCODING": "utf-8"}).out.decode()
+    assert any(0x2800 < ord(c) < 0x2900 for c in smart) and "●" in smart
+    dumb = fabric("plot", run, env={"TERM": "dumb"}).out
+    assert dumb.isascii() and b"*" in dumb
+
+
+def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
+    write_run(tmp_path / "a.jsonl", [3, 2, 1])
+    write_run(tmp_path / "b.jsonl", [3, 2.5, 2])
+    runs = (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert "\x1b[" in on_terminal("plot", *runs, stream="stdout")[1]
+    assert "\x1b[" not in on_terminal("plot", *runs, stream="stdout", env={"NO_COLOR": "1"})[1]
+
+
+def test_numbers_of_runs_come_as_json(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a.jsonl", [3, 1, 2], {3: 2.5})
+    told = json.loads(fabric("plot", run, "--json").out)
+    assert told["runs"][0]["loss"] == {"first": 3, "last": 2, "least": 1}
+    assert told["runs"][0]["val_loss"]["last"] == 2.5
+
+
+def test_one_step_and_equal_values_still_make_a_picture(tmp_path: Path) -> None:
+    for losses in ([2.0], [2.0] * 30):
+        run = write_run(tmp_path / "a.jsonl", losses)
+        assert fabric("plot", run).code == 0
+        assert pixels(fabric("plot", run, "-o", "-").out).shape == (720, 1200, 3)
+
+
+def test_what_is_no_metrics_file_is_named_with_its_line(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    for content, words in (
+        ('{"step": 1, "loss": 2}\nnonsense\n', ("bad.jsonl:2", "not a JSON object")),
+        ('{"loss": 2}\n', ("bad.jsonl:1", "step")),
+        ("", ("bad.jsonl", "no metrics")),
+        ('{"step": 1, "loss": NaN}\n', ("bad.jsonl", "no metrics")),
+    ):
+        bad.write_text(content)
+        one_sentence(fabric("plot", bad), 65, *words)
+    one_sentence(fabric("plot", write_run(tmp_path / "a.jsonl", [1, 2]), "-c", "lsos"), 65, "'lsos'", "loss")
+
+
+def test_ticks_are_round_and_told_apart() -> None:
+    for low, high in ((0, 1), (1.3, 4.2), (0, 2e-4), (-3, 1e7), (2.41, 2.43), (5, 5)):
+        axis = nice_axis(low, high, 5)
+        assert axis.low <= low and axis.high >= high
+        labels = [tick_label(tick, axis) for tick in axis.ticks]
+        assert 2 <= len(labels) <= 13 and len(set(labels)) == len(labels)
