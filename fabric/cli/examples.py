@@ -5,7 +5,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("question and answer rows become chat records", "fabric prepare raw.jsonl > rows.jsonl"),
         (
             "the same, with a tenth held out",
-            "fabric prepare raw.jsonl --holdout 0.1 --holdout-file held.jsonl > rows.jsonl",
+            "fabric prepare raw.jsonl --holdout held.jsonl=0.1 > rows.jsonl",
         ),
     ],
     "template": [
