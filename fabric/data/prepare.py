@@ -4,9 +4,21 @@ shuffle, a split or a balance needs all of them do they wait in a temporary file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from fabric.data.jsonl import dumps
+from fabric.data.raw import Lines, Row, read_rows
+from fabric.data.shapes import contents, known_fields, to_record
+from fabric.errors import DataError, OutputError, UsageError
+from fabric.files import STDIO, check_streams, open_output, read_input, shown
+
+_NAMED_BAD_ROWS = 20
 
 # Called with (bytes read, bytes in all or 0 where that is unknown), from the calling thread.
 Progress = Callable[[int, int], None]
@@ -57,19 +69,244 @@ class PrepareSettings:
     on_error: Literal["stop", "skip"] = "stop"
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrepareReport:
-    """Where the rows went: `read` is the sum of all the counts below it."""
+    """Where the rows went: `read` is the sum of the other counts."""
 
-    read: int
-    written: int
-    held_out: dict[str, int]
+    read: int = 0
+    written: int = 0
+    held_out: dict[str, int] = field(default_factory=dict)
     """Path: rows."""
-    bad: int
-    duplicates: int
-    too_short: int
-    too_long: int
-    unbalanced: int
+    bad: int = 0
+    duplicates: int = 0
+    too_short: int = 0
+    too_long: int = 0
+    unbalanced: int = 0
     """Left out by `balance`."""
-    bad_rows: tuple[str, ...]
+    bad_rows: list[str] = field(default_factory=list)
     """Why rows were bad, as `file:line: reason`; the first 20."""
+
+
+class _Prepared(NamedTuple):
+    """A row that passed: its record as a JSON line, a hash of its contents, and its values of the fields asked for."""
+
+    line: bytes
+    digest: bytes
+    balance: bytes
+    stratum: bytes
+
+
+class _Entry(NamedTuple):
+    """Where a row lies in the temporary file, and what decides where it goes."""
+
+    offset: int
+    size: int
+    digest: bytes
+    balance: bytes
+    stratum: bytes
+
+
+def prepare(settings: PrepareSettings, out: BinaryIO, progress: Progress | None = None) -> PrepareReport:
+    """Write rows of all shapes as records, JSON lines, to `out`, and held-out ones to their files.
+
+    A choice by the seed depends on a row's contents alone, so copies of a row stay on one side of a split. Raises
+    UsageError, MissingInputError, OutputError, and DataError for a bad row (`file:line`) or when no row is left.
+    """
+    _check(settings)
+    report = PrepareReport()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open_output(part.path, text=True)) for part in settings.hold_out]
+        rows = _passed(settings, report, progress)
+        if settings.shuffle or settings.balance is not None or files:
+            with _spooled(rows) as (spool, entries):
+                entries = _balanced(entries, settings, report) if settings.balance is not None else entries
+                parts = _split(entries, settings)
+                parts = [_shuffled(part, settings.seed) for part in parts] if settings.shuffle else parts
+                report.written = len(parts[0])
+                report.held_out = {
+                    held.path: len(part) for held, part in zip(settings.hold_out, parts[1:], strict=True)
+                }
+                for part, file in zip(parts, (out, *files), strict=True):
+                    _copy(spool, part, file)
+        else:
+            for row in rows:
+                out.write(row.line)
+                report.written += 1
+        if not report.written:
+            raise DataError(_nothing_left(report, settings))
+        out.flush()
+    return report
+
+
+def _check(settings: PrepareSettings) -> None:
+    paths = [part.path for part in settings.hold_out]
+    check_streams(settings.inputs, paths)
+    if not all(0 < part.fraction < 1 for part in settings.hold_out) or sum(p.fraction for p in settings.hold_out) >= 1:
+        raise UsageError("fractions to hold out must each be above 0, and together below 1")
+    if len(set(paths)) < len(paths):
+        raise UsageError("two fractions are held out into the same file: give each its own")
+    if settings.stratify is not None and not paths:
+        raise UsageError(f"stratifying by {settings.stratify!r} divides nothing: say what to hold out")
+    if settings.max_chars is not None and settings.max_chars < settings.min_chars:
+        raise UsageError(f"no row has at least {settings.min_chars} and at most {settings.max_chars} characters")
+    for path in settings.inputs:
+        if path != STDIO and not Path(path).is_fifo():  # opening a pipe would take it from its one reader
+            with read_input(path):
+                pass
+
+
+def _passed(settings: PrepareSettings, report: PrepareReport, progress: Progress | None) -> Iterator[_Prepared]:
+    """Rows that become records and pass the filters; the others are counted."""
+    seen: set[bytes] = set()
+    for where, row in _raw(settings, progress):
+        report.read += 1
+        try:
+            prepared, chars = _prepared(row, where, settings)
+        except DataError as error:
+            if settings.on_error == "stop":
+                raise
+            report.bad += 1
+            report.bad_rows += [str(error)] if len(report.bad_rows) < _NAMED_BAD_ROWS else []
+            continue
+        if chars < settings.min_chars:
+            report.too_short += 1
+        elif settings.max_chars is not None and chars > settings.max_chars:
+            report.too_long += 1
+        elif settings.drop_duplicates and prepared.digest in seen:
+            report.duplicates += 1
+        else:
+            if settings.drop_duplicates:
+                seen.add(prepared.digest)
+            yield prepared
+
+
+def _raw(settings: PrepareSettings, progress: Progress | None) -> Iterator[Row]:
+    paths = [Path(path) for path in settings.inputs]
+    total = sum(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else 0
+    done = told = 0
+    for path in settings.inputs:
+        with read_input(path) as handle:
+            lines = Lines(handle, shown(path))
+            for row in read_rows(lines, settings.format, lambda names: known_fields(names, settings.fields)):
+                if progress and done + lines.bytes_read - told >= 1 << 18:
+                    told = done + lines.bytes_read
+                    progress(told, total)
+                yield row
+            done += lines.bytes_read
+    if progress:
+        progress(done, total)
+
+
+def _prepared(row: Any, where: str, settings: PrepareSettings) -> tuple[_Prepared, int]:
+    if isinstance(row, DataError):
+        raise row
+    record, fields = to_record(row, where, settings)
+    texts = contents(record)
+    try:
+        line = dumps(record) + b"\n"
+        made_of = dumps([record.get(name) for name in ("messages", "tools", "prompt", "completion", "text")])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{where}: the row cannot be written as JSON: {error}") from None
+    digest = hashlib.blake2b(made_of, digest_size=16).digest()
+    values = (_value(fields, name, where) for name in (settings.balance, settings.stratify))
+    return _Prepared(line, digest, *values), sum(map(len, texts))
+
+
+def _value(fields: Mapping[str, Any], name: str | None, where: str) -> bytes:
+    if name is None:
+        return b""
+    value = fields.get(name)
+    if not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: rows are divided by {name!r}, but this one has no text, number or truth value there")
+    return dumps(value)
+
+
+@contextlib.contextmanager
+def _spooled(rows: Iterable[_Prepared]) -> Iterator[tuple[BinaryIO, list[_Entry]]]:
+    """Rows in an unlinked temporary file, and their index."""
+    values: dict[bytes, bytes] = {}  # one object a value, however many rows have it
+    entries = []
+    offset = 0
+    with tempfile.TemporaryFile() as spool:
+        try:
+            for line, digest, balance, stratum in rows:
+                spool.write(line)
+                kept = (values.setdefault(value, value) for value in (balance, stratum))
+                entries.append(_Entry(offset, len(line), digest, *kept))
+                offset += len(line)
+            spool.flush()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OutputError(f"keeping the rows in {tempfile.gettempdir()} failed: {reason}") from error
+        yield spool, entries
+
+
+def _copy(spool: BinaryIO, entries: Iterable[_Entry], out: BinaryIO) -> None:
+    for entry in entries:
+        spool.seek(entry.offset)
+        out.write(spool.read(entry.size))
+    out.flush()
+
+
+def _balanced(entries: list[_Entry], settings: PrepareSettings, report: PrepareReport) -> list[_Entry]:
+    groups: dict[bytes, list[_Entry]] = {}
+    for entry in _ranked(entries, settings.seed, "balance"):
+        groups.setdefault(entry.balance, []).append(entry)
+    fewest = min(map(len, groups.values()), default=0)
+    report.unbalanced = len(entries) - fewest * len(groups)
+    return sorted(entry for group in groups.values() for entry in group[:fewest])
+
+
+def _split(entries: list[_Entry], settings: PrepareSettings) -> list[list[_Entry]]:
+    """What stays and what each file gets, in the order of the rows. Every file gets its fraction of all the rows, and
+    of each stratum as nearly as whole rows allow; copies of a row follow the first."""
+    strata: dict[bytes, list[_Entry]] = {}
+    for entry in _ranked(entries, settings.seed, "hold out") if settings.hold_out else entries:
+        strata.setdefault(entry.stratum, []).append(entry)
+    left = dict(sorted(strata.items()))
+    parts = []
+    for held in settings.hold_out:
+        share = {stratum: held.fraction * len(strata[stratum]) for stratum in left}
+        count = {stratum: int(rows) for stratum, rows in share.items()}
+        missing = round(held.fraction * len(entries)) - sum(count.values())
+        roomy = (stratum for stratum in left if count[stratum] < len(left[stratum]))
+        for stratum in sorted(roomy, key=lambda stratum: count[stratum] - share[stratum])[:missing]:
+            count[stratum] += 1
+        part: list[_Entry] = []
+        for stratum, ranked in left.items():
+            end = min(count[stratum], len(ranked))
+            while 0 < end < len(ranked) and ranked[end].digest == ranked[end - 1].digest:
+                end += 1
+            part += ranked[:end]
+            left[stratum] = ranked[end:]
+        if not part and entries:
+            raise DataError(f"{held.fraction} of {len(entries)} rows is no row for {held.path}: hold out more")
+        parts.append(sorted(part))
+    return [sorted(entry for ranked in left.values() for entry in ranked), *parts]
+
+
+def _ranked(entries: list[_Entry], seed: int, purpose: str) -> list[_Entry]:
+    """In an order that depends on seed, purpose and contents; copies stand side by side."""
+    return sorted(entries, key=lambda entry: (_hash(seed, purpose, entry.digest), entry.offset))
+
+
+def _shuffled(entries: list[_Entry], seed: int) -> list[_Entry]:
+    """In an order that depends on seed and place, for copies are not to stay together."""
+    return sorted(entries, key=lambda entry: _hash(seed, "shuffle", entry.offset.to_bytes(8, "little")))
+
+
+def _hash(seed: int, purpose: str, what: bytes) -> bytes:
+    return hashlib.blake2b(f"{seed} {purpose} ".encode() + what, digest_size=16).digest()
+
+
+def _nothing_left(report: PrepareReport, settings: PrepareSettings) -> str:
+    names = ", ".join(shown(path) for path in settings.inputs)
+    if not report.read:
+        return f"{names}: there are no rows"
+    counts = {
+        "bad": report.bad, "too short": report.too_short, "too long": report.too_long,
+        "duplicates": report.duplicates, "unbalanced": report.unbalanced, "held out": sum(report.held_out.values()),
+    }  # fmt: skip
+    why = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    first = f"; the first bad one is {report.bad_rows[0]}" if report.bad_rows else ""
+    return f"{names}: none of the {report.read} rows is left ({why}){first}"
