@@ -1,0 +1,247 @@
+/* os.c - see os.h. One section a system: Windows, then everything POSIX (Linux, Android, macOS, the BSDs). */
+#if !defined(_WIN32) && !defined(__APPLE__)
+#define _GNU_SOURCE
+#endif
+#include "os.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LINE_BYTES 64
+#define HUGE_BYTES ((uint64_t)2 << 20)
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#ifdef _WIN32
+#include <malloc.h>
+#include <windows.h>
+
+double fb_os_seconds(void) {
+    LARGE_INTEGER now, rate;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&rate);
+    return (double)now.QuadPart / (double)rate.QuadPart;
+}
+
+int fb_os_cpu_count(void) {
+    DWORD n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
+    return n ? (int)n : 1;
+}
+
+uint64_t fb_os_memory_bytes(void) {
+    MEMORYSTATUSEX status = {.dwLength = sizeof status};
+    return GlobalMemoryStatusEx(&status) ? status.ullTotalPhys : 0;
+}
+
+static void *alloc_aligned(uint64_t bytes, uint64_t align) { return _aligned_malloc((size_t)bytes, (size_t)align); }
+
+void fb_os_free(void *memory, uint64_t bytes) {
+    (void)bytes;
+    _aligned_free(memory);
+}
+
+struct fb_thread {
+    HANDLE handle;
+    void (*body)(void *);
+    void *arg;
+};
+
+static DWORD WINAPI thread_main(void *p) {
+    fb_thread *thread = p;
+    thread->body(thread->arg);
+    return 0;
+}
+
+static int thread_create(fb_thread *thread) {
+    thread->handle = CreateThread(NULL, 0, thread_main, thread, 0, NULL);
+    return thread->handle != NULL;
+}
+
+void fb_thread_join(fb_thread *thread) {
+    WaitForSingleObject(thread->handle, INFINITE);
+    CloseHandle(thread->handle);
+    free(thread);
+}
+
+void fb_os_yield(void) { SwitchToThread(); }
+
+struct fb_gate {
+    SRWLOCK lock;
+    CONDITION_VARIABLE change;
+};
+
+static void gate_init(fb_gate *gate) {
+    InitializeSRWLock(&gate->lock);
+    InitializeConditionVariable(&gate->change);
+}
+static void gate_destroy(fb_gate *gate) { (void)gate; }
+static void gate_lock(fb_gate *gate) { AcquireSRWLockExclusive(&gate->lock); }
+static void gate_unlock(fb_gate *gate) { ReleaseSRWLockExclusive(&gate->lock); }
+static void gate_sleep(fb_gate *gate) { SleepConditionVariableSRW(&gate->change, &gate->lock, INFINITE, 0); }
+static void gate_broadcast(fb_gate *gate) { WakeAllConditionVariable(&gate->change); }
+
+#else
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#endif
+
+double fb_os_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+int fb_os_cpu_count(void) {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
+uint64_t fb_os_memory_bytes(void) {
+#ifdef __APPLE__
+    uint64_t bytes = 0;
+    size_t size = sizeof bytes;
+    return sysctlbyname("hw.memsize", &bytes, &size, NULL, 0) == 0 ? bytes : 0;
+#else
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+#endif
+}
+
+static void *alloc_aligned(uint64_t bytes, uint64_t align) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, (size_t)align, (size_t)bytes)) return NULL;
+#ifdef MADV_HUGEPAGE
+    if (align == HUGE_BYTES) madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
+#endif
+    return memory;
+}
+
+void fb_os_free(void *memory, uint64_t bytes) {
+    (void)bytes;
+    free(memory);
+}
+
+struct fb_thread {
+    pthread_t handle;
+    void (*body)(void *);
+    void *arg;
+};
+
+static void *thread_main(void *p) {
+    fb_thread *thread = p;
+    thread->body(thread->arg);
+    return NULL;
+}
+
+static int thread_create(fb_thread *thread) {
+    return pthread_create(&thread->handle, NULL, thread_main, thread) == 0;
+}
+
+void fb_thread_join(fb_thread *thread) {
+    pthread_join(thread->handle, NULL);
+    free(thread);
+}
+
+void fb_os_yield(void) { sched_yield(); }
+
+struct fb_gate {
+    pthread_mutex_t lock;
+    pthread_cond_t change;
+};
+
+static void gate_init(fb_gate *gate) {
+    pthread_mutex_init(&gate->lock, NULL);
+    pthread_cond_init(&gate->change, NULL);
+}
+static void gate_destroy(fb_gate *gate) {
+    pthread_cond_destroy(&gate->change);
+    pthread_mutex_destroy(&gate->lock);
+}
+static void gate_lock(fb_gate *gate) { pthread_mutex_lock(&gate->lock); }
+static void gate_unlock(fb_gate *gate) { pthread_mutex_unlock(&gate->lock); }
+static void gate_sleep(fb_gate *gate) { pthread_cond_wait(&gate->change, &gate->lock); }
+static void gate_broadcast(fb_gate *gate) { pthread_cond_broadcast(&gate->change); }
+#endif
+
+/* ---- the same everywhere ---- */
+
+void *fb_os_alloc(uint64_t bytes) {
+    if (bytes > SIZE_MAX - HUGE_BYTES) return NULL;
+    uint64_t align = bytes >= 2 * HUGE_BYTES ? HUGE_BYTES : LINE_BYTES;
+    uint64_t padded = (bytes + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
+    void *memory = alloc_aligned(padded ? padded : LINE_BYTES, align);
+    if (memory) memset(memory, 0, (size_t)(padded ? padded : LINE_BYTES));
+    return memory;
+}
+
+fb_thread *fb_thread_start(void (*body)(void *), void *arg) {
+    fb_thread *thread = malloc(sizeof *thread);
+    if (!thread) return NULL;
+    thread->body = body;
+    thread->arg = arg;
+    if (thread_create(thread)) return thread;
+    free(thread);
+    return NULL;
+}
+
+fb_gate *fb_gate_new(void) {
+    fb_gate *gate = malloc(sizeof *gate);
+    if (gate) gate_init(gate);
+    return gate;
+}
+
+void fb_gate_free(fb_gate *gate) {
+    if (!gate) return;
+    gate_destroy(gate);
+    free(gate);
+}
+
+void fb_gate_wait(fb_gate *gate, atomic_uint *value, unsigned seen) {
+    gate_lock(gate);
+    while (atomic_load(value) == seen) gate_sleep(gate);
+    gate_unlock(gate);
+}
+
+void fb_gate_wake(fb_gate *gate) {
+    gate_lock(gate);
+    gate_broadcast(gate);
+    gate_unlock(gate);
+}
+
+void fb_os_cpu_name(char *name, size_t size) {
+    char found[256] = "";
+#if defined(__x86_64__)
+    unsigned regs[12] = {0}, top = __get_cpuid_max(0x80000000u, NULL);
+    for (unsigned i = 0; i < 3 && top >= 0x80000004u; i++)
+        __get_cpuid(0x80000002u + i, &regs[4 * i], &regs[4 * i + 1], &regs[4 * i + 2], &regs[4 * i + 3]);
+    memcpy(found, regs, sizeof regs);
+#elif defined(__APPLE__)
+    size_t length = sizeof found - 1;
+    sysctlbyname("machdep.cpu.brand_string", found, &length, NULL, 0);
+#elif defined(__linux__)
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[256];
+    while (file && fgets(line, sizeof line, file)) {
+        char *colon = strchr(line, ':');
+        if (colon && (!strncmp(line, "Hardware", 8) || !strncmp(line, "model name", 10))) {
+            memcpy(found, colon + 1, strlen(colon + 1) + 1);
+            break;
+        }
+    }
+    if (file) fclose(file);
+#endif
+    char *start = found + strspn(found, " \t");
+    for (size_t end = strlen(start); end && strchr(" \t\r\n", start[end - 1]); end--) start[end - 1] = 0;
+    snprintf(name, size, "%s", *start ? start : "CPU");
+}

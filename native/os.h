@@ -1,0 +1,30 @@
+/* os.h - all that differs between operating systems: threads, waiting, the clock, aligned memory, processor facts.
+ * Nothing else under native/ asks which system it runs on. */
+#ifndef FB_OS_H
+#define FB_OS_H
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+double fb_os_seconds(void); /* monotonic */
+int fb_os_cpu_count(void);  /* that this process may use, at least 1 */
+uint64_t fb_os_memory_bytes(void);
+void fb_os_cpu_name(char *name, size_t size);
+
+/* Zeroed, aligned to a cache line; large ones to a huge page, which the system is asked for. NULL when there is none. */
+void *fb_os_alloc(uint64_t bytes);
+void fb_os_free(void *memory, uint64_t bytes);
+
+typedef struct fb_thread fb_thread;
+fb_thread *fb_thread_start(void (*body)(void *), void *arg); /* NULL on failure */
+void fb_thread_join(fb_thread *thread);
+void fb_os_yield(void);
+
+/* A place to sleep until a number changes. The one who changes it calls wake afterwards. */
+typedef struct fb_gate fb_gate;
+fb_gate *fb_gate_new(void);
+void fb_gate_free(fb_gate *gate);
+void fb_gate_wait(fb_gate *gate, atomic_uint *value, unsigned seen);
+void fb_gate_wake(fb_gate *gate);
+
+#endif
