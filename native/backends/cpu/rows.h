@@ -1,0 +1,394 @@
+/* rows.h - the ops that move or combine rows and elements: embedding, norms, gates, sums, gathers, the optimizer.
+ * All are bound by memory; each reads its operands once. */
+#ifndef FB_CPU_ROWS_H
+#define FB_CPU_ROWS_H
+#include "cpu.h"
+#include "decode.h"
+
+#define OPERANDS(l) const fb_view *v = (l)->v; (void)scratch
+
+enum { CHUNK = 512, COLUMNS = 64 }; /* floats decoded at a time; columns an item of a column sum owns */
+
+static inline int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
+
+/* A view as one row of elements when its rows lie back to back, so that items can be cut anywhere. */
+static inline int row_id(const fb_view *ids, int64_t t) {
+    int32_t id;
+    memcpy(&id, fb_row(ids, t), 4);
+    return id;
+}
+
+static void run_embed(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    vf scale = v_set(l->attr.scale);
+    float buf[CHUNK];
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        int64_t id = (int64_t)row_id(&v[2], t) - l->attr.first;
+        if (id < 0 || id >= v[1].rows) continue;
+        const char *src = fb_row(&v[1], id);
+        char *dst = fb_row(&v[0], t);
+        for (int64_t c0 = 0; c0 < v[0].cols; c0 += CHUNK) {
+            int64_t n = at_most(v[0].cols - c0, CHUNK);
+            decode(v[1].type, src, c0, n, buf);
+            for (int64_t c = 0; c < n; c += VW)
+                a_store(dst, v[0].type, c0 + c, n - c, scale * a_load(buf, FB_F32, c, n - c));
+        }
+    }
+}
+
+/* Rows of x[T,D] in items of about 16k elements: [*r0, *r1). */
+static inline int next_rows(fb_worker *w, int64_t rows, int64_t cols, int64_t *r0, int64_t *r1) {
+    int64_t high = cols < 16384 ? 16384 / cols : 1;
+    *r0 = fb_next(w) * high;
+    *r1 = at_most(*r0 + high, rows);
+    return *r0 < rows;
+}
+
+/* 1 / sqrt(mean(x^2) + eps) of G columns from c0. */
+static inline float norm_of(const char *x, int32_t type, int64_t c0, int64_t g, float eps) {
+    vf sum = v_set(0);
+    for (int64_t c = 0; c < g; c += VW) {
+        vf a = a_load(x, type, c0 + c, g - c);
+        sum = v_fma(a, a, sum);
+    }
+    return 1.0f / sqrtf(v_sum(sum) / (float)g + eps);
+}
+
+static void run_rms_norm(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const float *weight = (const float *)fb_row(&v[2], 0);
+    int64_t g = v[2].cols, r0, r1;
+    while (next_rows(w, v[0].rows, v[0].cols, &r0, &r1))
+        for (int64_t r = r0; r < r1; r++) {
+            const char *x = fb_row(&v[1], r);
+            char *y = fb_row(&v[0], r);
+            for (int64_t c0 = 0; c0 < v[0].cols; c0 += g) {
+                vf inv = v_set(norm_of(x, v[1].type, c0, g, l->attr.eps));
+                for (int64_t c = 0; c < g; c += VW) {
+                    vf a = a_load(x, v[1].type, c0 + c, g - c), wt = a_load(weight, FB_F32, c, g - c);
+                    a_store(y, v[0].type, c0 + c, g - c, a * inv * wt);
+                }
+            }
+        }
+}
+
+/* dx = inv * (w dy - x * inv^2 * mean(w dy x)) */
+static void run_rms_norm_dx(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const float *weight = (const float *)fb_row(&v[3], 0);
+    int64_t g = v[3].cols, r0, r1;
+    while (next_rows(w, v[0].rows, v[0].cols, &r0, &r1))
+        for (int64_t r = r0; r < r1; r++) {
+            const char *dy = fb_row(&v[1], r), *x = fb_row(&v[2], r), *acc = fb_has(&v[4]) ? fb_row(&v[4], r) : NULL;
+            char *dx = fb_row(&v[0], r);
+            for (int64_t c0 = 0; c0 < v[0].cols; c0 += g) {
+                float inv = norm_of(x, v[2].type, c0, g, l->attr.eps);
+                vf dot = v_set(0);
+                for (int64_t c = 0; c < g; c += VW) {
+                    vf wd = a_load(dy, v[1].type, c0 + c, g - c) * a_load(weight, FB_F32, c, g - c);
+                    dot = v_fma(wd, a_load(x, v[2].type, c0 + c, g - c), dot);
+                }
+                vf back = v_set(-v_sum(dot) / (float)g * inv * inv), iv = v_set(inv);
+                for (int64_t c = 0; c < g; c += VW) {
+                    vf wd = a_load(dy, v[1].type, c0 + c, g - c) * a_load(weight, FB_F32, c, g - c);
+                    vf out = iv * v_fma(a_load(x, v[2].type, c0 + c, g - c), back, wd);
+                    if (acc) out += a_load(acc, v[4].type, c0 + c, g - c);
+                    a_store(dx, v[0].type, c0 + c, g - c, out);
+                }
+            }
+        }
+}
+
+/* First the norms of all groups into scratch, then every item sums its own columns over all rows. */
+static void run_rms_norm_dw(fb_worker *w, const fb_launch *l, char *scratch) {
+    const fb_view *v = l->v;
+    int64_t g = v[0].cols, groups = v[2].cols / g, r0, r1;
+    float *inv = (float *)scratch;
+    while (next_rows(w, v[2].rows, v[2].cols, &r0, &r1))
+        for (int64_t r = r0; r < r1; r++)
+            for (int64_t i = 0; i < groups; i++)
+                inv[r * groups + i] = norm_of(fb_row(&v[2], r), v[2].type, i * g, g, l->attr.eps);
+    fb_sync(w);
+    float *dw = (float *)fb_row(&v[0], 0);
+    for (int64_t c0; (c0 = fb_next(w) * COLUMNS) < g;)
+        for (int64_t c = c0; c < at_most(c0 + COLUMNS, g); c += VW) {
+            vf sum = a_load(dw, FB_F32, c, g - c);
+            for (int64_t r = 0; r < v[2].rows; r++)
+                for (int64_t i = 0; i < groups; i++) {
+                    vf a = a_load(fb_row(&v[1], r), v[1].type, i * g + c, g - c);
+                    sum = v_fma(a * inv[r * groups + i], a_load(fb_row(&v[2], r), v[2].type, i * g + c, g - c), sum);
+                }
+            a_store(dw, FB_F32, c, g - c, sum);
+        }
+}
+
+static void run_bias_db(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    float *db = (float *)fb_row(&v[0], 0);
+    int64_t n = v[0].cols;
+    for (int64_t c0; (c0 = fb_next(w) * COLUMNS) < n;)
+        for (int64_t c = c0; c < at_most(c0 + COLUMNS, n); c += VW) {
+            vf sum = a_load(db, FB_F32, c, n - c);
+            for (int64_t r = 0; r < v[1].rows; r++) sum += a_load(fb_row(&v[1], r), v[1].type, c, n - c);
+            a_store(db, FB_F32, c, n - c, sum);
+        }
+}
+
+/* dst[index[t] - first] += scale * x[t], every item its own columns, so rows that meet add up in order of t. */
+static inline void scatter(fb_worker *w, const fb_view *dst, const fb_view *x, const fb_view *index, int64_t first,
+                           float scale) {
+    int64_t n = dst->cols;
+    for (int64_t c0; (c0 = fb_next(w) * COLUMNS) < n;)
+        for (int64_t t = 0; t < x->rows; t++) {
+            int64_t id = (int64_t)row_id(index, t) - first;
+            if (id < 0 || id >= dst->rows) continue;
+            char *to = fb_row(dst, id);
+            const char *from = fb_row(x, t);
+            for (int64_t c = c0; c < at_most(c0 + COLUMNS, n); c += VW) {
+                vf sum = v_fma(v_set(scale), a_load(from, x->type, c, n - c), a_load(to, dst->type, c, n - c));
+                a_store(to, dst->type, c, n - c, sum);
+            }
+        }
+}
+
+static void run_embed_dw(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    scatter(w, &v[0], &v[1], &v[2], l->attr.first, l->attr.scale);
+}
+
+static void run_scatter(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    scatter(w, &v[0], &v[1], &v[2], 0, 1.0f);
+}
+
+static void copy_row(const fb_view *out, int64_t r, const fb_view *in, int64_t from) {
+    const char *x = fb_row(in, from);
+    char *y = fb_row(out, r);
+    if (in->type == out->type) memmove(y, x, fb_type_bytes(in->type, in->cols));
+    else
+        for (int64_t c = 0; c < in->cols; c += VW)
+            a_store(y, out->type, c, in->cols - c, a_load(x, in->type, c, in->cols - c));
+}
+
+static void run_gather(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    int64_t r0, r1;
+    while (next_rows(w, v[0].rows, v[0].cols, &r0, &r1))
+        for (int64_t r = r0; r < r1; r++) copy_row(&v[0], r, &v[1], row_id(&v[2], r));
+}
+
+static void run_append(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    int64_t r0, r1;
+    while (next_rows(w, v[1].rows, v[1].cols, &r0, &r1))
+        for (int64_t r = r0; r < r1; r++) copy_row(&v[0], row_id(&v[2], r), &v[1], r);
+}
+
+static void run_rope_table(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const float *freq = (const float *)fb_row(&v[2], 0);
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        float *y = (float *)fb_row(&v[0], t), position = (float)row_id(&v[1], t);
+        for (int64_t i = 0; i < v[2].cols; i++) {
+            double angle = (double)(position * freq[i]);
+            y[2 * i] = (float)cos(angle) * l->attr.scale;
+            y[2 * i + 1] = (float)sin(angle) * l->attr.scale;
+        }
+    }
+}
+
+/* The pairs of a head are (i, i + half) or (2i, 2i + 1). In the first layout VW pairs are two plain vectors once the
+ * table's cos and sin are parted, which is done once a row; the second goes pair by pair in an L1 buffer. */
+static void run_rope(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    enum { MOST = 512 };
+    const int64_t hd = l->attr.head_dim, n_rot = v[2].cols, half_rot = n_rot / 2;
+    const int step = l->attr.layout == FB_ROPE_PAIRS ? 2 : 1;
+    const int64_t apart = step == 2 ? 1 : half_rot;
+    int64_t r0, r1;
+    while (next_rows(w, v[0].rows, v[0].cols, &r0, &r1))
+        for (int64_t r = r0; r < r1; r++) {
+            const char *x = fb_row(&v[1], r), *acc = fb_has(&v[3]) ? fb_row(&v[3], r) : NULL;
+            const float *table = (const float *)fb_row(&v[2], r);
+            char *y = fb_row(&v[0], r);
+            float cs[MOST], sn[MOST], in[2 * MOST], out[2 * MOST];
+            for (int64_t i = 0; i < half_rot; i++) {
+                cs[i] = table[2 * i];
+                sn[i] = l->attr.inverse ? -table[2 * i + 1] : table[2 * i + 1];
+            }
+            for (int64_t h = 0; h < v[0].cols; h += hd) {
+                decode(v[1].type, x, h, hd, in);
+                for (int64_t i = 0; i < half_rot; i++) {
+                    float a = in[i * step], b = in[i * step + apart];
+                    out[i * step] = a * cs[i] - b * sn[i];
+                    out[i * step + apart] = a * sn[i] + b * cs[i];
+                }
+                for (int64_t i = n_rot; i < hd; i++) out[i] = in[i];
+                for (int64_t c = 0; c < hd; c += VW) {
+                    vf a = a_load(out, FB_F32, c, hd - c);
+                    if (acc) a += a_load(acc, v[3].type, h + c, hd - c);
+                    a_store(y, v[0].type, h + c, hd - c, a);
+                }
+            }
+        }
+}
+
+static inline vf sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
+
+/* act(x) and its derivative. GELU in its tanh form: x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3). */
+static inline vf gate(int kind, vf x, vf *slope) {
+    if (kind == FB_SILU) {
+        vf s = sigmoid(x);
+        *slope = s * (1.0f + x * (1.0f - s));
+        return x * s;
+    }
+    vf x2 = x * x, t = v_tanh(0.7978845608f * x * (1.0f + 0.044715f * x2));
+    *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 3.0f * 0.044715f * x2);
+    return 0.5f * x * (1.0f + t);
+}
+
+/* Element by element over the output's shape: BODY sets `out` from operands read by IN(i). */
+#define IN(i) a_load(row[i], v[i].type, c, p.c1 - c)
+#define ELEMENTWISE(first_in, last_in, BODY)                                                    \
+    fb_patch p;                                                                                 \
+    while (fb_next_patch(w, v[0].rows, v[0].cols, &p))                                          \
+        for (int64_t r = p.r0; r < p.r1; r++) {                                                 \
+            char *row[FB_MAX_OPERANDS] = {NULL};                                                \
+            for (int i = 0; i <= last_in; i++) row[i] = fb_has(&v[i]) ? fb_row(&v[i], r) : NULL; \
+            for (int64_t c = p.c0; c < p.c1; c += VW) {                                         \
+                vf out;                                                                         \
+                BODY                                                                            \
+                a_store(row[0], v[0].type, c, p.c1 - c, out);                                   \
+            }                                                                                   \
+        }
+
+static void run_glu(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    vf slope;
+    ELEMENTWISE(1, 2, out = gate(l->attr.kind, IN(1), &slope) * IN(2);)
+}
+
+static void run_glu_grad(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    ELEMENTWISE(2, 4, vf slope; vf dy = IN(2); vf up = IN(4); vf act = gate(l->attr.kind, IN(3), &slope);
+                a_store(row[1], v[1].type, c, p.c1 - c, dy * act); out = dy * up * slope;)
+}
+
+static void run_add(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    ELEMENTWISE(1, 2, out = IN(1) + IN(2);)
+}
+
+static void run_scale(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    vf scale = v_set(l->attr.scale);
+    ELEMENTWISE(1, 2, out = scale * IN(1); if (row[2]) out += IN(2);)
+}
+
+static void run_softcap(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    vf cap = v_set(l->attr.softcap);
+    ELEMENTWISE(1, 1, out = cap * v_tanh(IN(1) / cap);)
+}
+
+static void run_softcap_grad(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    vf cap = v_set(l->attr.softcap);
+    ELEMENTWISE(1, 3, vf t = IN(2) / cap; out = IN(1) * (1.0f - t * t); if (row[3]) out += IN(3);)
+}
+
+static void run_zero(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    fb_patch p;
+    int64_t bytes = (int64_t)fb_type_bytes(v[0].type, v[0].cols);
+    while (fb_next_patch(w, v[0].rows, bytes, &p))
+        for (int64_t r = p.r0; r < p.r1; r++) memset(fb_row(&v[0], r) + p.c0, 0, (size_t)(p.c1 - p.c0));
+}
+
+/* Sums in doubles over stretches that are summed in lanes. */
+static void run_sumsq(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    enum { STRETCH = 1024 };
+    const float *x = (const float *)fb_row(&v[1], 0);
+    float *partial = (float *)fb_row(&v[0], 0);
+    int64_t n = v[1].cols, piece = (n + v[0].cols - 1) / v[0].cols;
+    for (int64_t i; (i = fb_next(w)) < v[0].cols;) {
+        double sum = 0;
+        int64_t end = at_most((i + 1) * piece, n);
+        for (int64_t c0 = i * piece; c0 < end; c0 += STRETCH) {
+            vf lanes = v_set(0);
+            for (int64_t c = c0; c < at_most(c0 + STRETCH, end); c += VW) {
+                vf a = a_load(x, FB_F32, c, at_most(c0 + STRETCH, end) - c);
+                lanes = v_fma(a, a, lanes);
+            }
+            sum += (double)v_sum(lanes);
+        }
+        partial[i] = (float)sum;
+    }
+}
+
+static void run_adamw(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const fb_attr *at = &l->attr;
+    vf b1 = v_set(at->beta1), b2 = v_set(at->beta2), keep = v_set(1.0f - at->lr * at->decay);
+    vf c1 = v_set(1.0f - at->beta1), c2 = v_set(1.0f - at->beta2);
+    vf rate = v_set(at->lr / at->correct1), fix = v_set(1.0f / at->correct2);
+    ELEMENTWISE(0, 3, vf g = IN(3) * at->grad_scale; vf m = v_fma(b1, IN(1), c1 * g);
+                vf s = v_fma(b2, IN(2), c2 * (g * g)); a_store(row[1], FB_F32, c, p.c1 - c, m);
+                a_store(row[2], FB_F32, c, p.c1 - c, s);
+                out = IN(0) * keep - rate * m / (v_sqrt(s * fix) + at->eps);)
+}
+
+static void run_sgd(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const fb_attr *at = &l->attr;
+    vf keep = v_set(1.0f - at->lr * at->decay);
+    ELEMENTWISE(0, 2, vf g = IN(2) * at->grad_scale; if (row[1]) {
+        g = v_fma(v_set(at->momentum), IN(1), g);
+        a_store(row[1], FB_F32, c, p.c1 - c, g);
+    } out = IN(0) * keep - at->lr * g;)
+}
+
+/* A row's logits: their top, the sum of exponentials in stretches, and the gradient softmax - onehot, which a soft-cap
+ * multiplies by its slope. */
+static void run_xent(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    enum { STRETCH = 1024 };
+    const int64_t n = v[1].cols;
+    const float softcap = l->attr.softcap;
+    for (int64_t r; (r = fb_next(w)) < v[1].rows;) {
+        float *x = (float *)fb_row(&v[1], r), *nll = (float *)fb_row(&v[0], r);
+        int32_t target = row_id(&v[2], r);
+        if (softcap != 0)
+            for (int64_t c = 0; c < n; c += VW)
+                a_store(x, FB_F32, c, n - c, softcap * v_tanh(a_load(x, FB_F32, c, n - c) / softcap));
+        vf tops = v_set(-INFINITY);
+        int64_t whole = n / VW * VW;
+        for (int64_t c = 0; c < whole; c += VW) tops = v_max(v_load(x + c), tops);
+        float top = v_top(tops);
+        for (int64_t c = whole; c < n; c++) top = x[c] > top ? x[c] : top;
+        double sum = 0;
+        for (int64_t c0 = 0; c0 < n; c0 += STRETCH) {
+            vf lanes = v_set(0);
+            int64_t end = at_most(c0 + STRETCH, n), c = c0;
+            for (; c + VW <= end; c += VW) lanes += v_exp(v_load(x + c) - top);
+            if (c < end) {
+                float tail[VW] = {0};
+                a_store(tail, FB_F32, 0, end - c, v_exp(a_load(x, FB_F32, c, end - c) - top));
+                lanes += v_load(tail);
+            }
+            sum += (double)v_sum(lanes);
+        }
+        *nll = (float)(log(sum) + (double)top - (double)x[target]);
+        if (!l->attr.grad) continue;
+        vf inv = v_set((float)(1.0 / sum));
+        float hit = softcap != 0 ? 1.0f - x[target] / softcap * (x[target] / softcap) : 1.0f;
+        for (int64_t c = 0; c < n; c += VW) {
+            vf a = a_load(x, FB_F32, c, n - c), p = v_exp(a - top) * inv;
+            if (softcap != 0) p *= 1.0f - a / softcap * (a / softcap);
+            a_store(x, FB_F32, c, n - c, p);
+        }
+        x[target] -= hit;
+    }
+}
+#endif

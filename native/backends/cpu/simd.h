@@ -1,0 +1,241 @@
+/* simd.h - the thin layer that kernels are written over: VW floats a vector, in GNU vector types, so + - * / & | << >>
+ * and comparisons are the language's own. What an instruction set must add is one section of a few functions; the file
+ * that includes this has set one of FB_SIMD_AVX512, _AVX2, _NEON, or none for plain vectors of four.
+ * MR x (NV*VW) is the register tile of products. */
+#ifndef FB_SIMD_H
+#define FB_SIMD_H
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include "../../graph/backend.h"
+#include "../../quant/quant.h"
+
+#if defined(FB_SIMD_AVX512)
+enum { VW = 16, MR = 14, NV = 2 };
+#define VB 64
+#elif defined(FB_SIMD_AVX2)
+enum { VW = 8, MR = 6, NV = 2 };
+#define VB 32
+#elif defined(FB_SIMD_NEON)
+enum { VW = 4, MR = 12, NV = 2 };
+#define VB 16
+#else
+enum { VW = 4, MR = 6, NV = 2 };
+#define VB 16
+#endif
+enum { NR = NV * VW };
+
+typedef float vf __attribute__((vector_size(VB)));
+typedef int32_t vi __attribute__((vector_size(VB)));
+typedef uint32_t vu __attribute__((vector_size(VB)));
+typedef uint16_t vh __attribute__((vector_size(VB / 2)));
+typedef int8_t vb __attribute__((vector_size(VB / 4)));
+typedef uint8_t vub __attribute__((vector_size(VB / 4)));
+
+static inline vf v_load(const float *p) { vf x; memcpy(&x, p, sizeof x); return x; }
+static inline void v_store(float *p, vf x) { memcpy(p, &x, sizeof x); }
+static inline vf v_float(vi x) { return __builtin_convertvector(x, vf); }
+static inline vi v_iset(int32_t x) { return x - (vi){0}; }
+static inline vf v_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+#if defined(FB_SIMD_AVX512)
+static inline vf v_set(float x) { return (vf)_mm512_set1_ps(x); }
+static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+static inline vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+static inline vf v_half(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+static inline vi v_i8(const void *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
+static inline vi v_u8(const void *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(p)); }
+static inline vi v_u16(const void *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)); }
+static inline void v_store_u16(void *p, vi x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)x)); }
+static inline float half(uint16_t h) { return _cvtsh_ss(h); }
+
+static inline void v_transpose(vf r[16]) {
+    __m512 t[16], s[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps((__m512)r[i], (__m512)r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + 2 + j]);
+            s[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            s[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int j = 0; j < 4; j++) {
+        __m512 a = _mm512_shuffle_f32x4(s[j], s[4 + j], 0x88), b = _mm512_shuffle_f32x4(s[8 + j], s[12 + j], 0x88);
+        __m512 c = _mm512_shuffle_f32x4(s[j], s[4 + j], 0xdd), d = _mm512_shuffle_f32x4(s[8 + j], s[12 + j], 0xdd);
+        r[j] = (vf)_mm512_shuffle_f32x4(a, b, 0x88);
+        r[8 + j] = (vf)_mm512_shuffle_f32x4(a, b, 0xdd);
+        r[4 + j] = (vf)_mm512_shuffle_f32x4(c, d, 0x88);
+        r[12 + j] = (vf)_mm512_shuffle_f32x4(c, d, 0xdd);
+    }
+}
+
+#elif defined(FB_SIMD_AVX2)
+static inline vf v_set(float x) { return (vf)_mm256_set1_ps(x); }
+static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+static inline vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+static inline vf v_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
+static inline vi v_i8(const void *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)); }
+static inline vi v_u8(const void *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p)); }
+static inline vi v_u16(const void *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(p)); }
+static inline void v_store_u16(void *p, vi x) {
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)x, (__m256i)x), 0x08);
+    _mm_storeu_si128(p, _mm256_castsi256_si128(packed));
+}
+static inline float half(uint16_t h) { return _cvtsh_ss(h); }
+
+static inline void v_transpose(vf r[8]) {
+    __m256 t[8], s[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            s[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+            s[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+        }
+    for (int j = 0; j < 4; j++) {
+        r[j] = (vf)_mm256_permute2f128_ps(s[j], s[4 + j], 0x20);
+        r[4 + j] = (vf)_mm256_permute2f128_ps(s[j], s[4 + j], 0x31);
+    }
+}
+
+#else
+static inline vi v_i8(const void *p) { vb x; memcpy(&x, p, sizeof x); return __builtin_convertvector(x, vi); }
+static inline vi v_u8(const void *p) { vub x; memcpy(&x, p, sizeof x); return __builtin_convertvector(x, vi); }
+static inline vi v_u16(const void *p) { vh x; memcpy(&x, p, sizeof x); return __builtin_convertvector(x, vi); }
+static inline void v_store_u16(void *p, vi x) { vh h = __builtin_convertvector(x, vh); memcpy(p, &h, sizeof h); }
+static inline void v_transpose(vf r[4]) {
+    vf a = r[0], b = r[1], c = r[2], d = r[3];
+    for (int i = 0; i < 4; i++) r[i] = (vf){a[i], b[i], c[i], d[i]};
+}
+#if defined(FB_SIMD_NEON)
+static inline vf v_set(float x) { return (vf)vdupq_n_f32(x); }
+static inline vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+static inline vf v_max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vf v_min(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+static inline vf v_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
+static inline vf v_half(const void *p) {
+    uint16x4_t h;
+    memcpy(&h, p, sizeof h);
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(h));
+}
+static inline float half(uint16_t h) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0); }
+#else
+static inline vf v_set(float x) { return (vf){x, x, x, x}; }
+static inline vf v_fma(vf a, vf b, vf c) { return a * b + c; }
+static inline vf v_max(vf a, vf b) { return v_select(a > b, a, b); }
+static inline vf v_min(vf a, vf b) { return v_select(a < b, a, b); }
+static inline vf v_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+static inline float half(uint16_t h) { return fb_half_to_float(h); }
+static inline vf v_half(const void *p) {
+    uint16_t h[4];
+    memcpy(h, p, sizeof h);
+    return (vf){half(h[0]), half(h[1]), half(h[2]), half(h[3])};
+}
+#endif
+#endif
+
+/* ---- the same for all ---- */
+
+static inline vf v_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
+
+static inline float v_sum(vf x) { /* pairs first: a fixed order */
+    float t[VW];
+    v_store(t, x);
+    for (int h = VW / 2; h; h /= 2)
+        for (int i = 0; i < h; i++) t[i] += t[i + h];
+    return t[0];
+}
+
+static inline float v_top(vf x) {
+    float t[VW];
+    v_store(t, x);
+    for (int h = VW / 2; h; h /= 2)
+        for (int i = 0; i < h; i++) t[i] = t[i] > t[i + h] ? t[i] : t[i + h];
+    return t[0];
+}
+
+static inline vi v_lanes(void) { /* 0, 1, 2 ... */
+    static const int32_t lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vi x;
+    memcpy(&x, lane, sizeof x);
+    return x;
+}
+
+static inline vf v_bf16(const void *p) { return (vf)(v_u16(p) << 16); }
+static inline vi v_to_bf16(vf x) { /* nearest even; the value in the low half */
+    vu u = (vu)x;
+    return (vi)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+/* Operands of 32 or 16 bits: n elements at p + i elements, n <= VW; lanes beyond n are 0. */
+static inline vf a_load(const void *p, int32_t type, int64_t i, int64_t n) {
+    if (n >= VW) return type == FB_F32 ? v_load((const float *)p + i) : v_bf16((const uint16_t *)p + i);
+    float t[VW] = {0};
+    if (type == FB_F32) memcpy(t, (const float *)p + i, (size_t)n * 4);
+    else {
+        uint16_t h[VW] = {0};
+        memcpy(h, (const uint16_t *)p + i, (size_t)n * 2);
+        return v_bf16(h);
+    }
+    return v_load(t);
+}
+
+static inline void a_store(void *p, int32_t type, int64_t i, int64_t n, vf x) {
+    if (type == FB_F32) {
+        if (n >= VW) v_store((float *)p + i, x);
+        else {
+            float t[VW];
+            v_store(t, x);
+            memcpy((float *)p + i, t, (size_t)n * 4);
+        }
+    } else {
+        uint16_t h[VW];
+        if (n >= VW) v_store_u16((uint16_t *)p + i, v_to_bf16(x));
+        else {
+            v_store_u16(h, v_to_bf16(x));
+            memcpy((uint16_t *)p + i, h, (size_t)n * 2);
+        }
+    }
+}
+
+/* e^x: split x = n ln 2 + r, a polynomial of r, and 2^n in two factors so that denormals and infinity come out right.
+ * About 1e-7 relative. NaN stays NaN, -inf gives 0. */
+static inline vf v_exp(vf x) {
+    x = v_min(v_set(89.0f), v_max(v_set(-104.0f), x));
+    const vf magic = v_set(12582912.0f); /* 1.5 * 2^23: its sum with a small number holds the integer in the low bits */
+    vf shifted = v_fma(x, v_set(1.44269504f), magic);
+    vf n = shifted - magic;
+    vi whole = (vi)shifted - (vi)magic, part = whole >> 1;
+    vf r = v_fma(n, v_set(-0.693359375f), x);
+    r = v_fma(n, v_set(2.12194440e-4f), r);
+    vf p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    p = v_fma(p, r * r, r) + 1.0f;
+    return p * (vf)((part + 127) << 23) * (vf)((whole - part + 127) << 23);
+}
+
+static inline vf v_tanh(vf x) {
+    vf a = v_abs(x), s = x * x;
+    vf far = 1.0f - 2.0f / (v_exp(a + a) + 1.0f);
+    far = (vf)((vi)far | ((vi)x & (vi)v_set(-0.0f)));
+    vf p = v_set(-5.70498872745e-3f);
+    p = v_fma(p, s, v_set(2.06390887954e-2f));
+    p = v_fma(p, s, v_set(-5.37397155531e-2f));
+    p = v_fma(p, s, v_set(1.33314422036e-1f));
+    p = v_fma(p, s, v_set(-3.33332819422e-1f));
+    vf near = v_fma(p * s, x, x);
+    return v_select(a < 0.625f, near, far);
+}
+#endif
