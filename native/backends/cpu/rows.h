@@ -11,7 +11,6 @@ enum { CHUNK = 512, COLUMNS = 64 }; /* floats decoded at a time; columns an item
 
 static inline int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
 
-/* A view as one row of elements when its rows lie back to back, so that items can be cut anywhere. */
 static inline int row_id(const fb_view *ids, int64_t t) {
     int32_t id;
     memcpy(&id, fb_row(ids, t), 4);

@@ -1,0 +1,404 @@
+/* attention.h - attention forward, dQ, and dK/dV, block by block over the register tile of products.h; no score matrix
+ * beyond a chunk ever exists.
+ *
+ * All three have one shape. An item owns NR queries of a head (or NR keys) as vector lanes and walks over the other side
+ * in chunks of rows. Scores come out of the register tile as [row][lane], which is just the form in which the same tile
+ * takes its right operand, so probabilities and their gradients are multiplied again without being moved:
+ *     scores[row][lane]   = rows packed for dots [tile][d][MR]  *  lanes [d][NR]
+ *     result[d][lane]    += rows packed for sums [d tile][row][MR]  *  probabilities [row][NR]
+ * Both packings are made once a launch. Softmax runs down the lanes: no sums across a vector. */
+#ifndef FB_CPU_ATTENTION_H
+#define FB_CPU_ATTENTION_H
+#include "products.h"
+
+enum { CHUNK_TILES = 4, CHUNK_ROWS = CHUNK_TILES * MR };
+
+typedef struct attention {
+    const fb_view *q, *k, *v, *lo, *hi;
+    int64_t hd, heads, kv_heads, group;
+    int64_t keys, first;      /* rows of k, and the number of the first */
+    int64_t from, to;         /* rows of k that any query sees */
+    int32_t window;
+    float scale, softcap;
+} attention;
+
+/* Where a thread works: lane operands, results, and a chunk of scores and of their gradients. */
+typedef struct attention_room {
+    float *lanes, *lanes2, *result, *result2, *p, *ds;
+} attention_room;
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Keys that query t sees: [*a, *b), numbered from the first row of k. */
+static inline void keys_of(const attention *at, int64_t t, int32_t *a, int32_t *b) {
+    int32_t lo = row_id(at->lo, t), hi = row_id(at->hi, t);
+    if (at->window > 0 && hi - lo > at->window) lo = hi - at->window;
+    *a = lo - (int32_t)at->first;
+    *b = hi - (int32_t)at->first;
+}
+
+static attention attention_of(const fb_launch *l, const fb_view *lo, const fb_view *hi, const fb_view *q) {
+    const fb_attention_shape *s = &l->attr.attention;
+    attention at = {.q = q, .k = q + 1, .v = q + 2, .lo = lo, .hi = hi, .hd = s->head_dim, .heads = s->n_head};
+    at.kv_heads = s->n_kv_head;
+    at.group = s->n_head / s->n_kv_head;
+    at.keys = at.k->rows;
+    at.first = l->op == FB_OP_ATTENTION_DKV ? l->attr.first : 0;
+    at.window = s->window;
+    at.scale = s->scale;
+    at.softcap = s->softcap;
+    return at;
+}
+
+/* Needs the operands themselves, so it is no part of planning. */
+static void attention_range(attention *at) {
+    int64_t from = at->keys, to = 0;
+    for (int64_t t = 0; t < at->lo->rows; t++) {
+        int32_t a, b;
+        keys_of(at, t, &a, &b);
+        if (a >= b) continue;
+        from = a < from ? a : from;
+        to = b > to ? b : to;
+    }
+    at->from = from < 0 ? 0 : from;
+    at->to = at_most(to, at->keys);
+}
+
+static fb_view head_of(const fb_view *v, int64_t head, int64_t hd) {
+    fb_view h = *v;
+    h.offset += fb_type_bytes(v->type, head * hd);
+    h.cols = (int32_t)hd;
+    return h;
+}
+
+/* ---- packed rows; both forms of a head take as many floats ---- */
+
+static int64_t dots_floats(int64_t hd, int64_t rows) {
+    return round_up(rows, MR) / MR * round_up(hd * MR + VW, 16);
+}
+static int64_t sums_floats(int64_t hd, int64_t rows) {
+    return round_up(hd, MR) / MR * round_up(round_up(rows, MR) * MR + VW, 16);
+}
+
+/* Rows from .. to of every head, parted among the threads by tile. */
+static void pack_dots(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to) {
+    const int64_t t0 = from / MR, tiles = to > from ? (to + MR - 1) / MR - t0 : 0;
+    for (int64_t i; (i = fb_next(w)) < heads * tiles;) {
+        fb_view h = head_of(v, i % heads, hd);
+        int64_t t = t0 + i / heads;
+        float *dst = packed + (i % heads) * dots_floats(hd, v->rows) + t * round_up(hd * MR + VW, 16);
+        pack_across(dst, MR, MR, &h, t * MR, at_most(v->rows - t * MR, MR), 0, hd, 0, NULL);
+    }
+    fb_sync(w);
+}
+
+static void pack_sums(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to) {
+    const int64_t d_tiles = round_up(hd, MR) / MR, r0 = from / MR * MR, long_tile = round_up(v->rows, MR) * MR;
+    for (int64_t i; (i = fb_next(w)) < heads * d_tiles;) {
+        fb_view h = head_of(v, i / d_tiles, hd);
+        int64_t d = i % d_tiles;
+        float *dst = packed + i / d_tiles * sums_floats(hd, v->rows) + d * round_up(long_tile + VW, 16);
+        if (to > from) pack_along(dst + r0 * MR, MR, 0, MR, &h, r0, to - r0, d * MR, at_most(hd - d * MR, MR), 0);
+        int64_t end = round_up(to, MR);
+        if (end > to) memset(dst + to * MR, 0, (size_t)((end - to) * MR) * 4);
+    }
+    fb_sync(w);
+}
+
+/* One chunk of `tiles` row tiles from tile t0: scores[row][lane]. */
+static void chunk_dots(const float *packed, int64_t hd, int64_t t0, int64_t tiles, const float *lanes, float *scores) {
+    for (int64_t t = 0; t < tiles; t++)
+        tile_f32(hd, packed + (t0 + t) * round_up(hd * MR + VW, 16), lanes, scores + t * MR * NR, 0);
+}
+
+/* result[d][lane] += rows of the chunk * p[row][lane] */
+static void chunk_sums(const float *packed, int64_t hd, int64_t rows, int64_t t0, int64_t tiles, const float *p,
+                       float *result) {
+    const int64_t apart = round_up(round_up(rows, MR) * MR + VW, 16);
+    for (int64_t d = 0; d < hd; d += MR)
+        tile_f32(tiles * MR, packed + d / MR * apart + t0 * MR * MR, p, result + d * NR, 1);
+}
+
+/* out[r0 + lane][d] = result[d][lane] * by[lane] */
+static void store_lanes(const fb_view *out, int64_t r0, int64_t n, int64_t hd, const float *result, const float *by) {
+    for (int64_t j = 0; j < at_most(n, NR); j += VW)
+        for (int64_t d = 0; d < hd; d += VW) {
+            vf x[VW];
+            for (int i = 0; i < VW; i++) x[i] = v_load(result + (d + i) * NR + j) * v_load(by + j);
+            v_transpose(x);
+            for (int64_t i = 0; i < at_most(n - j, VW); i++)
+                a_store(fb_row(out, r0 + j + i), out->type, d, hd - d, x[i]);
+        }
+}
+
+static int64_t result_floats(int64_t hd) { return (round_up(hd, MR) + VW) * NR; }
+
+static int64_t room_floats(int64_t hd) { return 2 * hd * NR + 2 * result_floats(hd) + 2 * CHUNK_ROWS * NR; }
+
+static attention_room room_of(fb_worker *w, float *scratch, int64_t hd) {
+    attention_room room;
+    room.lanes = scratch + w->index * room_floats(hd);
+    room.lanes2 = room.lanes + hd * NR;
+    room.result = room.lanes2 + hd * NR;
+    room.result2 = room.result + result_floats(hd);
+    room.p = room.result2 + result_floats(hd);
+    room.ds = room.p + CHUNK_ROWS * NR;
+    return room;
+}
+
+/* Score as softmax sees it; *slope is its derivative by q.k */
+static inline vf score_of(const attention *at, vf dot, vf *slope) {
+    vf s = dot * at->scale;
+    *slope = v_set(at->scale);
+    if (at->softcap != 0) {
+        vf t = v_tanh(s / at->softcap);
+        *slope *= 1.0f - t * t;
+        s = t * at->softcap;
+    }
+    return s;
+}
+
+/* Queries r0 .. r0 + NR as lanes: which keys each sees (none beyond the last), and the range of any. */
+static void query_lanes(const attention *at, int64_t r0, int32_t *lo, int32_t *hi, int64_t *from, int64_t *to) {
+    *from = at->keys;
+    *to = 0;
+    for (int64_t i = 0; i < NR; i++) {
+        lo[i] = hi[i] = 0;
+        if (r0 + i < at->q->rows) keys_of(at, r0 + i, &lo[i], &hi[i]);
+        if (lo[i] >= hi[i]) continue;
+        *from = lo[i] < *from ? lo[i] : *from;
+        *to = hi[i] > *to ? hi[i] : *to;
+    }
+    if (*from < 0) *from = 0;
+    *to = at_most(*to, at->keys);
+}
+
+static inline vi load_ints(const int32_t *p) {
+    vi x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* ---- forward ---- */
+
+/* One chunk of scores into probabilities against the running top; `fade` is what older sums must be multiplied by. */
+static void softmax_chunk(const attention *at, float *p, int64_t key, int64_t rows, const int32_t *lo, const int32_t *hi,
+                          float *top, float *sum, float *fade) {
+    for (int j = 0; j < NR; j += VW) {
+        const vi a = load_ints(lo + j), b = load_ints(hi + j);
+        const vf none = v_set(-INFINITY), before = v_load(top + j);
+        vf now = before, total = v_set(0), slope;
+        for (int64_t r = 0; r < rows; r++) {
+            vi number = v_iset((int32_t)(key + r));
+            vf s = v_select((number >= a) & (number < b), score_of(at, v_load(p + r * NR + j), &slope), none);
+            now = v_max(s, now);
+            v_store(p + r * NR + j, s);
+        }
+        vf base = v_select(now == none, v_set(0), now), f = v_exp(before - base);
+        for (int64_t r = 0; r < rows; r++) {
+            vf e = v_exp(v_load(p + r * NR + j) - base);
+            total += e;
+            v_store(p + r * NR + j, e);
+        }
+        v_store(top + j, now);
+        v_store(sum + j, v_fma(v_load(sum + j), f, total));
+        v_store(fade + j, f);
+    }
+}
+
+static void attention_item(const attention *at, const fb_launch *l, int64_t item, const float *k_dots,
+                           const float *v_sums, attention_room room) {
+    const int64_t h = item % at->heads, r0 = item / at->heads * NR, hd = at->hd, n = at_most(at->q->rows - r0, NR);
+    int32_t lo[NR], hi[NR];
+    int64_t from, to;
+    float top[NR], sum[NR], fade[NR];
+    fb_view q = head_of(at->q, h, hd), o = head_of(&l->v[0], h, hd);
+    k_dots += h / at->group * dots_floats(hd, at->keys);
+    v_sums += h / at->group * sums_floats(hd, at->keys);
+    query_lanes(at, r0, lo, hi, &from, &to);
+    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, 0, NULL);
+    memset(room.result, 0, (size_t)result_floats(hd) * 4);
+    for (int i = 0; i < NR; i++) top[i] = -INFINITY, sum[i] = 0;
+    for (int64_t t = from / MR; t * MR < to; t += CHUNK_TILES) {
+        int64_t tiles = at_most((to + MR - 1) / MR - t, CHUNK_TILES);
+        chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p);
+        softmax_chunk(at, room.p, t * MR, tiles * MR, lo, hi, top, sum, fade);
+        for (int64_t d = 0; d < hd; d++)
+            for (int j = 0; j < NR; j += VW)
+                v_store(room.result + d * NR + j, v_load(room.result + d * NR + j) * v_load(fade + j));
+        chunk_sums(v_sums, hd, at->keys, t, tiles, room.p, room.result);
+    }
+    for (int64_t i = 0; i < NR; i++) {
+        fade[i] = sum[i] > 0 ? 1.0f / sum[i] : 0;
+        if (i < n) ((float *)fb_row(&l->v[1], r0 + i))[h] = sum[i] > 0 ? top[i] + logf(sum[i]) : -INFINITY;
+    }
+    store_lanes(&o, r0, n, hd, room.result, fade);
+}
+
+static void run_attention(fb_worker *w, const fb_launch *l, char *scratch) {
+    attention at = attention_of(l, &l->v[5], &l->v[6], &l->v[2]);
+    attention_range(&at);
+    float *k_dots = (float *)scratch, *v_sums = k_dots + at.kv_heads * dots_floats(at.hd, at.keys);
+    attention_room room = room_of(w, v_sums + at.kv_heads * sums_floats(at.hd, at.keys), at.hd);
+    pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to);
+    pack_sums(w, v_sums, at.v, at.kv_heads, at.hd, at.from, at.to);
+    for (int64_t i; (i = fb_next(w)) < at.heads * ((at.q->rows + NR - 1) / NR);)
+        attention_item(&at, l, i, k_dots, v_sums, room);
+}
+
+/* ---- gradient of q ---- */
+
+static void dq_item(const attention *at, const fb_launch *l, int64_t item, const float *k_dots, const float *v_dots,
+                    const float *k_sums, attention_room room) {
+    const int64_t h = item % at->heads, r0 = item / at->heads * NR, hd = at->hd, n = at_most(at->q->rows - r0, NR);
+    const int64_t kv = h / at->group;
+    int32_t lo[NR], hi[NR];
+    int64_t from, to;
+    float lse[NR] = {0}, delta[NR] = {0}, one[NR];
+    fb_view q = head_of(at->q, h, hd), o = head_of(&l->v[5], h, hd), out = head_of(&l->v[0], h, hd);
+    fb_view grad = head_of(&l->v[7], h, hd);
+    k_dots += kv * dots_floats(hd, at->keys);
+    v_dots += kv * dots_floats(hd, at->keys);
+    k_sums += kv * sums_floats(hd, at->keys);
+    for (int64_t i = 0; i < NR; i++) one[i] = 1;
+    for (int64_t i = 0; i < n; i++) {
+        vf sum = v_set(0);
+        for (int64_t d = 0; d < hd; d += VW)
+            sum = v_fma(a_load(fb_row(&o, r0 + i), o.type, d, hd - d),
+                        a_load(fb_row(&grad, r0 + i), grad.type, d, hd - d), sum);
+        delta[i] = v_sum(sum);
+        lse[i] = ((const float *)fb_row(&l->v[6], r0 + i))[h];
+        ((float *)fb_row(&l->v[1], r0 + i))[h] = delta[i];
+    }
+    query_lanes(at, r0, lo, hi, &from, &to);
+    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, 0, NULL);
+    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, 0, NULL);
+    memset(room.result, 0, (size_t)result_floats(hd) * 4);
+    for (int64_t t = from / MR; t * MR < to; t += CHUNK_TILES) {
+        int64_t tiles = at_most((to + MR - 1) / MR - t, CHUNK_TILES);
+        chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p);
+        chunk_dots(v_dots, hd, t, tiles, room.lanes2, room.ds);
+        for (int j = 0; j < NR; j += VW) {
+            const vi a = load_ints(lo + j), b = load_ints(hi + j);
+            const vf base = v_load(lse + j), minus = v_load(delta + j);
+            for (int64_t r = 0; r < tiles * MR; r++) {
+                vi number = v_iset((int32_t)(t * MR + r));
+                vf slope, s = score_of(at, v_load(room.p + r * NR + j), &slope);
+                vf ds = v_exp(s - base) * (v_load(room.ds + r * NR + j) - minus) * slope;
+                v_store(room.ds + r * NR + j, v_select((number >= a) & (number < b), ds, v_set(0)));
+            }
+        }
+        chunk_sums(k_sums, hd, at->keys, t, tiles, room.ds, room.result);
+    }
+    store_lanes(&out, r0, n, hd, room.result, one);
+}
+
+static void run_attention_dq(fb_worker *w, const fb_launch *l, char *scratch) {
+    attention at = attention_of(l, &l->v[8], &l->v[9], &l->v[2]);
+    attention_range(&at);
+    float *k_dots = (float *)scratch, *v_dots = k_dots + at.kv_heads * dots_floats(at.hd, at.keys);
+    float *k_sums = v_dots + at.kv_heads * dots_floats(at.hd, at.keys);
+    attention_room room = room_of(w, k_sums + at.kv_heads * sums_floats(at.hd, at.keys), at.hd);
+    pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to);
+    pack_dots(w, v_dots, at.v, at.kv_heads, at.hd, at.from, at.to);
+    pack_sums(w, k_sums, at.k, at.kv_heads, at.hd, at.from, at.to);
+    for (int64_t i; (i = fb_next(w)) < at.heads * ((at.q->rows + NR - 1) / NR);)
+        dq_item(&at, l, i, k_dots, v_dots, k_sums, room);
+}
+
+/* ---- gradients of k and v ---- */
+
+typedef struct packed_queries {
+    float *q_dots, *q_sums, *do_dots, *do_sums;
+} packed_queries;
+
+/* Queries t0 .. of a chunk against the item's keys, as rows: probabilities into p, their gradient into ds. */
+static void dkv_chunk(const attention *at, const fb_launch *l, int64_t h, int64_t t0, int64_t rows, int64_t key,
+                      attention_room room) {
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t a = 0, b = 0;
+        float base = 0, minus = 0;
+        if (t0 + r < at->q->rows) {
+            keys_of(at, t0 + r, &a, &b);
+            base = ((const float *)fb_row(&l->v[5], t0 + r))[h];
+            minus = ((const float *)fb_row(&l->v[6], t0 + r))[h];
+        }
+        for (int j = 0; j < NR; j += VW) {
+            vi number = v_lanes() + (int32_t)(key + j), seen = (number >= a) & (number < b);
+            float *p = room.p + r * NR + j, *ds = room.ds + r * NR + j;
+            vf slope, s = score_of(at, v_load(p), &slope);
+            vf e = v_select(seen, v_exp(s - base), v_set(0));
+            v_store(p, e);
+            v_store(ds, v_select(seen, e * (v_load(ds) - minus) * slope, v_set(0)));
+        }
+    }
+}
+
+/* The tiles of queries that see any of the keys [key, key + NR): [*t0, *t1). */
+static void query_tiles(const attention *at, int64_t key, int64_t *t0, int64_t *t1) {
+    int64_t first = at->q->rows, last = -1;
+    for (int64_t t = 0; t < at->q->rows; t++) {
+        int32_t a, b;
+        keys_of(at, t, &a, &b);
+        if (a >= b || b <= key || a >= key + NR) continue;
+        if (first > t) first = t;
+        last = t;
+    }
+    *t0 = first / MR;
+    *t1 = last < 0 ? *t0 : last / MR + 1;
+}
+
+static void dkv_item(const attention *at, const fb_launch *l, int64_t item, const packed_queries *packed,
+                     attention_room room) {
+    const int64_t kv = item % at->kv_heads, key = item / at->kv_heads * NR, hd = at->hd, rows = at->q->rows;
+    const int64_t n = at_most(at->keys - key, NR);
+    float one[NR];
+    int64_t t0, t1;
+    fb_view k = head_of(at->k, kv, hd), v = head_of(at->v, kv, hd);
+    fb_view dk = head_of(&l->v[0], kv, hd), dv = head_of(&l->v[1], kv, hd);
+    for (int64_t i = 0; i < NR; i++) one[i] = 1;
+    query_tiles(at, key, &t0, &t1);
+    pack_across(room.lanes, NR, NR, &k, key, n, 0, hd, 0, NULL);
+    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, 0, NULL);
+    memset(room.result, 0, (size_t)result_floats(hd) * 4);
+    memset(room.result2, 0, (size_t)result_floats(hd) * 4);
+    for (int64_t h = kv * at->group; h < (kv + 1) * at->group; h++)
+        for (int64_t t = t0; t < t1; t += CHUNK_TILES) {
+            int64_t tiles = at_most(t1 - t, CHUNK_TILES);
+            int64_t dots = h * dots_floats(hd, rows), sums = h * sums_floats(hd, rows);
+            chunk_dots(packed->q_dots + dots, hd, t, tiles, room.lanes, room.p);
+            chunk_dots(packed->do_dots + dots, hd, t, tiles, room.lanes2, room.ds);
+            dkv_chunk(at, l, h, t * MR, tiles * MR, key, room);
+            chunk_sums(packed->do_sums + sums, hd, rows, t, tiles, room.p, room.result2);
+            chunk_sums(packed->q_sums + sums, hd, rows, t, tiles, room.ds, room.result);
+        }
+    store_lanes(&dk, key, n, hd, room.result, one);
+    store_lanes(&dv, key, n, hd, room.result2, one);
+}
+
+static void run_attention_dkv(fb_worker *w, const fb_launch *l, char *scratch) {
+    attention at = attention_of(l, &l->v[8], &l->v[9], &l->v[2]);
+    const int64_t rows = at.q->rows, dots = at.heads * dots_floats(at.hd, rows), sums = at.heads * sums_floats(at.hd, rows);
+    packed_queries packed;
+    packed.q_dots = (float *)scratch;
+    packed.do_dots = packed.q_dots + dots;
+    packed.q_sums = packed.do_dots + dots;
+    packed.do_sums = packed.q_sums + sums;
+    attention_room room = room_of(w, packed.do_sums + sums, at.hd);
+    pack_dots(w, packed.q_dots, at.q, at.heads, at.hd, 0, rows);
+    pack_dots(w, packed.do_dots, &l->v[7], at.heads, at.hd, 0, rows);
+    pack_sums(w, packed.q_sums, at.q, at.heads, at.hd, 0, rows);
+    pack_sums(w, packed.do_sums, &l->v[7], at.heads, at.hd, 0, rows);
+    for (int64_t i; (i = fb_next(w)) < at.kv_heads * ((at.keys + NR - 1) / NR);) dkv_item(&at, l, i, &packed, room);
+}
+
+static uint64_t attention_scratch(const fb_launch *l, int threads) {
+    attention at = attention_of(l, NULL, NULL, &l->v[2]);
+    const int64_t keys = at.keys, rows = at.q->rows, hd = at.hd;
+    int64_t floats = threads * room_floats(hd);
+    if (l->op == FB_OP_ATTENTION_DKV) floats += 2 * at.heads * (dots_floats(hd, rows) + sums_floats(hd, rows));
+    else floats += at.kv_heads * (dots_floats(hd, keys) + sums_floats(hd, keys));
+    if (l->op == FB_OP_ATTENTION_DQ) floats += at.kv_heads * dots_floats(hd, keys);
+    return (uint64_t)floats * 4;
+}
+#endif

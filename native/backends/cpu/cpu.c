@@ -1,0 +1,266 @@
+/* cpu.c - the CPU as a backend: memory is the host's own, a submission runs on the pool, and the kernels are those of
+ * the best instruction set there is. Which one is fixed by the processor's kind, never by timing, so bits stay the same
+ * from run to run. */
+#include "cpu.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../../os.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+enum { MOST_THREADS = 512 };
+
+typedef struct cpu {
+    fb_pool *pool;
+    const fb_kernels *kernels;
+} cpu;
+
+/* ---- which kernels run here ---- */
+
+/* Best last; returns how many. */
+static int usable(const fb_kernels *found[4]) {
+    int n = 0;
+    found[n++] = &fb_kernels_generic;
+#if defined(__aarch64__)
+    found[n++] = &fb_kernels_neon;
+#elif defined(__x86_64__)
+    unsigned a, b, c, d, vendor, leaf1_c, leaf7_b, leaf7_a = 0, kept, high;
+    if (!__get_cpuid(0, &a, &vendor, &c, &d)) return n;
+    if (!__get_cpuid(1, &a, &b, &leaf1_c, &d) || !(leaf1_c & bit_OSXSAVE)) return n;
+    __asm__ volatile("xgetbv" : "=a"(kept), "=d"(high) : "c"(0)); /* registers that the system saves */
+    if ((kept & 0x6) != 0x6 || !(leaf1_c & bit_FMA) || !(leaf1_c & bit_F16C)) return n;
+    if (!__get_cpuid_count(7, 0, &a, &leaf7_b, &c, &d) || !(leaf7_b & bit_AVX2)) return n;
+    found[n++] = &fb_kernels_avx2;
+    const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    if ((kept & 0xe0) != 0xe0 || (leaf7_b & needed) != needed) return n;
+    found[n++] = &fb_kernels_avx512;
+    if (a >= 1) __get_cpuid_count(7, 1, &leaf7_a, &b, &c, &d);
+    if (!(leaf7_a & 1u << 5)) return n;
+    found[n++] = &fb_kernels_avx512_bf16;
+    if (vendor == signature_INTEL_ebx) { /* its bf16 products run at half the rate of f32: not the best */
+        found[2] = &fb_kernels_avx512_bf16;
+        found[3] = &fb_kernels_avx512;
+    }
+#endif
+    return n;
+}
+
+static const fb_kernels *choose(const char *isa) {
+    const fb_kernels *found[4];
+    int n = usable(found);
+    if (!isa) return found[n - 1];
+    for (int i = 0; i < n; i++)
+        if (!strcmp(found[i]->isa, isa)) return found[i];
+    char names[96] = "";
+    for (int i = 0; i < n; i++) snprintf(names + strlen(names), sizeof names - strlen(names), " %s", found[i]->isa);
+    fb_fail(FB_E_DEVICE, "This processor cannot run the instruction set \"%s\"; it has:%s.", isa, names);
+    return NULL;
+}
+
+static void fill_info(fb_device_info *info, const fb_kernels *kernels, int threads) {
+    memset(info, 0, sizeof *info);
+    snprintf(info->backend, sizeof info->backend, "cpu");
+    snprintf(info->isa, sizeof info->isa, "%s", kernels->isa);
+    fb_os_cpu_name(info->name, sizeof info->name);
+    info->cores = fb_os_cpu_count();
+    info->threads = threads;
+    info->bf16 = kernels != &fb_kernels_generic;
+    info->memory_bytes = fb_os_memory_bytes();
+    info->max_binding_bytes = UINT64_MAX;
+}
+
+/* ---- device and memory ---- */
+
+static int cpu_count(void) { return 1; }
+
+static int cpu_describe(int index, fb_device_info *info) {
+    if (index != 0) return fb_fail(FB_E_ARGUMENT, "There is one CPU device, number 0, not %d.", index);
+    fill_info(info, choose(NULL), fb_os_cpu_count());
+    return FB_OK;
+}
+
+static void cpu_close(void *self) {
+    cpu *device = self;
+    if (!device) return;
+    fb_pool_free(device->pool);
+    free(device);
+}
+
+static int cpu_open(int index, const fb_device_options *options, void **self, fb_device_info *info) {
+    int threads = options && options->threads ? options->threads : fb_os_cpu_count();
+    if (index != 0) return fb_fail(FB_E_DEVICE, "There is one CPU device, number 0, not %d.", index);
+    if (threads < 1 || threads > MOST_THREADS)
+        return fb_fail(FB_E_ARGUMENT, "The number of threads must be 1 to %d, not %d.", MOST_THREADS, threads);
+    const fb_kernels *kernels = choose(options ? options->isa : NULL);
+    if (!kernels) return FB_E_DEVICE;
+    cpu *device = calloc(1, sizeof *device);
+    if (device) device->pool = fb_pool_new(threads);
+    if (!device || !device->pool) {
+        cpu_close(device);
+        return fb_fail(FB_E_MEMORY, "Could not start %d threads; ask for fewer.", threads);
+    }
+    device->kernels = kernels;
+    fill_info(info, kernels, threads);
+    if (options && options->max_binding_bytes) info->max_binding_bytes = options->max_binding_bytes;
+    *self = device;
+    return FB_OK;
+}
+
+static int cpu_alloc(void *self, uint64_t bytes, fb_mem *mem) {
+    (void)self;
+    void *host = fb_os_alloc(bytes);
+    if (!host)
+        return fb_fail(FB_E_MEMORY, "Could not allocate %.1f MiB of memory; use a smaller context, batch or model.",
+                       (double)bytes / 1048576);
+    *mem = (fb_mem){.host = host, .handle = host, .bytes = bytes};
+    return FB_OK;
+}
+
+static int cpu_wrap(void *self, const void *host, uint64_t bytes, fb_mem *mem) {
+    (void)self;
+    *mem = (fb_mem){.host = (void *)(uintptr_t)host, .handle = NULL, .bytes = bytes};
+    return FB_OK;
+}
+
+static void cpu_free(void *self, fb_mem *mem) {
+    (void)self;
+    if (mem->handle) fb_os_free(mem->handle, mem->bytes);
+    *mem = (fb_mem){0};
+}
+
+static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
+    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
+    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
+                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
+}
+
+static int cpu_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
+    (void)self;
+    int code = inside(mem, offset, bytes);
+    if (code == FB_OK && bytes) memcpy((char *)mem->host + offset, src, (size_t)bytes);
+    return code;
+}
+
+static int cpu_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
+    (void)self;
+    int code = inside(mem, offset, bytes);
+    if (code == FB_OK && bytes) memcpy(dst, (const char *)mem->host + offset, (size_t)bytes);
+    return code;
+}
+
+/* ---- running ---- */
+
+static uint64_t cpu_scratch(void *self, const fb_launch *launch) {
+    cpu *device = self;
+    return device->kernels->scratch(launch, fb_pool_threads(device->pool));
+}
+
+typedef struct batch {
+    const fb_kernels *kernels;
+    const fb_launch *launches;
+    int n;
+    char *scratch;
+    double *seconds;
+} batch;
+
+static void run_batch(fb_worker *w, void *arg) {
+    const batch *b = arg;
+    double before = b->seconds && w->index == 0 ? fb_os_seconds() : 0;
+    for (int i = 0; i < b->n; i++) {
+        b->kernels->run[b->launches[i].op](w, &b->launches[i], b->scratch);
+        fb_sync(w);
+        if (!b->seconds || w->index != 0) continue;
+        double now = fb_os_seconds();
+        b->seconds[i] = now - before;
+        before = now;
+    }
+}
+
+static int cpu_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
+    cpu *device = self;
+    for (int i = 0; i < n; i++) {
+        if ((unsigned)launches[i].op >= FB_OP_COUNT)
+            return fb_fail(FB_E_INTERNAL, "Launch %d is of an op (%d) that the CPU does not know.", i, (int)launches[i].op);
+        if (cpu_scratch(self, &launches[i]) > (scratch ? scratch->bytes : 0))
+            return fb_fail(FB_E_INTERNAL, "Launch %d needs more scratch than was planned.", i);
+    }
+    batch b = {device->kernels, launches, n, scratch ? scratch->host : NULL, seconds};
+    fb_pool_run(device->pool, run_batch, &b);
+    return FB_OK;
+}
+
+static int cpu_wait(void *self) {
+    (void)self;
+    return FB_OK;
+}
+
+/* ---- peaks ---- */
+
+enum { PEAK_ITEMS = 64 };
+
+typedef struct measure {
+    const fb_kernels *kernels;
+    int kind, rounds;
+    const float *memory;
+    int64_t floats; /* an item */
+    double *done;   /* by each thread */
+} measure;
+
+static void run_measure(fb_worker *w, void *arg) {
+    const measure *m = arg;
+    double done = 0;
+    float kept = 0;
+    for (int64_t i; (i = fb_next(w)) < PEAK_ITEMS;) {
+        if (m->kind != FB_PEAK_READ) done += m->kernels->peak(m->kind, m->rounds);
+        else {
+            kept += m->kernels->read(m->memory + i * m->floats, m->floats);
+            done += (double)m->floats * sizeof(float);
+        }
+    }
+    m->done[w->index * 8] = done + 0 * (double)kept;
+}
+
+static int cpu_peak(void *self, int kind, double seconds, double *per_second) {
+    cpu *device = self;
+    uint64_t bytes = kind == FB_PEAK_READ ? (uint64_t)256 << 20 : 0;
+    int threads = fb_pool_threads(device->pool), code = FB_OK;
+    if (kind < FB_PEAK_F32 || kind > FB_PEAK_READ) return fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind);
+    double *done = calloc((size_t)threads * 8, sizeof *done), best = 0;
+    float *memory = bytes ? fb_os_alloc(bytes) : NULL;
+    if (!done || (bytes && !memory)) {
+        code = fb_fail(FB_E_MEMORY, "Could not allocate the 256 MiB that measuring needs.");
+        goto end;
+    }
+    measure m = {device->kernels, kind, 2000, memory, (int64_t)(bytes / sizeof(float) / PEAK_ITEMS), done};
+    for (double start = fb_os_seconds(), now = start; now - start < seconds || best == 0;) {
+        double before = now, sum = 0;
+        fb_pool_run(device->pool, run_measure, &m);
+        now = fb_os_seconds();
+        for (int i = 0; i < threads; i++) sum += done[i * 8];
+        if (sum / (now - before) > best) best = sum / (now - before);
+    }
+    *per_second = best;
+end:
+    if (memory) fb_os_free(memory, bytes);
+    free(done);
+    return code;
+}
+
+const fb_backend fb_backend_cpu = {
+    .name = "cpu",
+    .count = cpu_count,
+    .describe = cpu_describe,
+    .open = cpu_open,
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .wrap = cpu_wrap,
+    .free = cpu_free,
+    .write = cpu_write,
+    .read = cpu_read,
+    .scratch = cpu_scratch,
+    .submit = cpu_submit,
+    .wait = cpu_wait,
+    .peak = cpu_peak,
+};

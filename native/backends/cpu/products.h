@@ -1,0 +1,346 @@
+/* products.h - LINEAR, LINEAR_DX and LINEAR_DW as one product out (m, n) = a (m, k) b (k, n), in which the weight stays
+ * in its blocks and is decoded panel by panel.
+ *
+ * a is packed once, by all threads, into tiles of MR rows: [tile][k][MR]. Then each item of work is a block of rows
+ * times a panel of PN columns: for every KC steps of the reduction the panel is decoded to [PN/NR][k][NR], small enough
+ * to stay in L2, and a register tile of MR x NR sums runs over all rows. Sums of an item live in its thread's scratch
+ * until the reduction is through; the low-rank term is a few steps more. With 16-bit products a packed element is a pair
+ * of bf16 along k, so "unit" below is what fills 32 bits: one k in f32, two in bf16. */
+#ifndef FB_CPU_PRODUCTS_H
+#define FB_CPU_PRODUCTS_H
+#include "rows.h"
+
+enum {
+    PN = 64,          /* columns of a panel: whole blocks of 32 */
+    KC = 256,         /* reduction steps decoded at a time: whole blocks of 32 */
+    BLOCK_TILES = 48, /* most row tiles of an item */
+    ENOUGH = 16,      /* items below which row blocks are cut smaller */
+    FEW = 8           /* rows up to which weights are streamed once instead */
+};
+
+typedef struct product {
+    int64_t m, n, k, rank;
+    const fb_view *a, *b; /* the operands */
+    int a_rows;           /* 1: a is (m, k); 0: a is (k, m), rows along the reduction */
+    int b_rows;           /* 1: b is (n, k); 0: b is (k, n) */
+    const fb_view *u, *low, *bias, *acc, *out; /* u (m, rank) and low, laid out as b */
+    float scale;
+    int bf16;
+    int64_t tiles, units, rank_units, stride; /* of packed a: units a tile, floats a tile */
+    int64_t panels, blocks, block_tiles;
+} product;
+
+/* Rows from which the reduction is packed crosswise: buf holds VW decoded stretches. */
+enum { BUF_FLOATS = 16 * KC };
+
+static inline int is_16bit(const fb_view *v) { return fb_has(v) && v->type == FB_BF16; }
+
+static product product_of(const fb_launch *l) {
+    const fb_view *v = l->v;
+    product p = {.a = &v[1], .b = &v[2], .out = &v[0], .scale = l->attr.scale, .m = v[0].rows, .n = v[0].cols};
+    if (l->op == FB_OP_LINEAR) {
+        p.a_rows = p.b_rows = 1;
+        p.k = v[1].cols;
+        p.bias = &v[3], p.u = &v[4], p.low = &v[5], p.acc = &v[6];
+    } else if (l->op == FB_OP_LINEAR_DX) {
+        p.a_rows = 1;
+        p.k = v[1].cols;
+        p.u = &v[3], p.low = &v[4], p.acc = &v[5];
+    } else {
+        p.k = v[1].rows;
+        p.acc = &v[0];
+    }
+    if (p.bias && !fb_has(p.bias)) p.bias = NULL;
+    if (p.acc && !fb_has(p.acc)) p.acc = NULL;
+    if (p.u && !fb_has(p.u)) p.u = NULL;
+    if (p.u) p.rank = p.u->cols;
+#ifdef FB_SIMD_DP
+    p.bf16 = is_16bit(p.a) || is_16bit(p.out) || (l->op == FB_OP_LINEAR_DW && is_16bit(p.b));
+#endif
+    int pair = p.bf16 ? 2 : 1;
+    p.tiles = (p.m + MR - 1) / MR;
+    p.units = (p.k + pair - 1) / pair;
+    p.rank_units = (p.rank + pair - 1) / pair;
+    p.stride = ((p.units + p.rank_units) * MR + VW + 15) / 16 * 16;
+    p.panels = (p.n + PN - 1) / PN;
+    p.blocks = (p.tiles + BLOCK_TILES - 1) / BLOCK_TILES;
+    if (p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
+    p.block_tiles = (p.tiles + p.blocks - 1) / p.blocks;
+    return p;
+}
+
+/* ---- packing ---- */
+
+/* VW units of a row from element k; elements from k1 on are 0. */
+static inline vf load_units(const void *row, int32_t type, int64_t k, int64_t k1, int bf16) {
+    if (!bf16) return k < k1 ? a_load(row, type, k, k1 - k) : v_set(0);
+#ifdef FB_SIMD_DP
+    if (type == FB_BF16 && k + 2 * VW <= k1) return v_load((const float *)(const void *)((const uint16_t *)row + k));
+    vf lo = k < k1 ? a_load(row, type, k, k1 - k) : v_set(0);
+    vf hi = k + VW < k1 ? a_load(row, type, k + VW, k1 - k - VW) : v_set(0);
+    return (vf)(__m512)_mm512_cvtne2ps_pbh((__m512)hi, (__m512)lo);
+#else
+    return v_set(0);
+#endif
+}
+
+/* One unit a lane out of two rows of the reduction. */
+static inline vf pair_units(vf even, vf odd) {
+#ifdef FB_SIMD_DP
+    __m512i lo = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even));
+    __m512i hi = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd));
+    return (vf)_mm512_or_si512(lo, _mm512_slli_epi32(hi, 16));
+#else
+    (void)odd;
+    return even;
+#endif
+}
+
+/* dst[unit * stride + lane] from `rows` rows (0 beyond them up to `lanes`), elements k0 .. k0 + n of each. A vector may
+ * spill past `lanes` into the next unit, which is written later: the last group of lanes goes first. */
+static void pack_across(float *dst, int stride, int lanes, const fb_view *v, int64_t r0, int64_t rows, int64_t k0,
+                        int64_t n, int bf16, float *buf) {
+    const int plain = v->type == FB_F32 || v->type == FB_BF16, pair = bf16 ? 2 : 1;
+    for (int g = (lanes - 1) / VW * VW; g >= 0; g -= VW) {
+        const void *src[VW];
+        for (int i = 0; i < VW; i++) {
+            src[i] = NULL;
+            if (g + i >= rows || g + i >= lanes) continue;
+            const char *row = fb_row(v, r0 + g + i);
+            if (!plain) decode(v->type, row, k0, n, buf + i * KC);
+            src[i] = plain ? row + fb_type_bytes(v->type, k0) : (const char *)(buf + i * KC);
+        }
+        for (int64_t k = 0; k < n; k += VW * pair) {
+            vf x[VW];
+            for (int i = 0; i < VW; i++)
+                x[i] = src[i] ? load_units(src[i], plain ? v->type : FB_F32, k, n, bf16) : v_set(0);
+            v_transpose(x);
+            float *to = dst + k / pair * stride + g;
+            int64_t left = (n - k + pair - 1) / pair;
+            if (left >= VW)
+                for (int i = 0; i < VW; i++) v_store(to + i * stride, x[i]);
+            else
+                for (int i = 0; i < left; i++) v_store(to + i * stride, x[i]);
+        }
+    }
+}
+
+/* The same from rows that lie along the reduction: unit u is row k0 + u (or rows k0 + 2u, k0 + 2u + 1), columns c0 .. ;
+ * lanes are parted into groups of `width`, each `apart` floats from the one before. */
+static void pack_along(float *dst, int width, int64_t apart, int lanes, const fb_view *v, int64_t k0, int64_t n,
+                       int64_t c0, int64_t cols, int bf16) {
+    float even[PN + VW] = {0}, odd[PN + VW] = {0};
+    const int64_t bytes = (int64_t)fb_type_bytes(v->type, v->ld);
+    const char *row = fb_row(v, k0);
+    if (cols > lanes) cols = lanes;
+    for (int64_t k = 0; k < n; dst += width) {
+        __builtin_prefetch(row + 8 * bytes + fb_type_bytes(v->type, c0 / 32 * 32));
+        decode(v->type, row, c0, cols, even);
+        row += bytes, k++;
+        if (bf16) {
+            if (k < n) decode(v->type, row, c0, cols, odd);
+            else memset(odd, 0, sizeof odd);
+            row += bytes, k++;
+        }
+        for (int g = 0; g * width < lanes; g++)
+            for (int i = 0; i < width; i += VW) {
+                vf x = v_load(even + g * width + i);
+                if (bf16) x = pair_units(x, v_load(odd + g * width + i));
+                v_store(dst + g * apart + i, x);
+            }
+    }
+}
+
+static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
+    float *dst = packed + tile * p->stride;
+    const int pair = p->bf16 ? 2 : 1;
+    const int64_t r0 = tile * MR, rows = at_most(p->m - r0, MR);
+    for (int64_t k = 0; k < p->k; k += KC) {
+        int64_t n = at_most(p->k - k, KC);
+        if (p->a_rows) pack_across(dst + k / pair * MR, MR, MR, p->a, r0, rows, k, n, p->bf16, buf);
+        else pack_along(dst + k / pair * MR, MR, 0, MR, p->a, k, n, r0, rows, p->bf16);
+    }
+    for (int64_t k = 0; k < p->rank; k += KC)
+        pack_across(dst + (p->units + k / pair) * MR, MR, MR, p->u, r0, rows, k, at_most(p->rank - k, KC), p->bf16, buf);
+}
+
+static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, int64_t n, int64_t c0, float *buf) {
+    const int64_t units = p->bf16 ? (n + 1) / 2 : n, cols = at_most(p->n - c0, PN);
+    if (!p->b_rows) pack_along(panel, NR, units * NR, PN, v, k, n, c0, cols, p->bf16);
+    else
+        for (int64_t g = 0; g < cols; g += NR, panel += units * NR)
+            pack_across(panel, NR, NR, v, c0 + g, at_most(cols - g, NR), k, n, p->bf16, buf);
+}
+
+/* ---- the register tile ---- */
+
+/* c[MR][NR] (+)= sum over units of a[unit][MR] b[unit][NR] */
+#define REGISTER_TILE(NAME, MULTIPLY_ADD)                                                                     \
+    static __attribute__((noinline)) void NAME(int64_t units, const float *restrict a, const float *restrict b, \
+                                               float *restrict c, int add) {                                  \
+        vf s[MR][NV];                                                                                         \
+        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                 \
+            _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++)                                              \
+                s[i][j] = add ? v_load(c + i * NR + j * VW) : v_set(0);                                       \
+        for (int64_t k = 0; k < units; k++, a += MR, b += NR) {                                               \
+            vf y[NV];                                                                                         \
+            _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++) y[j] = v_load(b + j * VW);                   \
+            _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++) {                                           \
+                vf x = v_set(a[i]);                                                                           \
+                _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++) s[i][j] = MULTIPLY_ADD(x, y[j], s[i][j]); \
+            }                                                                                                 \
+        }                                                                                                     \
+        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                 \
+            _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++) v_store(c + i * NR + j * VW, s[i][j]);       \
+    }
+
+REGISTER_TILE(tile_f32, v_fma)
+#ifdef FB_SIMD_DP
+static inline vf v_dot2(vf a, vf b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+REGISTER_TILE(tile_bf16, v_dot2)
+#else
+#define tile_bf16 tile_f32
+#endif
+
+static inline void tile(int bf16, int64_t units, const float *a, const float *b, float *c, int add) {
+    if (bf16) tile_bf16(units, a, b, c, add);
+    else tile_f32(units, a, b, c, add);
+}
+
+/* ---- many rows ---- */
+
+static uint64_t thread_floats(const product *p) {
+    return (uint64_t)at_most(p->tiles, BLOCK_TILES) * MR * PN + (uint64_t)KC * PN + BUF_FLOATS;
+}
+
+/* Writes what an item has summed: row by row, + bias + acc, as the output's type. */
+static void product_store(const product *p, const float *sums, int64_t t0, int64_t t1, int64_t c0) {
+    const int64_t cols = at_most(p->n - c0, PN), groups = (cols + NR - 1) / NR;
+    const float *bias = p->bias ? (const float *)fb_row(p->bias, 0) : NULL;
+    for (int64_t t = t0; t < t1; t++)
+        for (int64_t i = 0; i < at_most(p->m - t * MR, MR); i++) {
+            char *y = fb_row(p->out, t * MR + i);
+            const char *acc = p->acc ? fb_row(p->acc, t * MR + i) : NULL;
+            const float *row = sums + (t - t0) * groups * MR * NR + i * NR;
+            for (int64_t g = 0; g < groups; g++, row += MR * NR)
+                for (int j = 0; j < NR && g * NR + j < cols; j += VW) {
+                    int64_t c = c0 + g * NR + j, left = cols - g * NR - j;
+                    vf x = v_load(row + j);
+                    if (bias) x += a_load(bias, FB_F32, c, left);
+                    if (acc) x += a_load(acc, p->acc->type, c, left);
+                    a_store(y, p->out->type, c, left, x);
+                }
+        }
+}
+
+/* Adds `n` steps of the reduction to an item's sums. */
+static void product_steps(const product *p, const float *packed, int64_t unit, int64_t n, const float *panel,
+                          float *sums, int64_t t0, int64_t t1, int64_t groups, int add) {
+    const int64_t units = p->bf16 ? (n + 1) / 2 : n;
+    for (int64_t t = t0; t < t1; t++)
+        for (int64_t g = 0; g < groups; g++, sums += MR * NR)
+            tile(p->bf16, units, packed + t * p->stride + unit * MR, panel + g * units * NR, sums, add);
+}
+
+static void product_item(const product *p, const float *packed, int64_t item, float *mine) {
+    float *sums = mine, *panel = sums + at_most(p->tiles, BLOCK_TILES) * MR * PN, *buf = panel + KC * PN;
+    const int pair = p->bf16 ? 2 : 1;
+    const int64_t c0 = item % p->panels * PN, t0 = item / p->panels * p->block_tiles;
+    const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), groups = (at_most(p->n - c0, PN) + NR - 1) / NR;
+    if (t0 >= t1) return;
+    for (int64_t k = 0; k < p->k; k += KC) {
+        int64_t n = at_most(p->k - k, KC);
+        pack_b(p, panel, p->b, k, n, c0, buf);
+        product_steps(p, packed, k / pair, n, panel, sums, t0, t1, groups, k > 0);
+    }
+    if (p->scale != 1.0f)
+        for (int64_t i = 0; i < (t1 - t0) * groups * MR * NR; i += VW) v_store(sums + i, p->scale * v_load(sums + i));
+    for (int64_t k = 0; k < p->rank; k += KC) {
+        int64_t n = at_most(p->rank - k, KC);
+        pack_b(p, panel, p->low, k, n, c0, buf);
+        product_steps(p, packed, p->units + k / pair, n, panel, sums, t0, t1, groups, 1);
+    }
+    product_store(p, sums, t0, t1, c0);
+}
+
+static void run_product(fb_worker *w, const product *p, char *scratch) {
+    float *packed = (float *)scratch;
+    float *mine = packed + p->tiles * p->stride + (uint64_t)w->index * thread_floats(p);
+    for (int64_t i; (i = fb_next(w)) < p->tiles;) pack_a(p, packed, i, mine);
+    fb_sync(w);
+    for (int64_t i; (i = fb_next(w)) < p->blocks * p->panels;) product_item(p, packed, i, mine);
+}
+
+/* ---- few rows: decoding, where reading the weights is all the time there is ---- */
+
+/* y[0..nt) = x[t] . w over n elements, x rows `ld` apart; nt is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void dots(const float *w, const float *x, int64_t ld, int64_t n, int nt,
+                                                       vf *sum) {
+    for (int64_t k = 0; k + VW <= n; k += VW) {
+        vf a = v_load(w + k);
+        for (int t = 0; t < nt; t++) sum[t] = v_fma(a, v_load(x + t * ld + k), sum[t]);
+    }
+    if (n % VW) {
+        int64_t k = n / VW * VW;
+        vf a = a_load(w, FB_F32, k, n - k);
+        for (int t = 0; t < nt; t++) sum[t] = v_fma(a, a_load(x + t * ld, FB_F32, k, n - k), sum[t]);
+    }
+}
+
+static inline void dots_row(const fb_view *w, int64_t r, const float *x, int64_t ld, int64_t rows, float *y) {
+    const char *src = fb_row(w, r);
+    float buf[KC];
+    vf sum[FEW];
+    for (int t = 0; t < FEW; t++) sum[t] = v_set(0);
+    for (int64_t k = 0; k < w->cols; k += KC) {
+        int64_t n = at_most(w->cols - k, KC);
+        decode(w->type, src, k, n, buf);
+        switch (rows) {
+        case 1: dots(buf, x + k, ld, n, 1, sum); break;
+        case 2: dots(buf, x + k, ld, n, 2, sum); break;
+        case 3: dots(buf, x + k, ld, n, 3, sum); break;
+        case 4: dots(buf, x + k, ld, n, 4, sum); break;
+        default: dots(buf, x + k, ld, n, 4, sum), dots(buf, x + 4 * ld + k, ld, n, FEW - 4, sum + 4);
+        }
+    }
+    for (int t = 0; t < rows; t++) y[t] = v_sum(sum[t]);
+}
+
+static void run_few(fb_worker *w, const product *p, char *scratch) {
+    enum { OUTPUTS = 16 };
+    const int64_t t4 = p->m > 4 ? FEW : p->m;
+    float *x = (float *)scratch, *u = x + t4 * p->k;
+    for (int64_t t; (t = fb_next(w)) < p->m;) {
+        decode(p->a->type, fb_row(p->a, t), 0, p->k, x + t * p->k);
+        if (p->u) decode(p->u->type, fb_row(p->u, t), 0, p->rank, u + t * p->rank);
+    }
+    fb_sync(w);
+    for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;)
+        for (int64_t c = c0; c < at_most(c0 + OUTPUTS, p->n); c++) {
+            float y[FEW], low[FEW] = {0}, bias = p->bias ? ((const float *)fb_row(p->bias, 0))[c] : 0;
+            dots_row(p->b, c, x, p->k, p->m, y);
+            if (p->u) dots_row(p->low, c, u, p->rank, p->m, low);
+            for (int64_t t = 0; t < p->m; t++) {
+                vf sum = v_set(p->scale * y[t] + low[t] + bias);
+                if (p->acc) sum += a_load(fb_row(p->acc, t), p->acc->type, c, 1);
+                a_store(fb_row(p->out, t), p->out->type, c, 1, sum);
+            }
+        }
+}
+
+static inline int is_few(const product *p) { return p->b_rows && p->m <= FEW; }
+
+static uint64_t product_scratch(const fb_launch *l, int threads) {
+    product p = product_of(l);
+    uint64_t few = (uint64_t)FEW * (uint64_t)(p.k + p.rank) * 4; /* a feed may have fewer rows than it was planned for */
+    uint64_t most = 0;
+    if (!is_few(&p)) most = ((uint64_t)(p.tiles * p.stride) + (uint64_t)threads * thread_floats(&p)) * 4;
+    return most > few ? most : few;
+}
+
+static void run_linear(fb_worker *w, const fb_launch *l, char *scratch) {
+    product p = product_of(l);
+    if (is_few(&p)) run_few(w, &p, scratch);
+    else run_product(w, &p, scratch);
+}
+#endif

@@ -1,0 +1,93 @@
+/* case.h - one launch under test: operands with their values in doubles beside the bytes that a device gets.
+ * A `make` function of ops.h fills a case and overwrites the doubles of its outputs with what must come out. */
+#ifndef FB_TEST_CASE_H
+#define FB_TEST_CASE_H
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../../native/graph/backend.h"
+
+enum { ACT = -2, OUT = 1, CHECK_SKIP = 2 };
+
+typedef struct operand {
+    fb_view view;
+    int out;
+    uint64_t bytes;
+    char *image; /* as written to the device before the launch */
+    double *d;   /* (rows, cols); of an output: what is expected */
+} operand;
+
+typedef struct test_case {
+    fb_launch launch;
+    operand o[FB_MAX_OPERANDS];
+    int n;
+    int variant; /* of activations: 0 all F32, 1 all BF16, 2 mixed */
+    int weight;  /* type of block operands */
+    int exact;   /* 1: 16-bit products cannot occur */
+} test_case;
+
+static uint64_t seed = 1;
+
+static uint32_t random_bits(void) { /* splitmix64 */
+    uint64_t z = (seed += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)((z ^ (z >> 31)) >> 16);
+}
+static double uniform(double lo, double hi) { return lo + (hi - lo) * (random_bits() / 4294967296.0); }
+static int below(int n) { return (int)(random_bits() % (uint32_t)n); }
+
+/* The next operand, of random values in [-1, 1]; type ACT picks F32 or BF16 by the variant. Rows are `ld` apart. */
+static operand *add(test_case *t, int type, int rows, int cols, int out) {
+    operand *o = &t->o[t->n];
+    int act = type == ACT;
+    if (act) type = t->variant == 0 || (t->variant == 2 && below(2)) ? FB_F32 : FB_BF16;
+    int64_t ld = cols;
+    if (act && t->variant == 2) ld += 8 * below(3);
+    o->view = (fb_view){.type = type, .rows = rows, .cols = cols, .ld = ld};
+    o->out = out;
+    o->bytes = fb_type_bytes(type, ld * rows);
+    o->image = calloc(o->bytes + 64, 1);
+    o->d = calloc((size_t)rows * cols + 1, sizeof(double));
+    for (int r = 0; r < rows && type != FB_I32; r++) {
+        float *row = calloc((size_t)cols, 4);
+        char *bytes = o->image + fb_type_bytes(type, ld * r);
+        for (int c = 0; c < cols; c++) row[c] = (float)uniform(-1, 1);
+        if (fb_encode(type, row, bytes, 1, cols, NULL) || fb_decode(type, bytes, row, cols)) abort();
+        for (int c = 0; c < cols; c++) o->d[(size_t)r * cols + c] = row[c];
+        free(row);
+    }
+    t->n++;
+    return o;
+}
+
+static operand *absent(test_case *t) { return &t->o[t->n++]; }
+
+static operand *add_maybe(test_case *t, int present, int type, int rows, int cols) {
+    return present ? add(t, type, rows, cols, 0) : absent(t);
+}
+
+/* Overwrites an operand's values. */
+static void set(operand *o, int r, int c, double x) {
+    char *at = o->image + fb_type_bytes(o->view.type, r * o->view.ld + c);
+    float f = (float)x;
+    int32_t i = (int32_t)x;
+    if (o->view.type == FB_I32) memcpy(at, &i, 4);
+    else fb_encode(o->view.type, &f, at, 1, 1, NULL), fb_decode(o->view.type, at, &f, 1), x = f;
+    o->d[(size_t)r * o->view.cols + c] = x;
+}
+
+static operand *add_ids(test_case *t, int rows, int n) {
+    operand *o = add(t, FB_I32, rows, 1, 0);
+    for (int i = 0; i < rows; i++) set(o, i, 0, below(n));
+    return o;
+}
+
+#define AT(o, r, c) ((o)->d[(size_t)(r) * (o)->view.cols + (c)])
+#define PRESENT(o) ((o)->d != NULL)
+
+static void free_case(test_case *t) {
+    for (int i = 0; i < t->n; i++) free(t->o[i].image), free(t->o[i].d);
+}
+#endif

@@ -1,0 +1,196 @@
+/* ops.c - every op of a backend against doubles: each instruction set and thread count, at prime, size-1 and tile-edge
+ * shapes, with F32, BF16 and mixed activations and every block format. Launches go through `const fb_backend *` alone.
+ *     ops            all of it; one line an op, exit 1 if any is wrong
+ *     ops quick      the smaller shapes (for emulators and sanitizers)
+ *     ops speed [isa [threads]]   operations/s of products and attention beside the measured peak */
+#include "ops.h"
+#include "speed.h"
+
+static const fb_backend *backend = &fb_backend_cpu;
+static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16", "neon"};
+static const int WEIGHTS[] = {FB_Q8_0, FB_F32, FB_F16, FB_BF16, FB_Q4_0, FB_Q4_1, FB_Q5_0, FB_Q5_1};
+static const int THREADS[] = {1, 2, 5};
+enum { MOST_SHAPES = 10, N_ISAS = 5, N_WEIGHTS = 8, N_THREADS = 3 };
+
+typedef struct row {
+    const char *name;
+    fb_op op;
+    void (*make)(test_case *, const int *);
+    int by_weight;          /* has a block operand */
+    int s[MOST_SHAPES][7];  /* small ones first */
+} row;
+
+static const row TABLE[] = {
+    {"embed", FB_OP_EMBED, make_embed, 1, {{1, 32, 1}, {7, 64, 13}, {37, 576, 50}}},
+    {"rms_norm", FB_OP_RMS_NORM, make_rms_norm, 0, {{1, 1, 1}, {3, 7, 1}, {5, 64, 3}, {67, 576, 1}}},
+    {"rms_norm_dx", FB_OP_RMS_NORM_DX, make_rms_norm_dx, 0, {{1, 1, 1}, {3, 7, 1}, {5, 64, 3}, {67, 576, 1}, {9, 13, 5}}},
+    {"rms_norm_dw", FB_OP_RMS_NORM_DW, make_rms_norm_dw, 0, {{1, 1, 1}, {3, 7, 1}, {5, 64, 3}, {67, 576, 1}}},
+    {"linear", FB_OP_LINEAR, make_linear, 1,
+     {{1, 1, 32, 0}, {3, 5, 64, 1}, {8, 65, 96, 3}, {9, 64, 288, 0}, {15, 31, 256, 16}, {29, 97, 544, 5}, {85, 130, 64, 8},
+      {5, 33, 576, 0}, {260, 70, 32, 4}}},
+    {"linear_f32", FB_OP_LINEAR, make_linear, 0, {{1, 1, 1, 0}, {13, 16, 17, 0}, {57, 16, 301, 0}, {2, 3, 5, 2}}},
+    {"linear_dx", FB_OP_LINEAR_DX, make_linear_dx, 1,
+     {{1, 1, 32, 0}, {3, 5, 64, 1}, {8, 65, 96, 3}, {9, 64, 288, 0}, {15, 256, 32, 16}, {29, 547, 96, 5}, {85, 130, 64, 8},
+      {260, 70, 32, 4}}},
+    {"linear_dx_f32", FB_OP_LINEAR_DX, make_linear_dx, 0, {{1, 1, 1, 0}, {13, 16, 17, 0}, {57, 16, 301, 2}, {2, 257, 5, 2}}},
+    {"linear_dw", FB_OP_LINEAR_DW, make_linear_dw, 0,
+     {{1, 1, 1}, {3, 5, 64}, {17, 16, 67}, {260, 29, 97}, {31, 130, 16}, {515, 15, 65}}},
+    {"bias_db", FB_OP_BIAS_DB, make_bias_db, 0, {{1, 1}, {7, 13}, {33, 200}}},
+    {"embed_dw", FB_OP_EMBED_DW, make_embed_dw, 0, {{1, 1, 1}, {7, 13, 3}, {50, 200, 5}}},
+    {"rope_table", FB_OP_ROPE_TABLE, make_rope_table, 0, {{1, 1}, {7, 13}, {33, 32}}},
+    {"rope", FB_OP_ROPE, make_rope, 0, {{1, 1, 2, 2}, {5, 3, 64, 64}, {7, 2, 80, 20}, {3, 1, 13, 6}, {9, 9, 256, 256}}},
+    {"attention", FB_OP_ATTENTION, make_attention, 0,
+     {{1, 1, 1, 1, 1, 0, 0}, {7, 7, 2, 1, 8, 0, 0}, {13, 29, 3, 3, 20, 0, 15}, {67, 67, 6, 2, 64, 0, 0},
+      {130, 130, 2, 1, 16, 11, 0}, {97, 97, 4, 4, 33, 40, 30}, {1, 301, 4, 2, 64, 0, 0}, {35, 35, 2, 1, 256, 0, 0}}},
+    {"attention_dq", FB_OP_ATTENTION_DQ, make_attention_dq, 0,
+     {{1, 1, 1, 1, 1, 0, 0}, {7, 7, 2, 1, 8, 0, 0}, {13, 29, 3, 3, 20, 0, 15}, {67, 67, 6, 2, 64, 0, 0},
+      {130, 130, 2, 1, 16, 11, 0}, {97, 97, 4, 4, 33, 40, 30}, {35, 35, 2, 1, 256, 0, 0}}},
+    {"attention_dkv", FB_OP_ATTENTION_DKV, make_attention_dkv, 0,
+     {{1, 1, 1, 1, 1, 0, 0}, {7, 7, 2, 1, 8, 0, 0}, {13, 29, 3, 3, 20, 0, 15}, {67, 67, 6, 2, 64, 0, 0},
+      {130, 130, 2, 1, 16, 11, 0}, {97, 97, 4, 4, 33, 40, 30}, {35, 35, 2, 1, 256, 0, 0}}},
+    {"glu", FB_OP_GLU, make_glu, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"glu_grad", FB_OP_GLU_GRAD, make_glu_grad, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"add", FB_OP_ADD, make_add, 0, {{1, 1}, {7, 13}, {33, 600}, {1, 40000}}},
+    {"scale", FB_OP_SCALE, make_scale, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"softcap", FB_OP_SOFTCAP, make_softcap, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"softcap_grad", FB_OP_SOFTCAP_GRAD, make_softcap_grad, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"gather", FB_OP_GATHER, make_gather, 0, {{1, 1, 1}, {7, 13, 5}, {50, 200, 70}}},
+    {"scatter", FB_OP_SCATTER, make_scatter, 0, {{1, 1, 1}, {7, 13, 5}, {50, 200, 7}}},
+    {"append", FB_OP_APPEND, make_append, 0, {{1, 1, 1}, {7, 13, 9}, {50, 200, 70}}},
+    {"xent", FB_OP_XENT, make_xent, 0, {{1, 1, 0, 1}, {3, 7, 0, 1}, {2, 5003, 0, 1}, {3, 1031, 300, 1}, {2, 257, 0, 0}}},
+    {"zero", FB_OP_ZERO, make_zero, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"sumsq", FB_OP_SUMSQ, make_sumsq, 0, {{1, 1}, {13, 4}, {10007, 16}}},
+    {"adamw", FB_OP_ADAMW, make_adamw, 0, {{1}, {13}, {40009}}},
+    {"sgd", FB_OP_SGD, make_sgd, 0, {{1, 0}, {13, 1}, {40009, 0}}},
+};
+enum { N_ROWS = sizeof TABLE / sizeof TABLE[0] };
+
+#define MUST(call)                                            \
+    do {                                                      \
+        if ((call) != FB_OK) {                                \
+            fprintf(stderr, "%s: %s\n", #call, fb_error());   \
+            exit(2);                                          \
+        }                                                     \
+    } while (0)
+
+/* Runs the case; the outputs' bytes come back in one new block. */
+static char *launch(void *device, test_case *t, uint64_t *size) {
+    fb_mem mem[FB_MAX_OPERANDS] = {{0}}, scratch = {0};
+    fb_launch l = t->launch;
+    uint64_t need;
+    *size = 0;
+    for (int i = 0; i < t->n; i++) {
+        operand *o = &t->o[i];
+        if (!o->image) continue;
+        MUST(backend->alloc(device, o->bytes, &mem[i]));
+        MUST(backend->write(device, &mem[i], 0, o->image, o->bytes));
+        l.v[i] = o->view;
+        l.v[i].mem = &mem[i];
+        if (o->out) *size += o->bytes;
+    }
+    need = backend->scratch(device, &l);
+    if (need) {
+        MUST(backend->alloc(device, need, &scratch));
+        char *noise = malloc(need);
+        memset(noise, 0xff, need); /* NaN everywhere: scratch is not promised to be zero */
+        MUST(backend->write(device, &scratch, 0, noise, need));
+        free(noise);
+    }
+    MUST(backend->submit(device, &l, 1, &scratch, NULL));
+    MUST(backend->wait(device));
+    char *bytes = malloc(*size + 1), *at = bytes;
+    for (int i = 0; i < t->n; i++) {
+        if (!t->o[i].image) continue;
+        if (t->o[i].out) {
+            MUST(backend->read(device, &mem[i], 0, at, t->o[i].bytes));
+            at += t->o[i].bytes;
+        }
+        backend->free(device, &mem[i]);
+    }
+    if (need) backend->free(device, &scratch);
+    return bytes;
+}
+
+/* The largest error of any output, in units of what is allowed there. */
+static double error_of(const test_case *t, const char *bytes, int products) {
+    double worst = 0;
+    for (int i = 0; i < t->n; i++) {
+        const operand *o = &t->o[i];
+        if (!o->out) continue;
+        double top = 1e-3, allowed;
+        for (int64_t k = 0; k < (int64_t)o->view.rows * o->view.cols; k++)
+            if (isfinite(o->d[k])) top = fmax(top, fabs(o->d[k]));
+        allowed = (products && !t->exact ? 8e-3 : 4e-6) * top;
+        for (int r = 0; r < o->view.rows && o->out != CHECK_SKIP; r++)
+            for (int c = 0; c < o->view.cols; c++) {
+                float got;
+                fb_decode(o->view.type, bytes + fb_type_bytes(o->view.type, r * o->view.ld + c), &got, 1);
+                double want = o->d[(size_t)r * o->view.cols + c], off = fabs(got - want);
+                double room = allowed + (o->view.type == FB_BF16 ? fabs(want) / 250 : 0);
+                if (want == got) off = 0; /* infinities */
+                if (!(off / room <= worst)) worst = isfinite(off) ? off / room : INFINITY;
+            }
+        bytes += o->bytes;
+    }
+    return worst;
+}
+
+static void *open_device(const char *isa, int threads) {
+    fb_device_options options = {.threads = threads, .isa = isa};
+    fb_device_info info;
+    void *device;
+    return backend->open(0, &options, &device, &info) == FB_OK ? device : NULL;
+}
+
+static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick) {
+    int products = row->make == make_linear || row->make == make_linear_dx || row->make == make_linear_dw;
+    double worst = 0;
+    int cases = 0, wrong = 0;
+    for (int s = 0; s < MOST_SHAPES && row->s[s][0] && !(quick && s > 5); s++)
+        for (int k = 0; k < 3 * (row->by_weight ? N_WEIGHTS : 1); k++) {
+            test_case t = {.launch.op = row->op, .variant = k % 3, .weight = row->by_weight ? WEIGHTS[k / 3] : FB_F32};
+            seed = (uint64_t)(s * 100 + k + 1);
+            row->make(&t, row->s[s]);
+            for (int isa = 0; isa < N_ISAS; isa++) {
+                char *first = NULL;
+                for (int n = 0; n < N_THREADS && devices[isa][n]; n++) {
+                    uint64_t size;
+                    char *bytes = launch(devices[isa][n], &t, &size);
+                    double e = error_of(&t, bytes, products);
+                    int same = !first || !memcmp(first, bytes, size);
+                    if (e > worst) worst = e;
+                    if ((!(e <= 1) || !same) && wrong++ < 5)
+                        printf("  %s shape %d variant %d weight %d, %s, %d threads: %s %.3g\n", row->name, s, t.variant,
+                               t.weight, ISAS[isa], THREADS[n], same ? "error" : "bits depend on threads, error", e);
+                    if (!first) first = bytes;
+                    else free(bytes);
+                    cases++;
+                }
+                free(first);
+            }
+            free_case(&t);
+        }
+    printf("%-14s %5d launches, largest error %.2f of what is allowed%s\n", row->name, cases, worst, wrong ? ": WRONG" : "");
+    return wrong;
+}
+
+static int check(int quick) {
+    void *devices[N_ISAS][N_THREADS] = {{NULL}};
+    int wrong = 0;
+    for (int i = 0; i < N_ISAS; i++) {
+        for (int n = 0; n < N_THREADS; n++) devices[i][n] = open_device(ISAS[i], THREADS[n]);
+        if (devices[i][0]) printf("instruction set: %s\n", ISAS[i]);
+    }
+    for (int i = 0; i < N_ROWS; i++) wrong += check_row(&TABLE[i], devices, quick);
+    for (int i = 0; i < N_ISAS; i++)
+        for (int n = 0; n < N_THREADS; n++)
+            if (devices[i][n]) backend->close(devices[i][n]);
+    return wrong != 0;
+}
+
+int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc > 1 && !strcmp(argv[1], "speed")) speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0);
+    else return check(argc > 1 && !strcmp(argv[1], "quick"));
+    return 0;
+}

@@ -1,0 +1,389 @@
+/* ops.h - every op of the table in native/graph/backend.h, in doubles and as plainly as it can be written. */
+#ifndef FB_TEST_OPS_H
+#define FB_TEST_OPS_H
+#include "case.h"
+
+static void make_embed(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT), *w = add(t, t->weight, s[2], s[1], 0), *ids = add_ids(t, s[0], s[2] + 4);
+    t->launch.attr.scale = 1.5f, t->launch.attr.first = 2;
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0, id = (int)AT(ids, r, 0) - 2; c < s[1] && id >= 0 && id < s[2]; c++)
+            AT(y, r, c) = 1.5 * AT(w, id, c);
+}
+
+static double inv_rms(operand *x, int r, int c0, int g, double eps) {
+    double sum = 0;
+    for (int c = 0; c < g; c++) sum += AT(x, r, c0 + c) * AT(x, r, c0 + c);
+    return 1 / sqrt(sum / g + eps);
+}
+
+static void make_rms_norm(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1] * s[2], OUT), *x = add(t, ACT, s[0], s[1] * s[2], 0);
+    operand *w = add(t, FB_F32, 1, s[1], 0);
+    t->launch.attr.eps = 1e-3f;
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[1] * s[2]; c++)
+            AT(y, r, c) = AT(x, r, c) * inv_rms(x, r, c / s[1] * s[1], s[1], 1e-3) * AT(w, 0, c % s[1]);
+}
+
+static void make_rms_norm_dx(test_case *t, const int *s) {
+    int g = s[1], d = s[1] * s[2];
+    operand *dx = add(t, ACT, s[0], d, OUT), *dy = add(t, ACT, s[0], d, 0), *x = add(t, ACT, s[0], d, 0);
+    operand *w = add(t, FB_F32, 1, g, 0), *acc = add_maybe(t, below(2), ACT, s[0], d);
+    t->launch.attr.eps = 1e-3f;
+    for (int r = 0; r < s[0]; r++)
+        for (int c0 = 0; c0 < d; c0 += g) {
+            double inv = inv_rms(x, r, c0, g, 1e-3), dot = 0;
+            for (int c = 0; c < g; c++) dot += AT(w, 0, c) * AT(dy, r, c0 + c) * AT(x, r, c0 + c);
+            for (int c = 0; c < g; c++)
+                AT(dx, r, c0 + c) = inv * (AT(w, 0, c) * AT(dy, r, c0 + c) - AT(x, r, c0 + c) * inv * inv * dot / g) +
+                                    (PRESENT(acc) ? AT(acc, r, c0 + c) : 0);
+        }
+}
+
+static void make_rms_norm_dw(test_case *t, const int *s) {
+    int g = s[1], d = s[1] * s[2];
+    operand *dw = add(t, FB_F32, 1, g, OUT), *dy = add(t, ACT, s[0], d, 0), *x = add(t, ACT, s[0], d, 0);
+    t->launch.attr.eps = 1e-3f;
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < d; c++)
+            AT(dw, 0, c % g) += AT(dy, r, c) * AT(x, r, c) * inv_rms(x, r, c / g * g, g, 1e-3);
+}
+
+static void make_linear(test_case *t, const int *s) { /* T, N, K, R */
+    operand *y = add(t, ACT, s[0], s[1], OUT), *x = add(t, ACT, s[0], s[2], 0), *w = add(t, t->weight, s[1], s[2], 0);
+    operand *bias = add_maybe(t, below(2), FB_F32, 1, s[1]), *u = add_maybe(t, s[3], ACT, s[0], s[3]);
+    operand *b = add_maybe(t, s[3], FB_F32, s[1], s[3]), *acc = add_maybe(t, below(2), ACT, s[0], s[1]);
+    t->launch.attr.scale = below(2) ? 1 : 0.75f;
+    t->exact = x->view.type == FB_F32 && y->view.type == FB_F32;
+    for (int r = 0; r < s[0]; r++)
+        for (int n = 0; n < s[1]; n++) {
+            double sum = 0, low = 0;
+            for (int k = 0; k < s[2]; k++) sum += AT(x, r, k) * AT(w, n, k);
+            for (int k = 0; k < s[3]; k++) low += AT(u, r, k) * AT(b, n, k);
+            AT(y, r, n) = t->launch.attr.scale * sum + low + (PRESENT(bias) ? AT(bias, 0, n) : 0) +
+                          (PRESENT(acc) ? AT(acc, r, n) : 0);
+        }
+}
+
+static void make_linear_dx(test_case *t, const int *s) { /* T, N, K, R */
+    operand *dx = add(t, ACT, s[0], s[2], OUT), *dy = add(t, ACT, s[0], s[1], 0), *w = add(t, t->weight, s[1], s[2], 0);
+    operand *u = add_maybe(t, s[3], ACT, s[0], s[3]), *a = add_maybe(t, s[3], FB_F32, s[3], s[2]);
+    operand *acc = add_maybe(t, below(2), ACT, s[0], s[2]);
+    t->launch.attr.scale = below(2) ? 1 : 0.75f;
+    t->exact = dy->view.type == FB_F32 && dx->view.type == FB_F32;
+    for (int r = 0; r < s[0]; r++)
+        for (int k = 0; k < s[2]; k++) {
+            double sum = 0, low = 0;
+            for (int n = 0; n < s[1]; n++) sum += AT(dy, r, n) * AT(w, n, k);
+            for (int i = 0; i < s[3]; i++) low += AT(u, r, i) * AT(a, i, k);
+            AT(dx, r, k) = t->launch.attr.scale * sum + low + (PRESENT(acc) ? AT(acc, r, k) : 0);
+        }
+}
+
+static void make_linear_dw(test_case *t, const int *s) { /* T, N, K */
+    operand *dw = add(t, FB_F32, s[1], s[2], OUT), *dy = add(t, ACT, s[0], s[1], 0), *x = add(t, ACT, s[0], s[2], 0);
+    t->launch.attr.scale = 0.75f;
+    t->exact = 1; /* products of two bf16 are exact in f32, and one F32 operand alone keeps products in f32 */
+    if (dy->view.type != x->view.type) t->exact = 0;
+    for (int n = 0; n < s[1]; n++)
+        for (int k = 0; k < s[2]; k++)
+            for (int r = 0; r < s[0]; r++) AT(dw, n, k) += 0.75f * AT(dy, r, n) * AT(x, r, k);
+}
+
+static void make_bias_db(test_case *t, const int *s) {
+    operand *db = add(t, FB_F32, 1, s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0);
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[1]; c++) AT(db, 0, c) += AT(dy, r, c);
+}
+
+static void make_embed_dw(test_case *t, const int *s) {
+    operand *dw = add(t, FB_F32, s[2], s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0), *ids = add_ids(t, s[0], s[2] + 4);
+    t->launch.attr.scale = 1.5f, t->launch.attr.first = 2;
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0, id = (int)AT(ids, r, 0) - 2; c < s[1] && id >= 0 && id < s[2]; c++)
+            AT(dw, id, c) += 1.5 * AT(dy, r, c);
+}
+
+static void make_rope_table(test_case *t, const int *s) {
+    operand *y = add(t, FB_F32, s[0], 2 * s[1], OUT), *pos = add_ids(t, s[0], 3000), *f = add(t, FB_F32, 1, s[1], 0);
+    t->launch.attr.scale = 1.25f;
+    for (int r = 0; r < s[0]; r++)
+        for (int i = 0; i < s[1]; i++) {
+            float angle = (float)AT(pos, r, 0) * (float)AT(f, 0, i);
+            AT(y, r, 2 * i) = cos(angle) * 1.25, AT(y, r, 2 * i + 1) = sin(angle) * 1.25;
+        }
+}
+
+static void make_rope(test_case *t, const int *s) { /* T, heads, head_dim, n_rot */
+    int hd = s[2], n = s[3], d = s[1] * hd;
+    operand *y = add(t, ACT, s[0], d, OUT), *x = add(t, ACT, s[0], d, 0), *table = add(t, FB_F32, s[0], n, 0);
+    operand *acc = add_maybe(t, below(2), ACT, s[0], d);
+    int pairs = below(2), inverse = below(2);
+    t->launch.attr.head_dim = hd, t->launch.attr.inverse = inverse;
+    t->launch.attr.layout = pairs ? FB_ROPE_PAIRS : FB_ROPE_HALVES;
+    for (int r = 0; r < s[0]; r++)
+        for (int h = 0; h < d; h += hd) {
+            for (int c = 0; c < hd; c++) AT(y, r, h + c) = AT(x, r, h + c);
+            for (int i = 0; i < n / 2; i++) {
+                int p = h + (pairs ? 2 * i : i), q = h + (pairs ? 2 * i + 1 : i + n / 2);
+                double cs = AT(table, r, 2 * i), sn = AT(table, r, 2 * i + 1) * (inverse ? -1 : 1);
+                AT(y, r, p) = AT(x, r, p) * cs - AT(x, r, q) * sn;
+                AT(y, r, q) = AT(x, r, p) * sn + AT(x, r, q) * cs;
+            }
+            for (int c = 0; c < hd && PRESENT(acc); c++) AT(y, r, h + c) += AT(acc, r, h + c);
+        }
+}
+
+/* ---- attention: T, S, heads, kv heads, head_dim, window, 10 * softcap ---- */
+
+typedef struct scores {
+    double *p, *slope; /* (heads, T, S): softmax, and the derivative of a score by q.k */
+    double *lse;       /* (heads, T) */
+} scores;
+
+static void packed_rows(operand *lo, operand *hi, int rows, int keys, int first) {
+    int cached = keys != rows; /* then every query sees a stretch of its own; else rows are packed and causal */
+    for (int r = 0, start = 0; r < rows; r++) {
+        if (!below(9)) start = r;
+        int a = cached ? below(keys) : start, b = cached ? a + below(keys - a + 1) : r + 1;
+        if (r == 2) b = a; /* one that sees nothing */
+        set(lo, r, 0, a + first), set(hi, r, 0, b + first);
+    }
+}
+
+static scores score(const fb_attention_shape *a, operand *q, operand *k, operand *lo, operand *hi, int first) {
+    int rows = q->view.rows, keys = k->view.rows, group = a->n_head / a->n_kv_head, hd = a->head_dim;
+    size_t n = (size_t)a->n_head * rows;
+    scores s = {calloc(n * keys, 8), calloc(n * keys, 8), calloc(n, 8)};
+    for (int h = 0; h < a->n_head; h++)
+        for (int r = 0; r < rows; r++) {
+            double *p = s.p + ((size_t)h * rows + r) * keys, *slope = s.slope + ((size_t)h * rows + r) * keys;
+            double top = -INFINITY, sum = 0;
+            int from = (int)AT(lo, r, 0) - first, to = (int)AT(hi, r, 0) - first;
+            if (a->window && to - from > a->window) from = to - a->window;
+            for (int i = 0; i < keys; i++) p[i] = -INFINITY;
+            for (int i = from < 0 ? 0 : from; i < to && i < keys; i++) {
+                double dot = 0;
+                for (int d = 0; d < hd; d++) dot += AT(q, r, h * hd + d) * AT(k, i, h / group * hd + d);
+                dot *= a->scale, slope[i] = a->scale;
+                if (a->softcap != 0) {
+                    double th = tanh(dot / a->softcap);
+                    slope[i] *= 1 - th * th, dot = a->softcap * th;
+                }
+                p[i] = dot, top = fmax(top, dot);
+            }
+            for (int i = 0; i < keys; i++) sum += p[i] == -INFINITY ? 0 : exp(p[i] - top);
+            double lse = s.lse[(size_t)h * rows + r] = sum > 0 ? top + log(sum) : -INFINITY;
+            for (int i = 0; i < keys; i++) p[i] = p[i] == -INFINITY ? 0 : exp(p[i] - lse);
+        }
+    return s;
+}
+
+static fb_attention_shape *shape_of(test_case *t, const int *s) {
+    fb_attention_shape *a = &t->launch.attr.attention;
+    *a = (fb_attention_shape){s[2], s[3], s[4], s[5], (float)(2 / sqrt(s[4])), (float)s[6] / 10};
+    return a;
+}
+
+static void make_attention(test_case *t, const int *s) {
+    fb_attention_shape *a = shape_of(t, s);
+    int T = s[0], S = s[1], hd = s[4], group = s[2] / s[3];
+    operand *o = add(t, ACT, T, s[2] * hd, OUT), *lse = add(t, FB_F32, T, s[2], OUT), *q = add(t, ACT, T, s[2] * hd, 0);
+    operand *k = add(t, ACT, S, s[3] * hd, 0), *v = add(t, ACT, S, s[3] * hd, 0);
+    operand *lo = add_ids(t, T, 1), *hi = add_ids(t, T, 1);
+    packed_rows(lo, hi, T, S, 0);
+    scores sc = score(a, q, k, lo, hi, 0);
+    for (int h = 0; h < s[2]; h++)
+        for (int r = 0; r < T; r++) {
+            AT(lse, r, h) = sc.lse[h * T + r];
+            for (int d = 0; d < hd; d++) {
+                double sum = 0;
+                for (int i = 0; i < S; i++) sum += sc.p[((size_t)h * T + r) * S + i] * AT(v, i, h / group * hd + d);
+                AT(o, r, h * hd + d) = sum;
+            }
+        }
+    free(sc.p), free(sc.slope), free(sc.lse);
+}
+
+/* Both gradients: `dq` asks for the first; DKV may start at key `first` of more keys. */
+static void attention_grad(test_case *t, const int *s, int dq) {
+    fb_attention_shape *a = shape_of(t, s);
+    int T = s[0], S = s[1], hd = s[4], group = s[2] / s[3], D = s[2] * hd, Dk = s[3] * hd, first = dq ? 0 : below(3);
+    operand *g0, *g1, *o = NULL, *delta, *lse;
+    if (dq) g0 = add(t, ACT, T, D, OUT), g1 = delta = add(t, FB_F32, T, s[2], OUT);
+    else g0 = add(t, ACT, S, Dk, OUT), g1 = add(t, ACT, S, Dk, OUT);
+    operand *q = add(t, ACT, T, D, 0), *k = add(t, ACT, S, Dk, 0), *v = add(t, ACT, S, Dk, 0);
+    if (dq) o = add(t, ACT, T, D, 0), lse = add(t, FB_F32, T, s[2], 0);
+    else lse = add(t, FB_F32, T, s[2], 0), delta = add(t, FB_F32, T, s[2], 0);
+    operand *grad = add(t, ACT, T, D, 0), *lo = add_ids(t, T, 1), *hi = add_ids(t, T, 1);
+    t->launch.attr.first = first;
+    packed_rows(lo, hi, T, S, first);
+    scores sc = score(a, q, k, lo, hi, first);
+    for (size_t i = 0; i < (size_t)T * D && dq; i++) g0->d[i] = 0;
+    for (size_t i = 0; i < (size_t)S * Dk && !dq; i++) g0->d[i] = g1->d[i] = 0;
+    for (int h = 0; h < s[2]; h++)
+        for (int r = 0; r < T; r++) {
+            set(lse, r, h, sc.lse[h * T + r]);
+            double sum = 0;
+            for (int d = 0; d < hd && dq; d++) sum += AT(grad, r, h * hd + d) * AT(o, r, h * hd + d);
+            if (dq) AT(delta, r, h) = sum;
+            for (int i = 0; i < S; i++) {
+                double p = sc.p[((size_t)h * T + r) * S + i], slope = sc.slope[((size_t)h * T + r) * S + i], dp = 0;
+                int at = h * hd, kv = h / group * hd;
+                if (p == 0) continue;
+                for (int d = 0; d < hd; d++) dp += AT(grad, r, at + d) * AT(v, i, kv + d);
+                double ds = p * (dp - AT(delta, r, h)) * slope;
+                for (int d = 0; d < hd; d++) {
+                    if (dq) AT(g0, r, at + d) += ds * AT(k, i, kv + d);
+                    else AT(g0, i, kv + d) += ds * AT(q, r, at + d), AT(g1, i, kv + d) += p * AT(grad, r, at + d);
+                }
+            }
+        }
+    free(sc.p), free(sc.slope), free(sc.lse);
+}
+static void make_attention_dq(test_case *t, const int *s) { attention_grad(t, s, 1); }
+static void make_attention_dkv(test_case *t, const int *s) { attention_grad(t, s, 0); }
+
+/* ---- element by element ---- */
+
+static double gate_of(int kind, double x) {
+    return kind == FB_SILU ? x / (1 + exp(-x)) : 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+}
+
+static void spread(operand *o, double by) { /* values far enough out for tanh and exp to bend */
+    for (int r = 0; r < o->view.rows; r++)
+        for (int c = 0; c < o->view.cols; c++) set(o, r, c, AT(o, r, c) * by);
+}
+
+static void make_glu(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT), *gate = add(t, ACT, s[0], s[1], 0), *up = add(t, ACT, s[0], s[1], 0);
+    int kind = t->launch.attr.kind = below(2) ? FB_SILU : FB_GELU_TANH;
+    spread(gate, 6);
+    for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = gate_of(kind, gate->d[i]) * up->d[i];
+}
+
+static void make_glu_grad(test_case *t, const int *s) {
+    operand *dgate = add(t, ACT, s[0], s[1], OUT), *dup = add(t, ACT, s[0], s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0);
+    operand *gate = add(t, ACT, s[0], s[1], 0), *up = add(t, ACT, s[0], s[1], 0);
+    int kind = t->launch.attr.kind = below(2) ? FB_SILU : FB_GELU_TANH;
+    spread(gate, 6);
+    for (int i = 0; i < s[0] * s[1]; i++) {
+        double h = 1e-5, slope = (gate_of(kind, gate->d[i] + h) - gate_of(kind, gate->d[i] - h)) / (2 * h);
+        dup->d[i] = dy->d[i] * gate_of(kind, gate->d[i]);
+        dgate->d[i] = dy->d[i] * up->d[i] * slope;
+    }
+}
+
+static void make_add(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT), *a = add(t, ACT, s[0], s[1], 0), *b = add(t, ACT, s[0], s[1], 0);
+    for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = a->d[i] + b->d[i];
+}
+
+static void make_scale(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT), *x = add(t, ACT, s[0], s[1], 0);
+    operand *acc = add_maybe(t, below(2), ACT, s[0], s[1]);
+    t->launch.attr.scale = -0.75f;
+    for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = -0.75 * x->d[i] + (PRESENT(acc) ? acc->d[i] : 0);
+}
+
+static void make_softcap(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT), *x = add(t, ACT, s[0], s[1], 0);
+    t->launch.attr.softcap = 3;
+    spread(x, 20);
+    for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = 3 * tanh(x->d[i] / 3);
+}
+
+static void make_softcap_grad(test_case *t, const int *s) {
+    operand *dx = add(t, ACT, s[0], s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0), *y = add(t, ACT, s[0], s[1], 0);
+    operand *acc = add_maybe(t, below(2), ACT, s[0], s[1]);
+    t->launch.attr.softcap = 1.5f;
+    for (int i = 0; i < s[0] * s[1]; i++)
+        dx->d[i] = dy->d[i] * (1 - y->d[i] / 1.5 * (y->d[i] / 1.5)) + (PRESENT(acc) ? acc->d[i] : 0);
+}
+
+static void make_gather(test_case *t, const int *s) { /* M, D, T */
+    operand *y = add(t, ACT, s[0], s[1], OUT), *x = add(t, ACT, s[2], s[1], 0), *index = add_ids(t, s[0], s[2]);
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[1]; c++) AT(y, r, c) = AT(x, (int)AT(index, r, 0), c);
+}
+
+static void make_scatter(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[2], s[1], OUT), *x = add(t, ACT, s[0], s[1], 0), *index = add_ids(t, s[0], s[2]);
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[1]; c++) { /* rows that meet are rounded each time */
+            float sum = (float)(AT(y, (int)AT(index, r, 0), c) + AT(x, r, c));
+            uint32_t bytes = 0;
+            fb_encode(y->view.type, &sum, &bytes, 1, 1, NULL), fb_decode(y->view.type, &bytes, &sum, 1);
+            AT(y, (int)AT(index, r, 0), c) = sum;
+        }
+}
+
+static void make_append(test_case *t, const int *s) { /* T, D, S; slots never meet */
+    operand *y = add(t, ACT, s[2], s[1], OUT), *x = add(t, ACT, s[0], s[1], 0), *slots = add_ids(t, s[0], 1);
+    for (int r = 0; r < s[0]; r++) {
+        set(slots, r, 0, s[2] - 1 - r);
+        for (int c = 0; c < s[1]; c++) AT(y, s[2] - 1 - r, c) = AT(x, r, c);
+    }
+}
+
+static void make_xent(test_case *t, const int *s) { /* M, V, 10 * softcap, grad */
+    operand *nll = add(t, FB_F32, s[0], 1, OUT), *x = add(t, FB_F32, s[0], s[1], OUT), *target = add_ids(t, s[0], s[1]);
+    double cap = t->launch.attr.softcap = (float)s[2] / 10;
+    t->launch.attr.grad = s[3];
+    spread(x, 12);
+    if (!s[3]) x->out = CHECK_SKIP;
+    for (int r = 0; r < s[0]; r++) {
+        double top = -INFINITY, sum = 0;
+        int hit = (int)AT(target, r, 0);
+        for (int c = 0; c < s[1]; c++) {
+            if (cap != 0) AT(x, r, c) = cap * tanh(AT(x, r, c) / cap);
+            top = fmax(top, AT(x, r, c));
+        }
+        for (int c = 0; c < s[1]; c++) sum += exp(AT(x, r, c) - top);
+        AT(nll, r, 0) = top + log(sum) - AT(x, r, hit);
+        for (int c = 0; c < s[1]; c++) {
+            double z = AT(x, r, c), slope = cap != 0 ? 1 - z / cap * (z / cap) : 1;
+            AT(x, r, c) = (exp(z - top) / sum - (c == hit)) * slope;
+        }
+    }
+}
+
+static void make_zero(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT);
+    memset(y->d, 0, (size_t)s[0] * s[1] * 8);
+}
+
+static void make_sumsq(test_case *t, const int *s) { /* n, P */
+    operand *partial = add(t, FB_F32, 1, s[1], OUT), *x = add(t, FB_F32, 1, s[0], 0);
+    int piece = (s[0] + s[1] - 1) / s[1];
+    memset(partial->d, 0, (size_t)s[1] * 8);
+    for (int i = 0; i < s[0]; i++) partial->d[i / piece] += x->d[i] * x->d[i];
+}
+
+static void make_adamw(test_case *t, const int *s) {
+    operand *o[4];
+    for (int i = 0; i < 4; i++) o[i] = add(t, FB_F32, 1, s[0], i < 3 ? OUT : 0);
+    fb_attr *a = &t->launch.attr;
+    a->lr = 0.01f, a->beta1 = 0.9f, a->beta2 = 0.999f, a->eps = 1e-4f, a->decay = 0.1f, a->grad_scale = 0.5f;
+    a->correct1 = 0.271f, a->correct2 = 0.003f;
+    for (int i = 0; i < s[0]; i++) {
+        set(o[2], 0, i, fabs(o[2]->d[i]));
+        double g = 0.5 * o[3]->d[i], m = o[1]->d[i] = a->beta1 * o[1]->d[i] + (1 - a->beta1) * g;
+        double v = o[2]->d[i] = a->beta2 * o[2]->d[i] + (1 - a->beta2) * g * g;
+        o[0]->d[i] -= a->lr * a->decay * o[0]->d[i] + a->lr * (m / a->correct1) / (sqrt(v / a->correct2) + a->eps);
+    }
+}
+
+static void make_sgd(test_case *t, const int *s) { /* n, momentum? */
+    operand *p = add(t, FB_F32, 1, s[0], OUT), *m = s[1] ? add(t, FB_F32, 1, s[0], OUT) : absent(t);
+    operand *g = add(t, FB_F32, 1, s[0], 0);
+    fb_attr *a = &t->launch.attr;
+    a->lr = 0.01f, a->decay = 0.1f, a->grad_scale = 0.5f, a->momentum = 0.9f;
+    for (int i = 0; i < s[0]; i++) {
+        double step = 0.5 * g->d[i];
+        if (PRESENT(m)) step = m->d[i] = a->momentum * m->d[i] + step;
+        p->d[i] -= a->lr * a->decay * p->d[i] + a->lr * step;
+    }
+}
+#endif

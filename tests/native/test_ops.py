@@ -1,0 +1,57 @@
+"""The C op test as pytest sees it: built by the plain compiler, run on every instruction set this machine has."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = "-std=c11 -g -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror".split()
+SOURCES = [
+    ROOT / "native" / "os.c",
+    ROOT / "native" / "graph" / "error.c",
+    *sorted((ROOT / "native" / "backends" / "cpu").glob("*.c")),
+    *sorted((ROOT / "native" / "quant").glob("*.c")),
+    ROOT / "tests" / "native" / "ops.c",
+]
+
+
+def build(compiler: str, out: Path, *flags: str) -> Path:
+    """One compiler call for everything, as the extension is built."""
+    command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(out), "-lm", "-lpthread"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def run(*command: str, **environment: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_op_is_right_on_every_instruction_set_and_thread_count(tmp_path: Path) -> None:
+    output = run(str(build(os.environ.get("CC", "cc"), tmp_path / "ops", "-O3")))
+    assert "instruction set: generic" in output
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+def test_clang_alone_builds_kernels_that_are_right(tmp_path: Path) -> None:
+    run(str(build("clang", tmp_path / "ops", "-O2")), "quick")
+
+
+def test_no_op_reads_or_writes_outside_its_operands(tmp_path: Path) -> None:
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    run(str(build(os.environ.get("CC", "cc"), tmp_path / "ops", *flags)), "quick")
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="the plain test runs NEON here")
+def test_neon_kernels_are_right_under_emulation(tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("aarch64-linux-gnu-gcc or qemu-aarch64-static is not installed")
+    program = build(compiler, tmp_path / "ops", "-O2", "-static")
+    assert "instruction set: neon" in run(emulator, "-cpu", "max", str(program), "quick")
