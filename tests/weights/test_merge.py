@@ -24,7 +24,6 @@ from fabric.weights.quantize import quantize, type_names
 from fabric.weights.settings import AdapterInput, MergeSettings, QuantizeSettings
 from tests.support import llama_cpp
 from tests.support.compare import mean_kl, relative_error
-from tests.support.decoded import decoded_copy
 from tests.support.paths import smollm2
 from tests.support.random_models import Array, Shape, random_pairs, write_model
 
@@ -334,6 +333,31 @@ def test_values_that_a_type_cannot_hold_are_not_written(tmp_path: Path, value: f
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_large_tensor_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    rows = 65536
+    path = tmp_path / "m.gguf"
+    with path.open("wb") as out:
+        row = np.arange(1024, dtype="<u2").tobytes() * 64
+        write_gguf(
+            out, {}, [TensorSpec("a.weight", BY_NAME["F16"].type, (rows, 1024))], (row for _ in range(rows // 64))
+        )
+    code = """if 1:
+    import sys
+    from fabric.weights.quantize import quantize
+    from fabric.weights.settings import *
+    def anonymous():
+        return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) << 10
+    before, most = anonymous(), [0]
+    def watch(done, total): most[0] = max(most[0], anonymous())
+    quantize(QuantizeSettings(sys.argv[1], sys.argv[2], "q8_0", threads=2), watch)
+    print(most[0] - before)
+    """
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "q.gguf")]
+    grown = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert grown < rows * 1024 * 4 // 2  # half of what the tensor takes in F32
+
+
 def test_files_that_are_no_whole_model_are_refused(tmp_path: Path, tuned: Path) -> None:
     split = {"general.type": "model", "split.count": 3}
     part = write_raw(tmp_path / "part.gguf", {"blk.0.attn_q.weight": ones(2, 32)}, **split)
@@ -396,19 +420,21 @@ def test_stock_llama_cpp_agrees_on_a_real_model_merged_and_quantized(tmp_path: P
                 rows, cols = info.shape
                 made[name] = (
                     rng.standard_normal((8, cols), np.float32) * 0.05,
-                    rng.standard_normal((rows, 8), np.float32) * 0.02,
+                    rng.standard_normal((rows, 8), np.float32) * 0.06,
                 )
     tuned = save(tmp_path / "a.gguf", adapter(made, 16.0))
-    with llama_cpp.Llama(decoded_copy(base, tmp_path / "decoded.gguf"), tuned) as stock_model:
+    exact = merged(tmp_path, base, tuned, type="f32")
+    with llama_cpp.Llama(exact) as stock_model:
         tokens = stock_model.tokenize(PROMPT)
         truth = stock_model.logits(tokens)
 
-    def loss_of(path: Path) -> float:
-        with llama_cpp.Llama(path) as stock_model:
+    def divergence(model: Path, change: Path | None = None) -> float:
+        with llama_cpp.Llama(model, change) as stock_model:
             return mean_kl(truth, stock_model.logits(tokens))
 
-    assert loss_of(merged(tmp_path, base, tuned, type="f32")) < 1e-6
+    assert divergence(base) > 0.1
+    assert divergence(base, tuned) < 0.02  # stock rounds activations to 8 bits before it multiplies with blocks
     whole = merged(tmp_path, base, tuned)
-    assert loss_of(whole) < 1e-3
-    for type, bound in (("q8_0", 0.02), ("q4_0", 0.5)):
-        assert loss_of(quantized(tmp_path, whole, type)) < bound  # stock rounds activations to 8 bits as well
+    assert divergence(whole) < 1e-3
+    assert divergence(quantized(tmp_path, whole, "q8_0")) < 0.02
+    assert divergence(quantized(tmp_path, whole, "q4_0")) < 0.5
