@@ -49,18 +49,24 @@ class ChatTemplate:
     """A Jinja chat template. Rendering happens in a worker process with limits, started on first use.
 
     ends: spellings of the tokens that end an answer, `eos` where none are given. controls: spellings of control
-    tokens, which mean nothing inside a message.
+    tokens, which mean nothing inside a message. seconds: the longest that one rendering may take.
     """
 
     def __init__(
-        self, source: str, bos: str = "", eos: str = "", ends: Sequence[str] = (), controls: Iterable[str] = ()
+        self,
+        source: str,
+        bos: str = "",
+        eos: str = "",
+        ends: Sequence[str] = (),
+        controls: Iterable[str] = (),
+        seconds: float = RENDER_SECONDS,
     ) -> None:
         if len(source) > _MAX_SOURCE_CHARS:
             raise DataError(f"the chat template has {len(source)} characters; at most {_MAX_SOURCE_CHARS} are read")
         ends = [text for text in (ends or (eos,)) if text]
         self._ends = re.compile("|".join(map(re.escape, sorted(ends, key=len, reverse=True))) or r"(?!)")
         self._controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or r"(?!)")
-        self._worker = _Worker(source, bos, eos)
+        self._worker = _Worker(source, bos, eos, seconds)
 
     @classmethod
     def choose(cls, tokenizer: Tokenizer, custom: str | None = None) -> ChatTemplate:
@@ -177,7 +183,8 @@ def _outside(text: str, ranges: Sequence[Span]) -> Iterable[str]:
 class _Worker:
     """The process that renders, its time bounded from here and everything else by itself."""
 
-    def __init__(self, source: str, bos: str, eos: str) -> None:
+    def __init__(self, source: str, bos: str, eos: str, seconds: float) -> None:
+        self._seconds = seconds
         self._setup = {"path": sys.path, "template": source, "bos": bos, "eos": eos}
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -191,10 +198,10 @@ class _Worker:
         try:
             process.stdin.write(json.dumps(requests).encode() + b"\n")
             process.stdin.flush()
-            line = self._answers.get(timeout=RENDER_SECONDS)
+            line = self._answers.get(timeout=self._seconds)
         except queue.Empty:
             self.stop()
-            raise DataError(f"the chat template took longer than {RENDER_SECONDS:.0f} s; it was stopped") from None
+            raise DataError(f"the chat template took longer than {self._seconds:g} s; it was stopped") from None
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
