@@ -110,11 +110,11 @@ def choose_type(
     head = "output.weight" if "output.weight" in gguf.tensors else "token_embd.weight"
     row, reason = wanted, None
     if info.name == head and output_type:
-        row, reason = output_type, "output head"
+        row, reason = output_type, "it is the output head"
     elif info.name == head and wanted.block > 1 and wanted.type != Q8_0:
-        row, reason = FORMATS[Q8_0], "output head"
+        row, reason = FORMATS[Q8_0], "it is the output head"
     if info.shape[-1] % row.block:
-        row, reason = FORMATS[F16], f"rows of {info.shape[-1]} are not whole {row.name} blocks"
+        row, reason = FORMATS[F16], f"its rows of {info.shape[-1]} are not whole {row.name} blocks"
     return row.type, reason if row is not wanted else None
 
 
