@@ -212,9 +212,8 @@ def _table(lines: Lines, delimiter: str) -> Iterator[Row]:
         if header is None and cells:
             header = [name.strip() for name in cells]
             if problem or "" in header or len(set(header)) < len(header):
-                raise DataError(
-                    f"{where}: {problem or 'the header has an empty or a doubled name'}; correct the header"
-                )
+                problem = problem or "a name in the header is empty or doubled"
+                raise DataError(f"{where}: {problem}; correct the header")
         elif header and cells:
             if len(cells) != len(header):
                 problem = f"the row has {len(cells)} cells, the header {len(header)}"

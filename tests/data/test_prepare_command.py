@@ -1,0 +1,62 @@
+"""`fabric prepare` as a process: pipes, exit codes, files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.data.preparing import chat, write
+from tests.support.paths import REPOSITORY
+
+ROW = b'{"question": "Hi", "answer": "Hello", "label": "x"}\n'
+
+
+def fabric(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "fabric", "prepare", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, timeout=60)
+
+
+def test_rows_flow_through_a_pipe() -> None:
+    done = fabric(stdin=ROW * 3)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [chat("Hi", "Hello", label="x")] * 3
+
+
+def test_flags_reach_the_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "ask,say,kind\n" + "".join(f"ask {i},say {i},{i % 2}\n" for i in range(40)))
+    out, held = tmp_path / "train.jsonl", tmp_path / "val.jsonl"
+    done = fabric(
+        str(tmp_path / "a.csv"), "-o", str(out), "--field", "prompt=ask", "--field", "completion=say", "--system", "S",
+        "--shuffle", "--seed", "7", "--holdout", f"{held}=0.1", "--stratify", "kind", "--keep", "kind", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["held_out"] == {str(held): 4}
+    rows = [json.loads(line) for path in (out, held) for line in path.read_text().splitlines()]
+    assert len(rows) == 40 and all(len(row["messages"]) == 3 and row["kind"] in "01" for row in rows)
+
+
+def test_a_bad_row_ends_with_65_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    done = fabric("-o", str(out), stdin=ROW + b"{\n" + ROW)
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (65, b"", [])
+    assert b"stdin:2: the line is not JSON" in done.stderr and done.stderr.count(b"\n") == 1
+    done = fabric("-o", str(out), "--on-error", "skip", stdin=ROW + b"{\n" + ROW)
+    assert done.returncode == 0 and len(out.read_bytes().splitlines()) == 2
+    assert b"stdin:2" in done.stderr and b"1 bad" in done.stderr
+
+
+def test_errors_have_their_exit_codes(tmp_path: Path) -> None:
+    assert fabric(str(tmp_path / "none.jsonl")).returncode == 66
+    assert fabric(stdin=b"just words\n").returncode == 2
+    assert fabric("-o", str(tmp_path / "no" / "out.jsonl"), stdin=ROW).returncode == 74
+    assert fabric("-o", "/dev/full", stdin=ROW).returncode == 74
+    assert fabric(stdin=b"").returncode == 65
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"'{sys.executable}' -m fabric prepare | head -c 100"
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, input=ROW * 100_000, capture_output=True, cwd=REPOSITORY, timeout=60)
+    assert len(done.stdout) == 100 and done.stderr == b""

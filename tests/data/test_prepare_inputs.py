@@ -1,0 +1,211 @@
+"""The files that prepare reads: formats told or given, positions of bad rows, hostile bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric.data import jsonl, raw
+from fabric.data.prepare import PrepareSettings, prepare
+from fabric.data.raw import Lines, read_rows
+from fabric.errors import DataError, FabricError, MissingInputError, UsageError
+from tests.data.preparing import chat, prepared, run, write
+
+PAIRS = [{"question": "Hi", "answer": "Hello"}, {"question": "1, 2?", "answer": 'three\n"3"'}]
+RECORDS = [chat("Hi", "Hello"), chat("1, 2?", 'three\n"3"')]
+CSV = 'question,answer\r\nHi,Hello\r\n\r\n"1, 2?","three\n""3"""\r\n'
+JSONL = "".join(json.dumps(row) + "\n" for row in PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", JSONL),
+        ("rows.jsonl", "\ufeff\n  \n" + JSONL.rstrip("\n")),
+        ("rows", JSONL),
+        ("rows.json", json.dumps(PAIRS)),
+        ("rows.json", "\ufeff" + json.dumps(PAIRS, indent=4)),
+        ("rows.json", JSONL),
+        ("rows", "\n[\n" + json.dumps(PAIRS, indent=1)[1:]),
+        ("rows", "[" + JSONL.strip().replace("\n", ",") + "]"),
+        ("rows.csv", CSV),
+        ("rows.csv", "\ufeff" + CSV),
+        ("rows.data", CSV),
+        ("rows.tsv", CSV.replace("question,answer", "question\tanswer").replace("Hi,", "Hi\t").replace('",', '"\t')),
+        ("rows", CSV.replace("question,answer", "question\tanswer").replace("Hi,", "Hi\t").replace('",', '"\t')),
+    ],
+)
+def test_the_format_of_a_file_is_told(tmp_path: Path, name: str, content: str) -> None:
+    assert prepared(tmp_path / name, content) == RECORDS
+
+
+def test_a_table_without_a_telling_name_is_known_by_mapped_fields(tmp_path: Path) -> None:
+    fields = {"prompt": "q", "completion": "a"}
+    assert prepared(tmp_path / "rows", "q,a\nHi,Hello\n", fields=fields) == [chat("Hi", "Hello")]
+    with pytest.raises(UsageError, match=r"the format of .*rows cannot be told"):
+        prepared(tmp_path / "rows", "q,a\nHi,Hello\n")
+    assert prepared(tmp_path / "rows", "q,a\nHi,Hello\n", format="csv", fields=fields) == [chat("Hi", "Hello")]
+
+
+def test_plain_text_is_one_record_or_one_a_paragraph(tmp_path: Path) -> None:
+    text = "\r\nOne\n  more.\n\n \t\nTwo.\n"
+    assert prepared(tmp_path / "a.txt", text) == [{"text": "One\n  more.\n\n \t\nTwo."}]
+    assert prepared(tmp_path / "a.txt", text, format="paragraphs") == [{"text": "One\n  more."}, {"text": "Two."}]
+    with pytest.raises(DataError, match=r"a.txt:6: the text is not valid UTF-8"):
+        prepared(tmp_path / "a.txt", text.encode() + b"\xff", format="paragraphs")
+
+
+def test_several_files_are_read_in_their_order(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", JSONL)
+    write(tmp_path / "b.csv", CSV)
+    inputs = (str(tmp_path / "b.csv"), str(tmp_path / "a.jsonl"))
+    assert run(PrepareSettings(inputs=inputs))[0] == RECORDS * 2
+
+
+def test_rows_of_a_named_pipe_are_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(JSONL))
+    writer.start()
+    records, _ = run(PrepareSettings(inputs=(str(pipe),)))
+    writer.join()
+    assert records == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.jsonl", JSONL + '\n{"question": \n' + JSONL, "a.jsonl:4: the line is not JSON"),
+        ("a.jsonl", JSONL.encode() + b'{"text": "\xff"}\n' + JSONL.encode(), "a.jsonl:3: the line is not valid UTF-8"),
+        ("a.jsonl", JSONL + '{"text": "\\u0000"}\n' + JSONL, "a.jsonl:3: a string contains a NUL"),
+        ("a.jsonl", JSONL + '{"text": NaN}\n' + JSONL, "a.jsonl:3: the line is not JSON"),
+        ("a.jsonl", JSONL + '{"x": ' + "[" * 900 + "]" * 900 + ', "text": "a"}\n' + JSONL, "a.jsonl:3: "),
+        ("a.json", "[" + '\n{"question": 1},' + JSONL.replace("\n", ",\n") + "{}]", "a.json:2: the fields"),
+        ("a.csv", CSV + "Hi\n" + CSV.partition("\n")[2], "a.csv:6: the row has 1 cells, the header 2"),
+        ("a.csv", CSV + '"Hi" x,Hello\n' + CSV.partition("\n")[2], "a.csv:6: the row is not CSV"),
+        ("a.csv", CSV.encode() + b"Hi,\xe9\n" + CSV.partition("\n")[2].encode(), "a.csv:6: the row is not valid UTF-8"),
+        ("a.csv", CSV + "Hi,a\0b\n" + CSV.partition("\n")[2], "a.csv:6: "),
+    ],
+)
+def test_bad_rows_are_named_and_can_be_skipped(tmp_path: Path, name: str, content: Any, where: str) -> None:
+    write(tmp_path / name, content)
+    with pytest.raises(DataError) as stopped:
+        run(PrepareSettings(inputs=(str(tmp_path / name),)))
+    assert str(stopped.value).startswith(f"{tmp_path}/{where}")
+    records, report = run(PrepareSettings(inputs=(str(tmp_path / name),), on_error="skip"))
+    assert records in (RECORDS * 2, RECORDS) and report.bad_rows[0] == str(stopped.value)
+    assert report.bad == (1 if name != "a.json" else 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.json", json.dumps(PAIRS)[:-1] + "\n", "a.json:2: the JSON array is cut short"),
+        ("a.json", json.dumps(PAIRS)[:-9], "a.json:1: from here on the text is not JSON"),
+        ("a.json", json.dumps(PAIRS).replace(", {", " {"), "a.json:1: '{' where JSON has , or ]"),
+        ("a.json", json.dumps(PAIRS) + "\n{}", "a.json:2: more text after the end"),
+        ("a.json", "[" + '{"a":' * 100000, "a.json:1: the row is nested too deeply"),
+        ("a.json", b'[{"text": "\xff"}]', "a.json:1: the text from here on is not valid UTF-8"),
+        ("a.csv", "question,,answer\n", "a.csv:1: a name in the header is empty or doubled"),
+        ("a.csv", "question,question\n", "a.csv:1: a name in the header is empty or doubled"),
+        ("a.csv", b"question,answer\xff\n", "a.csv:1: the row is not valid UTF-8; correct the header"),
+        ("a.csv", "question,answer\n", "a.csv: there are no rows"),
+        ("a.jsonl", "", "a.jsonl: there are no rows"),
+        ("a.txt", "\n\n", "a.txt: there are no rows"),
+    ],
+)
+def test_files_that_cannot_be_read_on_stop_also_where_bad_rows_are_skipped(
+    tmp_path: Path, name: str, content: Any, reason: str
+) -> None:
+    with pytest.raises(DataError) as stopped:
+        prepared(tmp_path / name, content, on_error="skip")
+    assert str(stopped.value).startswith(f"{tmp_path}/{reason}")
+
+
+def test_an_unclosed_quote_loses_no_more_than_the_rest_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", CSV + '"Hi,Hello\n' + "x,y\n" * 100)
+    records, report = run(PrepareSettings(inputs=(str(tmp_path / "a.csv"),), on_error="skip"))
+    assert records == RECORDS
+    assert report.bad_rows == [f"{tmp_path}/a.csv:6: the row is not CSV: unexpected end of data"]
+
+
+def test_lines_beyond_the_limit_are_refused_and_the_next_ones_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw, "MAX_LINE_BYTES", 100)
+    long = json.dumps({"text": "x" * 1000}) + "\n"
+    write(tmp_path / "a.jsonl", JSONL + long + JSONL)
+    records, report = run(PrepareSettings(inputs=(str(tmp_path / "a.jsonl"),), on_error="skip"))
+    assert records == RECORDS * 2 and report.bad_rows[0].startswith(f"{tmp_path}/a.jsonl:3: the line is longer")
+    for name, form in (("a.txt", "text"), ("a.txt", "paragraphs"), ("a.csv", "csv")):
+        with pytest.raises(DataError, match="longer than"):
+            prepared(tmp_path / name, "text\n" + "x" * 1000, format=form)
+
+
+def test_a_missing_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", JSONL)
+    out = io.BytesIO()
+    for missing in (tmp_path / "b.jsonl", tmp_path):
+        with pytest.raises(MissingInputError):
+            prepare(PrepareSettings(inputs=(str(tmp_path / "a.jsonl"), str(missing))), out)
+    assert out.getvalue() == b""
+
+
+def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", JSONL * 10_000)
+    write(tmp_path / "b.json", json.dumps(PAIRS))
+    calls: list[tuple[int, int]] = []
+    inputs = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.json"))
+    prepare(PrepareSettings(inputs=inputs), io.BytesIO(), lambda done, total: calls.append((done, total)))
+    size = sum(Path(path).stat().st_size for path in inputs)
+    assert len(calls) > 2 and calls == sorted(calls) and calls[-1] == (size, size)
+
+
+def test_the_standard_json_module_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*PAIRS, {"text": "é\u2028\U0001f600", "n": [1, 2.5, None, True]}]
+    quick = prepared(tmp_path / "a.jsonl", rows)
+    monkeypatch.setattr(jsonl, "loads", jsonl._standard_loads)
+    monkeypatch.setattr("fabric.data.prepare.dumps", jsonl._standard_dumps)
+    assert prepared(tmp_path / "a.jsonl", rows) == quick
+
+
+@settings(deadline=None)
+@given(
+    items=st.lists(st.dictionaries(st.text('ab"\\[]{},é\n'), st.integers() | st.text('ab"\\[]{},é\n')), max_size=6),
+    indent=st.sampled_from([None, 0, 3]),
+    escaped=st.booleans(),
+    sniffed=st.integers(1, 9),
+)
+def test_a_json_array_gives_the_same_rows_however_it_is_cut_into_chunks(
+    items: list[dict[str, Any]], indent: int | None, escaped: bool, sniffed: int
+) -> None:
+    content = json.dumps(items, indent=indent, ensure_ascii=escaped).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raw, "_SNIFFED_BYTES", sniffed)
+        rows = list(read_rows(Lines(io.BytesIO(content), "a"), "json", lambda names: False))
+    assert [row for _, row in rows] == items
+
+
+@settings(deadline=None)
+@given(
+    content=st.binary(max_size=60) | st.text('[]{}":,\\ \n\t\0aé', max_size=60).map(str.encode),
+    form=st.sampled_from(["auto", "jsonl", "json", "csv", "tsv", "text", "paragraphs"]),
+    name=st.sampled_from(["a", "a.csv", "a.json", "a.txt"]),
+)
+def test_any_bytes_end_in_rows_or_in_one_sentence(content: bytes, form: str, name: str) -> None:
+    try:
+        rows = list(read_rows(Lines(io.BytesIO(content), name), form, lambda names: "a" in names))
+    except FabricError as error:
+        rows = [(name, error)]
+    for where, row in rows:
+        assert where.startswith(name)
+        if isinstance(row, FabricError):
+            assert "\n" not in str(row) or "\\n" in repr(row)
