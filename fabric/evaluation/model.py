@@ -1,0 +1,62 @@
+"""What eval and generate stand on: a base opened on a device, its text side, and adapters ready to be added."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fabric.core import Device
+from fabric.models import architecture_of
+from fabric.models.inference import frozen_loras, pick_precision
+from fabric.models.recorder import LoraSource, Weights
+from fabric.text.template import ChatTemplate
+from fabric.text.tokenizer import Tokenizer
+from fabric.weights.adapter import check_adapter, read_adapter
+from fabric.weights.gguf import GGUF
+from fabric.weights.settings import AdapterInput
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file's tokenizer and the chat template in use."""
+
+    gguf: GGUF
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+
+@dataclass(frozen=True)
+class Model:
+    """Base weights on a device; `loras`: the adapters, scaled and joined."""
+
+    weights: Weights
+    loras: Mapping[str, LoraSource]
+    precision: str
+
+
+@contextlib.contextmanager
+def open_text(path: str, template: str | None) -> Iterator[Text]:
+    """Maps a model and builds its text side. Raises DataError, MissingInputError."""
+    with GGUF.open(path) as gguf:
+        architecture_of(gguf)
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        with contextlib.closing(ChatTemplate.choose(tokenizer, template)) as chosen:
+            yield Text(gguf, tokenizer, chosen)
+
+
+@contextlib.contextmanager
+def open_model(
+    gguf: GGUF, adapters: Sequence[AdapterInput], device: str, threads: int, precision: str
+) -> Iterator[Model]:
+    """Adapters checked against the base, then both on the device. Raises DataError, DeviceError."""
+    scaled = []
+    for given in adapters:
+        adapter = read_adapter(given.path)
+        check_adapter(adapter, gguf, given.path)
+        scaled.append((adapter, given.scale))
+    with (
+        contextlib.closing(Device(device, threads=threads)) as opened,
+        contextlib.closing(Weights(gguf, opened)) as weights,
+    ):
+        yield Model(weights, frozen_loras(weights, scaled), pick_precision(opened, precision))
