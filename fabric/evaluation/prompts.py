@@ -11,8 +11,6 @@ from fabric.evaluation.model import Text
 from fabric.evaluation.settings import GenerateSettings
 from fabric.text.encode import encode_spans, prompt_ids
 
-_NOT_PASSED_ON = ("messages", "prompt", "completion", "text", "train", "literal", "tokens", "tools")
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -60,8 +58,7 @@ def _prompt(record: Record, text: Text) -> Prompt:
         field = "text" if record.kind == "text" else "prompt"
         row, reference = {field: data[field]}, data.get("completion")
         ids = _plain(data[field], source, text)
-    others = {key: value for key, value in data.items() if key not in _NOT_PASSED_ON}
-    return Prompt(ids, {**row, **({} if reference is None else {"reference": reference}), **others}, source)
+    return Prompt(ids, {**row, **({} if reference is None else {"reference": reference}), **record.extra}, source)
 
 
 def _asked(row: dict[str, Any], source: str, text: Text) -> list[int]:

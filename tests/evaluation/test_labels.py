@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fabric.errors import DataError
+from fabric.evaluation.evaluate import evaluate
+from fabric.evaluation.labels import LabelledRow, label_test
+from fabric.evaluation.settings import EvalReport, EvalSettings
+from fabric.text.tokenizer import Tokenizer
+from fabric.weights.gguf import GGUF
+from tests.evaluation.conftest import Writer
+from tests.parity import ours
+from tests.support.compare import log_softmax
+
+WORDS = ["the fox", "the dog", "the old man", "then", "this house", "0", "cat"]
+
+
+def questions(count: int, answer: str, labels: list[str]) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(8)
+    rows = []
+    for i in range(count):
+        asked = " ".join(rng.choice(["quick", "brown", "fox", "lazy", "dog", "house", "hill", "cat", "man"], 5))
+        label = labels[i % len(labels)]
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer.format(label)}]
+        rows.append({"messages": messages, "label": label})
+    return rows
+
+
+def run(data: str, model: str, **settings: Any) -> EvalReport:
+    return evaluate(EvalSettings(data, model, precision="f32", threads=2, **settings))
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_chosen_label_is_the_likeliest_when_each_is_written_out(bare: bool, model: str, rows_file: Writer) -> None:
+    labels = WORDS[:5] if not bare else ["1", "10", "100", "2"]
+    rows = questions(12, "{}" if bare else "{}. Because it is.", labels)
+    with GGUF.open(model) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+    chosen: list[str] = []
+    for row in rows:
+        prompt = f"<|im_start|>user\n{row['messages'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+        costs = []
+        for label in labels:
+            head, ids = tokenizer.encode(prompt, special=True), tokenizer.encode(label)
+            ids += [tokenizer.eos_id] if bare and tokenizer.eos_id is not None else []
+            scores = log_softmax(ours.logits(model, head + ids))
+            costs.append(-sum(float(scores[len(head) - 1 + i, token]) for i, token in enumerate(ids)))
+        chosen.append(labels[int(np.argmin(costs))])
+    accuracy = run(rows_file("r.jsonl", rows), model).score.accuracy
+    assert accuracy is not None
+    assert {label: count.chosen for label, count in accuracy.labels.items()} == {
+        label: chosen.count(label) for label in labels
+    }
+    assert accuracy.right == sum(row["label"] == pick for row, pick in zip(rows, chosen, strict=True))
+    assert accuracy.majority == max(sum(row["label"] == label for row in rows) for label in labels) / len(rows)
+
+
+def test_labels_that_begin_alike_are_asked_for_together(model: str) -> None:
+    with GGUF.open(model) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+    test = label_test([LabelledRow("the dog", (1, 2, 3), "", False, ())], WORDS, tokenizer)
+    assert len(test.questions) < len(WORDS)
+    asked = {edge for edges in test.edges for edge in edges}
+    for label in WORDS:
+        ids = tuple(tokenizer.encode(label))
+        assert all((ids[:i], ids[i]) in asked for i in range(len(ids)))
+    for question, edges in zip(test.questions, test.edges, strict=True):
+        for at, target, (before, token) in zip(question.after, question.targets, edges, strict=True):
+            assert target == token
+            assert tuple(question.tokens[: at + 1]) == (1, 2, 3, *before)
+
+
+@pytest.mark.parametrize("kind", ["completion", "rendered", "tokens"])
+def test_rows_of_every_kind_can_carry_a_label(kind: str, model: str, rows_file: Writer) -> None:
+    with GGUF.open(model) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+    rows: list[dict[str, Any]] = []
+    for label in ("this", "that", "this"):
+        prompt, answer = "the fox and the dog:", f" {label}, it is"
+        if kind == "completion":
+            row: dict[str, Any] = {"prompt": prompt, "completion": answer}
+        elif kind == "rendered":
+            row = {"text": prompt + answer, "train": [[len(prompt), len(prompt + answer)]]}
+        else:
+            head, tail = tokenizer.encode(prompt), tokenizer.encode(answer)
+            row = {"tokens": head + tail, "train": [0] * len(head) + [1] * len(tail)}
+        rows.append({**row, "label": label})
+    accuracy = run(rows_file("r.jsonl", rows), model).score.accuracy
+    assert accuracy is not None and accuracy.rows == 3 and accuracy.majority == pytest.approx(2 / 3)
+    assert accuracy.right in (1, 2)  # the prompts are equal, so one label is chosen for all
+
+
+def test_labels_that_cannot_be_scored_are_told_and_do_not_stop_the_loss(model: str, rows_file: Writer) -> None:
+    rows = questions(6, "{}. It is.", ["this", "that"])
+    rows[0]["label"], rows[1]["label"], rows[2]["label"] = "th", 3, "fox"
+    report = run(rows_file("r.jsonl", rows), model)
+    assert report.score.accuracy is not None and report.score.accuracy.rows == 3
+    assert any("3 of 6 rows have a label" in note for note in report.notes)
+    one = run(rows_file("one.jsonl", questions(3, "{}. It is.", ["this"])), model)
+    assert one.score.accuracy is None and any("every label is 'this'" in note for note in one.notes)
+    many = run(rows_file("many.jsonl", questions(70, "{}. It is.", [f"{i}x" for i in range(70)])), model)
+    assert many.score.accuracy is None and any("70 different labels" in note for note in many.notes)
+    unlabelled = run(rows_file("none.jsonl", [{"text": "the fox", "label": "the"}]), model)
+    assert unlabelled.score.accuracy is None and "accuracy" not in unlabelled.to_json()
+
+
+def test_the_labels_asked_for_are_the_choice(model: str, rows_file: Writer) -> None:
+    data = rows_file("r.jsonl", questions(6, "{}. It is.", ["this", "that", "then"]))
+    accuracy = run(data, model, labels=("this", "that", "what")).score.accuracy
+    assert accuracy is not None and accuracy.rows == 4
+    assert list(accuracy.labels) == ["this", "that", "what"] and accuracy.labels["what"].rows == 0
+    with pytest.raises(DataError, match="no row has one of the labels"):
+        run(data, model, labels=("fox", "dog"))
+
+
+def test_a_label_that_begins_another_is_told(model: str, rows_file: Writer) -> None:
+    report = run(rows_file("r.jsonl", questions(4, "{}. It is.", ["1", "10"])), model)
+    assert any("the label '1' begins '10'" in note for note in report.notes)
+    bare = run(rows_file("b.jsonl", questions(4, "{}", ["1", "10"])), model)
+    assert not bare.notes
