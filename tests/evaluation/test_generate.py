@@ -147,4 +147,4 @@ def test_a_real_model_answers_and_finds_its_own_words_likely(rows_file: Writer) 
         rows = [{"prompt": "The old man and the sea", "completion": text}]
         return evaluate(EvalSettings(rows_file("t.jsonl", rows), model, precision="f32", threads=2)).score.perplexity
 
-    assert perplexity(written["answer"]) < 3 < perplexity(" green ideas sleep furiously on seven lawful tables")
+    assert 20 * perplexity(written["answer"]) < perplexity(" green ideas sleep furiously on seven lawful tables")

@@ -33,10 +33,12 @@ def run(data: str, model: str, **settings: Any) -> EvalReport:
     return evaluate(EvalSettings(data, model, precision="f32", threads=2, **settings))
 
 
-@pytest.mark.parametrize("bare", [False, True])
-def test_the_chosen_label_is_the_likeliest_when_each_is_written_out(bare: bool, model: str, rows_file: Writer) -> None:
-    labels = WORDS[:5] if not bare else ["1", "10", "100", "2"]
-    rows = questions(12, "{}" if bare else "{}. Because it is.", labels)
+@pytest.mark.parametrize(("answer", "ending"), [("{}", None), ("{}. Because it is.", "."), ("{} as it is", "")])
+def test_the_chosen_label_is_the_likeliest_when_each_is_written_out(
+    answer: str, ending: str | None, model: str, rows_file: Writer
+) -> None:
+    labels = WORDS[:5] if ending == "" else ["1", "10", "100", "2"]
+    rows = questions(12, answer, labels)
     with GGUF.open(model) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
     chosen: list[str] = []
@@ -44,8 +46,8 @@ def test_the_chosen_label_is_the_likeliest_when_each_is_written_out(bare: bool, 
         prompt = f"<|im_start|>user\n{row['messages'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
         costs = []
         for label in labels:
-            head, ids = tokenizer.encode(prompt, special=True), tokenizer.encode(label)
-            ids += [tokenizer.eos_id] if bare and tokenizer.eos_id is not None else []
+            head, ids = tokenizer.encode(prompt, special=True), tokenizer.encode(label + (ending or ""))
+            ids += [tokenizer.eos_id] if ending is None and tokenizer.eos_id is not None else []
             scores = log_softmax(ours.logits(model, head + ids))
             costs.append(-sum(float(scores[len(head) - 1 + i, token]) for i, token in enumerate(ids)))
         chosen.append(labels[int(np.argmin(costs))])
@@ -61,7 +63,7 @@ def test_the_chosen_label_is_the_likeliest_when_each_is_written_out(bare: bool, 
 def test_labels_that_begin_alike_are_asked_for_together(model: str) -> None:
     with GGUF.open(model) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
-    test = label_test([LabelledRow("the dog", (1, 2, 3), "", False, ())], WORDS, tokenizer)
+    test = label_test([LabelledRow("the dog", (1, 2, 3), "", "", ())], WORDS, tokenizer)
     assert len(test.questions) < len(WORDS)
     asked = {edge for edges in test.edges for edge in edges}
     for label in WORDS:
@@ -117,7 +119,15 @@ def test_the_labels_asked_for_are_the_choice(model: str, rows_file: Writer) -> N
 
 
 def test_a_label_that_begins_another_is_told(model: str, rows_file: Writer) -> None:
-    report = run(rows_file("r.jsonl", questions(4, "{}. It is.", ["1", "10"])), model)
+    report = run(rows_file("r.jsonl", questions(4, "{} it is.", ["1", "10"])), model)
     assert any("the label '1' begins '10'" in note for note in report.notes)
-    bare = run(rows_file("b.jsonl", questions(4, "{}", ["1", "10"])), model)
-    assert not bare.notes
+    for number, answer in enumerate(("{}", "{}. It is.")):
+        assert not run(rows_file(f"{number}.jsonl", questions(4, answer, ["1", "10"])), model).notes
+
+
+def test_what_follows_a_label_in_its_row_does_not_give_it_away(model: str, rows_file: Writer) -> None:
+    rows = questions(12, "{}, it is.", ["this", "that"])
+    expected = run(rows_file("a.jsonl", rows), model).score.accuracy
+    for row in rows[:5]:  # most rows still have the comma
+        row["messages"][1]["content"] = row["label"] + "! no other label is followed by this"
+    assert run(rows_file("b.jsonl", rows), model).score.accuracy == expected
