@@ -4,8 +4,8 @@ from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
 
-class Abi3Wheel(bdist_wheel):  # noqa: D101
-    def get_tag(self) -> tuple[str, str, str]:  # noqa: D102
+class Abi3Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
         _, _, platform = super().get_tag()
         return "cp310", "abi3", platform
 

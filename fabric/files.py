@@ -118,7 +118,7 @@ class _Sink(io.FileIO):
         super().__init__(fd, "wb")
         self.shown_as = shown_as
 
-    def write(self, data: Any) -> int:  # noqa: ANN401
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -288,10 +288,10 @@ class Progress:
 
 
 class Range(NamedTuple):
-    """Elements of the flat parameters with their own learning rate and decay."""
+    """Elements of the flat parameters, from `first` on, with their own learning rate and decay."""
 
     first: int
-    count: int
+    n: int
     lr_scale: float = 1.0
     decay_scale: float = 1.0
 

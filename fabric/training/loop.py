@@ -202,7 +202,7 @@ class Loop:
             )  # fmt: skip
         return self.epoch_plan[1][within]
 
-    def _wait(self, future: Future[Any], progress: Progress) -> Any:  # noqa: ANN401
+    def _wait(self, future: Future[Any], progress: Progress) -> Any:
         while True:
             try:
                 return future.result(timeout=POLL_S)
