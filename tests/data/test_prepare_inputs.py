@@ -172,8 +172,8 @@ def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
 def test_the_standard_json_module_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [*PAIRS, {"text": "é\u2028\U0001f600", "n": [1, 2.5, None, True]}]
     quick = prepared(tmp_path / "a.jsonl", rows)
-    monkeypatch.setattr(jsonl, "loads", jsonl._standard_loads)
-    monkeypatch.setattr("fabric.data.prepare.dumps", jsonl._standard_dumps)
+    monkeypatch.setattr(jsonl, "loads", jsonl.standard_loads)
+    monkeypatch.setattr("fabric.data.prepare.dumps", jsonl.standard_dumps)
     assert prepared(tmp_path / "a.jsonl", rows) == quick
 
 
