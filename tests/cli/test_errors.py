@@ -1,0 +1,215 @@
+"""Bad input, command by command: one sentence, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.cli.shell import fabric, one_sentence, shell
+
+
+def chat(question: str, answer: str) -> str:
+    return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+
+
+TRAIN = ("--steps", "1", "--rank", "2", "--ctx", "64")
+MODEL_COMMANDS = {
+    "template": ["template", "{rows}", "-m", "{model}", "-o", "out"],
+    "train": ["train", "{rows}", "-m", "{model}", "-o", "out", "--run-dir", "run", *TRAIN],
+    "merge": ["merge", "-m", "{model}", "-a", "{adapter}", "-o", "out"],
+    "quantize": ["quantize", "{model}", "-o", "out"],
+    "eval": ["eval", "{rows}", "-m", "{model}"],
+    "generate": ["generate", "-m", "{model}", "--prompt", "x", "-o", "out"],
+    "inspect": ["inspect", "{model}"],
+    "bench": ["bench", "-m", "{model}", "--tokens", "8", "--steps", "1"],
+}
+
+
+def call(name: str, folder: Path, **places: Path) -> list[str]:
+    return [part.format(**places) for part in MODEL_COMMANDS[name]]
+
+
+@pytest.mark.parametrize("name", MODEL_COMMANDS)
+def test_a_cut_model_is_refused(name: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny.read_bytes()[:-1000])
+    ended = fabric(*call(name, tmp_path, model=cut, rows=rows, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 65, "cut.gguf", "cut short")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", MODEL_COMMANDS)
+def test_what_is_no_model_is_refused(name: str, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    ended = fabric(*call(name, tmp_path, model=rows, rows=rows, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 65, "rows.jsonl", "GGUF")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", MODEL_COMMANDS)
+def test_a_missing_model_is_named(name: str, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    ended = fabric(*call(name, tmp_path, model=tmp_path / "nowhere.gguf", rows=rows, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 66, "nowhere.gguf")
+
+
+def replaced(path: Path, target: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert len(old) == len(new) and old in content
+    target.write_bytes(content.replace(old, new))
+    return target
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "generate", "bench"])
+def test_an_unknown_architecture_is_named(name: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    foreign = replaced(tiny, tmp_path / "foreign.gguf", b"llama", b"lhama")
+    ended = fabric(*call(name, tmp_path, model=foreign, rows=rows, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 65, "lhama", "llama")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "merge", "quantize", "eval", "generate", "bench"])
+def test_a_tensor_type_that_cannot_be_decoded_is_named(
+    name: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    content = bytearray(tiny.read_bytes())
+    at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight")
+    dims = struct.unpack_from("<I", content, at)[0]
+    at += 4 + 8 * dims
+    assert struct.unpack_from("<I", content, at)[0] == 0
+    struct.pack_into("<I", content, at, 24)  # I8: known to the format, nothing a weight can be
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(content)
+    ended = fabric(*call(name, tmp_path, model=odd, rows=rows, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 65, "blk.0.ffn_down.weight", "I8")
+    assert not (tmp_path / "out").exists()
+
+
+ROWS = {
+    "not JSON": (chat("a", "b") + "\nnot json\n", ":2"),
+    "half a line": (chat("a", "b") + "\n" + chat("a", "b")[:30] + "\n", ":2"),
+    "no UTF-8": (b'{"text": "\xff\xfe"}\n', ":1"),
+    "a number": ("7\n", ":1"),
+    "no known field": ('{"body": "x"}\n', ":1"),
+    "unknown role": ('{"messages": [{"role": "wizard", "content": "x"}]}\n', ":1"),
+    "no messages": ('{"messages": []}\n', ":1"),
+    "span outside": ('{"text": "abc", "train": [[1, 9]]}\n', ":1"),
+    "token outside": ('{"tokens": [1, 99999999], "train": [0, 1]}\n', ":1"),
+    "deep": ("[" * 100000 + "\n", ":1"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", ["template", "train", "eval"])
+def test_malformed_rows_are_told_with_their_line(
+    name: str, kind: str, tiny: Path, adapter: Path, tmp_path: Path
+) -> None:
+    if name == "template" and kind == "token outside":
+        pytest.skip("template passes token records through unread")
+    content, place = ROWS[kind]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    ended = fabric(*call(name, tmp_path, model=tiny, rows=bad, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 65, f"bad.jsonl{place}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n\n", '{"messages": [{"role": "user", "content": "hello"}]}\n', '{"text": "abc", "train": []}\n']
+)
+def test_rows_with_nothing_to_train_on_are_refused(content: str, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text(content)
+    ended = fabric("train", "empty.jsonl", "-m", tiny, "-o", "out", "--run-dir", "run", *TRAIN, cwd=tmp_path)
+    assert ended.code == 65, ended
+    assert "train" in ended.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    from tests.support.random_models import Shape, write_model
+
+    other = write_model(tmp_path / "other.gguf", Shape(hidden=96, head_dim=24))
+    one_sentence(fabric("merge", "-m", other, "-a", adapter, "-o", tmp_path / "out"), 65, "adapter.gguf")
+    one_sentence(fabric("eval", rows, "-m", other, "-a", adapter), 65, "adapter.gguf")
+    begun = fabric(
+        "train", rows, "-m", other, "-a", adapter, "-o", tmp_path / "out", "--run-dir", tmp_path / "r", *TRAIN
+    )
+    one_sentence(begun, 65, "adapter")
+    one_sentence(fabric("merge", "-m", tiny, "-a", tiny, "-o", tmp_path / "out"), 65, "tiny.gguf")
+    assert not (tmp_path / "out").exists()
+
+
+WRITERS = {
+    "prepare": ["prepare", "{rows}", "-o", "{out}"],
+    "template": ["template", "{rows}", "-m", "{tiny}", "-o", "{out}"],
+    "train": ["train", "{rows}", "-m", "{tiny}", "-o", "{out}", "--run-dir", "{folder}/run", *TRAIN],
+    "merge": ["merge", "-m", "{tiny}", "-a", "{adapter}", "-o", "{out}"],
+    "quantize": ["quantize", "{tiny}", "-o", "{out}"],
+    "generate": ["generate", "-m", "{tiny}", "--prompt", "x", "--max-tokens", "2", "-o", "{out}"],
+    "plot": ["plot", "{folder}/m.jsonl", "-o", "{out}"],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_output_that_cannot_be_written_is_told_before_any_work(
+    name: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 1}\n')
+    places = {"tiny": tiny, "rows": rows, "adapter": adapter, "folder": tmp_path}
+    for out in (tmp_path / "no" / "such" / "folder" / "out", tmp_path):
+        one_sentence(fabric(*(part.format(out=out, **places) for part in WRITERS[name])), 74, str(out))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_told(name: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n')
+    places = {"tiny": tiny, "rows": rows, "adapter": adapter, "folder": tmp_path}
+    ended = fabric(*(part.format(out="/dev/full", **places) for part in WRITERS[name]), "-q")
+    one_sentence(ended, 74, "space")
+    line = " ".join(part.format(out="-", **places) for part in WRITERS[name]).replace("/run", "/run2")
+    piped = shell(f"fabric {line} -q > /dev/full", tmp_path)
+    one_sentence(piped, 74, "space")
+
+
+def test_unreadable_files_are_named(tiny: Path, tmp_path: Path) -> None:
+    one_sentence(fabric("prepare", tmp_path / "nothing.jsonl"), 66, "nothing.jsonl")
+    one_sentence(
+        fabric("train", tmp_path / "nothing.jsonl", "-m", tiny, "--run-dir", tmp_path / "r"), 66, "nothing.jsonl"
+    )
+    one_sentence(fabric("resume", tmp_path / "nothing"), 66, "nothing")
+    if os.getuid():
+        hidden = tmp_path / "hidden.jsonl"
+        hidden.write_text("")
+        hidden.chmod(0)
+        one_sentence(fabric("prepare", hidden), 66, "hidden.jsonl")
+
+
+def test_an_unknown_device_or_instruction_set_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    ended = fabric("train", rows, "-m", tiny, "--device", "cpi", "--run-dir", tmp_path / "r", *TRAIN)
+    one_sentence(ended, 69, "cpi")
+    one_sentence(fabric("bench", "-m", tiny, "--isa", "mmx"), 69, "mmx")
+
+
+def test_flags_that_make_no_sense_are_refused(tiny: Path, rows: Path) -> None:
+    for arguments in (
+        ["train", rows, "-m", tiny, "--rank", "0"],
+        ["train", rows, "-m", tiny, "--lr", "-1"],
+        ["train", rows, "-m", tiny, "--epochs", "0"],
+        ["train", rows, "-m", tiny, "--modules", "mlp"],
+        ["train", rows],
+        ["merge", "-m", tiny, "-a", "x=y", "-o", "z"],
+        ["merge", "-m", tiny, "-a", tiny, "--type", "q9_9", "-o", "z"],
+        ["quantize", tiny, "--type", "q9_9", "-o", "z"],
+        ["generate", rows, "-m", tiny, "--prompt", "x"],
+        ["template", rows, "-m", tiny, "--ctx", "64"],
+        ["prepare", rows, "--holdout", "x=2"],
+        ["plot", "x", "--json", "-o", "y"],
+    ):
+        one_sentence(fabric(*arguments), 2)
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    assert "Traceback" in fabric("prepare", tmp_path / "nothing.jsonl", "--debug").err

@@ -1,0 +1,176 @@
+"""The manners of a filter: what goes where, and what happens when a neighbour in the pipe goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.shell import FABRIC, environment, fabric, on_terminal, one_sentence, shell
+
+QUICK = "--steps 2 --rank 2 --ctx 64 --batch 4 --run-dir run"
+
+
+def test_the_whole_pipeline_runs_through_pipes_and_equals_the_way_over_files(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    piped = shell(
+        f"fabric prepare {rows} | fabric template -m {tiny} | fabric train -m {tiny} -o - {QUICK} "
+        f"| fabric merge -m {tiny} -a - -o - | fabric quantize --type q8_0 -o tuned.gguf",
+        tmp_path,
+    )
+    assert piped.code == 0, piped.err
+    assert piped.out == b""
+    filed = shell(
+        f"fabric prepare {rows} -o p.jsonl && fabric template p.jsonl -m {tiny} -o t.jsonl && "
+        f"fabric train t.jsonl -m {tiny} -o a.gguf {QUICK}2 && fabric merge -m {tiny} -a a.gguf -o m.gguf && "
+        f"fabric quantize m.gguf --type q8_0 -o filed.gguf",
+        tmp_path,
+    )
+    assert filed.code == 0, filed.err
+    assert (tmp_path / "tuned.gguf").read_bytes() == (tmp_path / "filed.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fabric prepare many.jsonl | head -c 100",
+        "fabric template many.jsonl -m {tiny} | head -c 100",
+        "fabric merge -m {tiny} -a {adapter} | head -c 100",
+        "fabric quantize {tiny} | head -c 100",
+        "fabric inspect {tiny} --tensors | head -c 100",
+        "fabric train {rows} -m {tiny} -o - {QUICK} | head -c 100",
+        "fabric train {rows} -m {tiny} -o a.gguf --metrics - {QUICK}2 | true",
+    ],
+)
+def test_a_reader_that_leaves_early_ends_the_command_without_a_word(
+    line: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "many.jsonl").write_text(rows.read_text() * 500)
+    command = line.format(tiny=tiny, rows=rows, adapter=adapter, QUICK=QUICK)
+    ended = shell(command.replace("fabric", "fabric", 1).replace(" | ", " -q | ", 1), tmp_path)
+    assert ended.err == ""
+    assert ended.code in (0, 128 + signal.SIGPIPE)
+
+
+def test_a_short_stream_is_refused_by_whoever_reads_it(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    cut = shell(f"fabric merge -m {tiny} -a {adapter} | head -c 20000 | fabric quantize -o out.gguf", tmp_path)
+    assert cut.code == 65 and "cut short" in cut.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_go_to_stdout_and_everything_else_to_stderr(tiny: Path, rows: Path, adapter: Path) -> None:
+    told = fabric("prepare", rows)
+    assert len(told.out.splitlines()) == 12 and "12 rows" in told.err
+    merged = fabric("merge", "-m", tiny, "-a", adapter)
+    assert merged.out[:4] == b"GGUF" and "merged" in merged.err
+    assert json.loads(fabric("inspect", tiny, "--json").out)["architecture"] == "llama"
+    assert fabric("merge", "-m", tiny, "-a", adapter, "-q").err == ""
+
+
+def test_json_reports_go_to_stdout_unless_the_result_is_there(tiny: Path, tmp_path: Path) -> None:
+    filed = fabric("quantize", tiny, "-o", tmp_path / "q.gguf", "--json")
+    assert json.loads(filed.out)["type"].lower() == "q8_0"
+    piped = fabric("quantize", tiny, "--json")
+    assert piped.out[:4] == b"GGUF" and json.loads(piped.err)["type"].lower() == "q8_0"
+
+
+def test_metrics_on_stdout_are_one_object_a_step(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    told = shell(f"fabric train {rows} -m {tiny} -o a.gguf --metrics - {QUICK} -q", tmp_path)
+    records = [json.loads(line) for line in told.out.splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    assert all(record["loss"] > 0 and record["tokens_per_s"] > 0 for record in records)
+
+
+def test_two_inputs_never_share_stdin_and_two_outputs_never_stdout(tiny: Path, rows: Path) -> None:
+    one_sentence(fabric("merge", "-m", "-", "-a", "-", "-o", "x"), 2, "stdin")
+    one_sentence(fabric("train", rows, "-m", tiny, "-o", "-", "--metrics", "-"), 2, "stdout")
+    one_sentence(fabric("train", "-", "-m", "-", "-o", "x"), 2, "stdin")
+
+
+@pytest.mark.parametrize(
+    "command", ["merge -m {tiny} -a {adapter}", "quantize {tiny}", "train {rows} -m {tiny} -o -", "plot x -o -"]
+)
+def test_binary_never_reaches_a_terminal(command: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n')
+    arguments = command.format(tiny=tiny, adapter=adapter, rows=rows).split()
+    code, seen = on_terminal(*arguments, stream="stdout", cwd=tmp_path)
+    assert code == 2 and seen == ""
+    assert not (tmp_path / ".fabric").exists()
+
+
+def test_a_filter_with_nothing_piped_in_says_so_instead_of_waiting(tiny: Path) -> None:
+    for arguments in (["prepare"], ["template", "-m", str(tiny)], ["quantize"], ["eval", "-m", str(tiny)], ["plot"]):
+        code, seen = on_terminal(*arguments, stream="stdin")
+        assert code == 2 and "nothing to read" in seen
+
+
+def test_a_bar_is_drawn_on_a_terminal_only_and_not_when_silence_is_asked_for(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    def bar(number: int, *more: str, **env: str) -> str:
+        arguments = ["train", str(rows), "-m", str(tiny), "-o", str(tmp_path / "a.gguf"), *QUICK.split()[:-2]]
+        run = ["--run-dir", str(tmp_path / f"run{number}")]
+        return on_terminal(*arguments, *run, *more, stream="stderr", env=env, cwd=tmp_path)[1]
+
+    drawn = bar(0)
+    assert "loss" in drawn and "tokens/s" in drawn and "% of peak" in drawn and re.search(r"\d/2", drawn)
+    assert "% of peak" not in bar(1, TERM="dumb")
+    assert "% of peak" not in bar(2, "--json")
+    assert bar(3, "-q") == ""
+    told = fabric(
+        "train", rows, "-m", tiny, "-o", tmp_path / "b.gguf", *QUICK.split()[:-2], "--run-dir", tmp_path / "r"
+    )
+    assert "\r" not in told.err and "% of peak" not in told.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(
+    number: signal.Signals, code: int, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    flags = [
+        "--steps",
+        "4000",
+        "--rank",
+        "2",
+        "--ctx",
+        "64",
+        "--batch",
+        "2",
+        "--run-dir",
+        "run",
+        "--schedule",
+        "constant",
+    ]
+    process = subprocess.Popen(
+        [*FABRIC, "train", str(rows), "-m", str(tiny), "-o", "a.gguf", *flags, "--metrics", "m.jsonl"],
+        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        (tmp_path / "m.jsonl").exists() and (tmp_path / "m.jsonl").stat().st_size
+    ):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told.decode()
+    assert b"stopping" in told and b"fabric resume run" in told
+    assert not (tmp_path / "a.gguf").exists() and list((tmp_path / "run").glob("step-*.ckpt"))
+
+
+def test_a_killed_merge_leaves_no_file_behind(tiny: Path, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen([*FABRIC, "quantize", "-", "-o", "q.gguf"], cwd=tmp_path, env=environment(), stdin=read)
+    os.close(read)
+    os.write(write, tiny.read_bytes()[:1000])
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    os.close(write)
+    assert list(tmp_path.iterdir()) == []
