@@ -146,9 +146,13 @@ def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = group().main(list(argv), prog_name="fabric", standalone_mode=False)
+        command = group()
+        with command.make_context("fabric", list(argv)) as ctx:
+            command.invoke(ctx)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2

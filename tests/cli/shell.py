@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +66,7 @@ def on_terminal(
 ) -> tuple[int, str]:
     """Runs a command whose `stream` (stdin, stdout or stderr) is a terminal; what the terminal saw."""
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
     streams: dict[str, int] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if stream == "stdin":
         streams["stderr"] = slave
