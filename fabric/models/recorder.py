@@ -28,7 +28,7 @@ from fabric.core import (
     Tensor,
 )
 from fabric.errors import DataError
-from fabric.weights.gguf import GGUF, decode_tensor
+from fabric.weights.gguf import GGUF, check_decodable, decode_tensor
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Weights:
         if name not in self.gguf.tensors:
             raise DataError(f"{self.gguf.path}: tensor {name} is missing")
         if name not in self.buffers:
+            check_decodable(self.gguf, self.gguf.tensors[name])
             self.buffers[name] = Buffer(self.device, wrap=self.gguf.data(name))
         return self.buffers[name]
 
