@@ -77,7 +77,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     path = directory / f"step-{checkpoint.step:08d}.ckpt"
     digest = hashlib.sha256()
     with open_output(path) as out:
-        for piece in [json.dumps(head).encode() + b"\n", *(a.data.cast("B") for a in checkpoint.arrays)]:
+        pieces: list[bytes | memoryview] = [json.dumps(head).encode() + b"\n"]
+        for piece in pieces + [a.data.cast("B") for a in checkpoint.arrays]:
             digest.update(piece)
             out.write(piece)
         out.write(digest.digest())

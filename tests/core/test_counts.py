@@ -1,0 +1,54 @@
+"""The counts that docs/architecture.md states: what an op, an architecture, a format or a backend costs to add."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fabric.models import architectures
+
+ROOT = Path(__file__).parents[2]
+NATIVE = ROOT / "native"
+
+
+def text(path: str) -> str:
+    return (NATIVE / path).read_text(encoding="utf-8")
+
+
+def ops() -> list[str]:
+    enum = text("graph/backend.h").split("typedef enum fb_op {")[1].split("} fb_op;")[0]
+    return re.findall(r"FB_OP_(\w+)", enum.replace("FB_OP_COUNT", ""))
+
+
+def test_native_can_be_read_in_a_day() -> None:
+    files = [p for p in NATIVE.rglob("*") if p.suffix in {".c", ".h"}]
+    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in files) < 15_000
+
+
+def test_no_file_is_more_than_one_room() -> None:
+    for path in NATIVE.rglob("*.[ch]"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 800, path
+    for path in (ROOT / "fabric").rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path
+
+
+def test_an_op_is_one_row_of_each_table() -> None:
+    for op in ops():
+        assert len(re.findall(rf"\[FB_OP_{op}\]", text("graph/autodiff.c"))) == 1, f"{op}: rows in fb_ops"
+        assert len(re.findall(rf"\*  {op} +(?:out|io) ", text("graph/backend.h"))) == 1, f"{op}: operand table"
+        assert len(re.findall(rf"\[FB_OP_{op}\]", text("backends/cpu/kernels.h"))) == 1, f"{op}: CPU kernels"
+
+
+def test_no_op_is_known_beyond_its_tables_and_the_graph() -> None:
+    """A backend's other files and the planners do not list ops, but for the few that are cut along columns."""
+    for path in [*NATIVE.glob("graph/memory.c"), *NATIVE.glob("quant/*.c"), *NATIVE.glob("os.c")]:
+        assert "FB_OP_" not in path.read_text(encoding="utf-8"), path
+
+
+def test_an_architecture_is_one_file() -> None:
+    others = [
+        p for p in (ROOT / "fabric").rglob("*.py") if p.parent.name != "models" and p.parent.name != "__pycache__"
+    ]
+    for name in architectures():
+        for path in others:
+            assert f'"{name}"' not in path.read_text(encoding="utf-8"), f"{path} knows {name} by name"
