@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 from fabric.errors import DataError, OutputError
 
 MAX_LINE_BYTES = 64 << 20
+MAX_DEPTH = 100  # of lists and objects inside each other
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -69,6 +70,8 @@ def parse_line(line: bytes, where: str) -> Any:
     try:
         line.decode("utf-8")
         value = loads(line.strip())
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+            raise RecursionError
         nul = b"\\u0000" in line and _has_nul(value)
     except UnicodeError:
         raise DataError(f"{where}: the line is not valid UTF-8") from None
@@ -79,6 +82,14 @@ def parse_line(line: bytes, where: str) -> Any:
     if nul:
         raise DataError(f"{where}: a string contains a NUL character; remove it")
     return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (list, dict))]:
+        depth += 1
+        level = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 def _has_nul(value: Any) -> bool:

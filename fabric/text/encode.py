@@ -65,8 +65,10 @@ def encode(
     rendered: its spans. tokens: as given. Rows of other kinds than text lose what is beyond max_tokens.
     Raises DataError naming the record, UsageError for lengths that make no sense.
     """
-    if max_tokens is not None and (max_tokens < 2 or (stride is not None and not 0 < stride < max_tokens)):
-        raise UsageError(f"a context of {max_tokens} tokens and a stride of {stride} make no windows")
+    if max_tokens is not None and max_tokens < 2:
+        raise UsageError(f"a context of {max_tokens} tokens is too short; at least 2 are needed")
+    if stride is not None and (max_tokens is None or not 0 < stride < max_tokens):
+        raise UsageError(f"a stride of {stride} tokens needs a longer context; give one with --ctx")
     data = record.data
     if record.kind == "text":
         return _text_windows(data["text"], record.source, tokenizer, max_tokens, stride)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,13 +142,13 @@ class ChatTemplate:
         return start, within.end()
 
     def _rendered(self, messages: Messages, tools: Any, plan: Callable[[Messages, Any], _Plan]) -> Rendered:
-        given = json.dumps([messages, tools], ensure_ascii=False)
-        if not self._controls.search(given):
+        if not any(map(self._controls.search, _strings([messages, tools]))):
             requests, find = plan(messages, tools)
             texts = self._worker.render(requests)
             return Rendered(texts[0], find(texts), [])
         # Look-alikes are rendered as private characters of the same length: where those come out, they stand.
-        private = next(chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in given)
+        used = set().union(*_strings([messages, tools]))
+        private = next(chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in used)
 
         def masked(value: Any) -> Any:
             if isinstance(value, str):
@@ -170,6 +170,18 @@ class ChatTemplate:
 
 _Request = tuple[Messages, Any, bool]
 _Plan = tuple[list[_Request], Callable[[list[str]], list[Span]]]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string inside a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for item in value.items():
+            yield from _strings(item)
 
 
 def _outside(text: str, ranges: Sequence[Span]) -> Iterable[str]:

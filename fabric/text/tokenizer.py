@@ -6,7 +6,7 @@ Ids match stock llama.cpp. Offsets count characters of the given text, so that a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -72,8 +72,8 @@ class Tokenizer:
         self._control = {tokens[i]: i for i, kind in enumerate(types) if kind == _CONTROL and tokens[i]}
         self._user = {tokens[i]: i for i, kind in enumerate(types) if kind == _USER_DEFINED and tokens[i]}
         self._special_ids = frozenset(self._control.values()) | frozenset(self._user.values())
-        self._find_user = _alternatives(self._user)
-        self._find_special = _alternatives(self._user | self._control)
+        self._find_user = _Finder(self._user)
+        self._find_special = _Finder(self._user | self._control)
         self._lengths: Int64Array | None = None
         named = (self._ids[name] for name in _END_NAMES if name in self._control)
         self.end_ids = frozenset(i for i in (*named, eos_id, eot_id) if i is not None)
@@ -173,11 +173,11 @@ class Tokenizer:
         """The bytes a token stands for; a special token's are its spelling."""
         text = self.tokens[token_id]
         if token_id in self._special_ids:
-            return text.encode()
+            return text.encode("utf-8", "surrogateescape")
         try:
             return bytes([_CHAR_TO_BYTE[c] for c in text])
         except KeyError:  # a token outside the byte alphabet, such as an unused one
-            return text.encode()
+            return text.encode("utf-8", "surrogateescape")
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token is a control or user-defined one."""
@@ -197,16 +197,16 @@ class Tokenizer:
         """The text cut at special tokens: (text, id), id None for plain text."""
         finder = self._find_special if special else self._find_user
         end = 0
-        for match in finder.finditer(text) if finder else ():
-            token = self._user.get(match.group())
+        for start, found in finder(text):
+            token = self._user.get(found)
             if token is None:
-                if any(match.start() < b and match.end() > a for a, b in literal):
+                if any(start < b and start + len(found) > a for a, b in literal):
                     continue
-                token = self._control[match.group()]
-            if match.start() > end:
-                yield text[end : match.start()], None
-            end = match.end()
-            yield match.group(), token
+                token = self._control[found]
+            if start > end:
+                yield text[end:start], None
+            end = start + len(found)
+            yield found, token
         if end < len(text):
             yield text[end:], None
 
@@ -219,7 +219,7 @@ class Tokenizer:
         if self._lengths is None:
             self._lengths = np.fromiter(map(len, self.tokens), np.int64, self.vocab_size)  # one character a byte
             for i in self._special_ids:
-                self._lengths[i] = len(self.tokens[i].encode())
+                self._lengths[i] = len(self.token_bytes(i))
         return self._lengths
 
     def _encode_word(self, word: str) -> list[int]:
@@ -274,10 +274,29 @@ def _strings(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     return values
 
 
-def _alternatives(texts: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of the texts, of several at one place the longest."""
-    ordered = sorted(texts, key=lambda t: (-len(t), t))
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+class _Finder:
+    """Finds texts of a table inside a text: leftmost first, of several at one place the longest."""
+
+    def __init__(self, table: Mapping[str, int]) -> None:
+        self._table = table
+        self._lengths: dict[str, list[int]] = {}
+        for length, first in sorted({(len(text), text[0]) for text in table}, reverse=True):
+            self._lengths.setdefault(first, []).append(length)
+        firsts = "".join(map(re.escape, self._lengths))
+        self._candidate = re.compile(f"[{firsts}]" if firsts else r"(?!)")
+
+    def __call__(self, text: str) -> Iterator[tuple[int, str]]:
+        """(position, text) of each."""
+        at = 0
+        while candidate := self._candidate.search(text, at):
+            at = candidate.start()
+            for length in self._lengths[text[at]]:
+                if (found := text[at : at + length]) in self._table:
+                    yield at, found
+                    at += length
+                    break
+            else:
+                at += 1
 
 
 def _byte_alphabet() -> dict[int, str]:

@@ -65,6 +65,7 @@ def test_a_prompt_alone_is_a_record_only_where_prompts_are_asked_for() -> None:
         (b'{"text": "a\\u0000b"}', "NUL"),
         (b'{"te\\u0000xt": "b"}', "NUL"),
         (b"[" * 100_000, "nested|not JSON"),
+        (b'{"text": ' + b"[" * 101 + b"]" * 101 + b"}", "nested too deeply"),
         (b"[1]", "a record is a JSON object, this is a list"),
         (b"null", "this is missing or null"),
         (b"{}", "has neither"),

@@ -177,6 +177,6 @@ def test_rows_that_cannot_be_are_refused_by_name(template: ChatTemplate) -> None
     with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template failed: no tools"):
         rows(tokenizer, refusing, {"messages": [ASK, ANSWER]})
     refusing.close()
-    for ctx, stride in ((1, None), (8, 8), (8, 0)):
+    for ctx, stride in ((1, None), (8, 8), (8, 0), (None, 8)):
         with pytest.raises(UsageError):
             rows(tokenizer, None, {"text": TEXT}, max_tokens=ctx, stride=stride)

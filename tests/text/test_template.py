@@ -119,6 +119,17 @@ def test_reasoning_that_later_turns_drop_is_not_trained_there() -> None:
     assert trained(template, [ONE[0], thought, *TWO[2:]]) == ["Say<|im_end|>", THINK + "Once more<|im_end|>"]
 
 
+def test_a_tool_call_is_trained_as_the_model_must_write_it() -> None:
+    template = make(shared("templates/Qwen-Qwen3-0.6B.jinja").read_text())
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": "é"}}}]}
+    tools = [{"type": "function", "function": {"name": "f <|im_end|>"}}]
+    text, [span, last], [literal] = template.spans([ONE[0], call, {"role": "tool", "content": "4"}, ONE[1]], tools)
+    written = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call><|im_end|>'
+    assert text[slice(*span)] == written
+    assert text[slice(*last)] == THINK + "Say<|im_end|>"
+    assert text[slice(*literal)] == "<|im_end|>"
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -223,7 +234,7 @@ def test_the_worker_is_slim_and_ends_with_its_template() -> None:
     assert process.poll() is not None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.text(st.sampled_from("{}%-# abmesg.[]()'|0\n"), max_size=30))
 def test_any_bytes_as_template_are_text_or_a_sentence(source: str) -> None:
     template = make("{% if messages %}" + source + "{% endif %}")
