@@ -88,9 +88,12 @@ class Tokenizer:
         tokens = _strings(metadata, "tokenizer.ggml.tokens")
         merges = _strings(metadata, "tokenizer.ggml.merges")
         types = metadata.get("tokenizer.ggml.token_type")
-        types = [1] * len(tokens) if types is None else [int(t) for t in types]
-        if len(types) != len(tokens):
-            raise DataError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
+        if types is None:
+            types = [1] * len(tokens)
+        elif not isinstance(types, list) or not all(isinstance(kind, int) for kind in types):
+            raise DataError("the model's tokenizer.ggml.token_type is not a list of numbers")
+        elif len(types) != len(tokens):
+            raise DataError(f"the model's tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
 
         def token_id(name: str) -> int | None:
             value = metadata.get(f"tokenizer.ggml.{name}_token_id")

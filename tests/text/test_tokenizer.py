@@ -176,6 +176,8 @@ def test_what_ends_an_answer_and_begins_a_text_is_known() -> None:
         ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"merges": [1, 2]}, "tokenizer.ggml.merges"),
         ({"token_type": [1]}, "token_type has 1 entries"),
+        ({"token_type": "3"}, "token_type is not a list"),
+        ({"token_type": ["x"] * 262}, "token_type is not a list"),
         ({"eos_token_id": 10**6}, "eos_token_id is 1000000"),
     ],
 )
