@@ -121,7 +121,7 @@ def stoppable() -> Iterator[TerminalUI]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ui.signal = number
-        os.write(2, b"\nstopping after this optimizer step; once more stops at once\n")
+        os.write(2, b"\nstopping: finished steps are kept, this one is dropped; once more stops at once\n")
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.core import Device
-from fabric.errors import DataError, OutputError, UsageError
+from fabric.errors import DataError, DeviceError, OutputError, UsageError
 from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
@@ -54,13 +54,29 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
     """Trains an adapter and writes it to `settings.output`. Raises typed errors; leaves a resumable run directory."""
     check_settings(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
-    with lock_run(directory):
-        if any(directory.glob("step-*.ckpt")):
-            raise UsageError(f"{directory} holds a run already: fabric resume {directory}, or choose another --run-dir")
+    with _new_run(directory):
         settings = replace(settings, data=_spool(settings.data, directory), run_dir=str(directory))
         with _writable(settings.output), _setup(settings) as setup:
             write_run(directory, {"settings": settings.to_json(), **_identity(settings, setup)})
             return _run(settings, setup, directory, ui, resumed=False)
+
+
+@contextlib.contextmanager
+def _new_run(directory: Path) -> Iterator[None]:
+    """Locks a run directory; where the run never gets to its first step, nothing of it stays."""
+    existed = directory.exists()
+    with lock_run(directory):
+        if (directory / "run.json").exists():
+            raise UsageError(f"{directory} holds a run already: fabric resume {directory}, or choose another --run-dir")
+        try:
+            yield
+        finally:
+            if not (directory / "run.json").exists():
+                (directory / "data.jsonl").unlink(missing_ok=True)
+                (directory / "lock").unlink(missing_ok=True)
+                if not existed:
+                    with contextlib.suppress(OSError):
+                        directory.rmdir()
 
 
 def resume(
@@ -217,6 +233,7 @@ def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
 
 def _run(settings: TrainSettings, setup: _Setup, directory: Path, ui: TrainUI, resumed: bool) -> TrainReport:
     machine, totals, step = setup.machine, Totals(), 0
+    _check_fits(machine)
     found = newest_checkpoint(directory) if resumed else None
     if found:
         machine.restore(found)
@@ -242,6 +259,15 @@ def _run(settings: TrainSettings, setup: _Setup, directory: Path, ui: TrainUI, r
         tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
         adapter_bytes=len(written), run_dir=str(directory), sha256=hashlib.sha256(written).hexdigest(),
     )  # fmt: skip
+
+
+def _check_fits(machine: Machine) -> None:
+    needed, there = machine.planned_bytes(), machine.weights.device.info.memory_bytes
+    if there and needed > there:
+        raise DeviceError(
+            f"this run needs {needed / 2**30:.1f} GiB of memory and the device has {there / 2**30:.1f}: "
+            "lower --ctx or --rank, or leave --checkpointing on"
+        )
 
 
 def _adapter(settings: TrainSettings, setup: _Setup, values: F32Array) -> Adapter:
