@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fabric.data.records import Record, read_records
 from fabric.errors import DataError, UsageError
 from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_test, labelled_row
 from fabric.evaluation.model import Model, Text, open_model, open_text
-from fabric.evaluation.scoring import question_of, score
+from fabric.evaluation.scoring import Done, Loras, costs, score
 from fabric.evaluation.settings import EvalReport, EvalSettings, Score
 from fabric.files import check_streams, shown
-from fabric.models.recorder import LoraSource
 from fabric.text.encode import EncodeReport, Example, encode_rows
 from fabric.weights.settings import Progress
 
@@ -33,10 +32,10 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
         with open_model(text.gguf, adapters, *where) as model:
             variants = [model.loras, {}] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
-            label_tokens = sum(len(q.tokens) for q in test.questions) if test else 0
+            label_tokens = sum(choice.tokens for choice in test.choices) if test else 0
             meter = _Meter(len(variants) * (tokens + label_tokens), progress)
             start = time.monotonic()
-            scores = [_score(settings, model, dict(loras), rows, test, meter.add) for loras in variants]
+            scores = [_score(settings, model, loras, rows, test, meter.add) for loras in variants]
             seconds = time.monotonic() - start
             return EvalReport(
                 score=scores[0],
@@ -153,16 +152,13 @@ def _label_test(settings: EvalSettings, rows: _Rows, text: Text) -> LabelTest | 
 def _score(
     settings: EvalSettings,
     model: Model,
-    loras: dict[str, LoraSource],
+    loras: Loras,
     rows: _Rows,
     test: LabelTest | None,
-    done: Callable[[int], None],
+    done: Done,
 ) -> Score:
-    questions = [question_of(example) for example in rows.examples]
-    asked = len(questions)
-    nll = score(model, loras, questions + (test.questions if test else []), settings.ctx, done)
-    total = math.fsum(float(value) for values in nll[:asked] for value in values)
-    loss = total / sum(len(values) for values in nll[:asked])
+    loss = score(model, loras, rows.examples, settings.ctx, done) / sum(example.trained for example in rows.examples)
     if not math.isfinite(loss):
         raise DataError(f"{shown(settings.model)}: the loss is not a number; the model or an adapter is damaged")
-    return Score(loss, math.exp(min(loss, 700.0)), test.accuracy(nll[asked:]) if test else None)
+    accuracy = test.accuracy(costs(model, loras, test.choices, settings.ctx, done)) if test else None
+    return Score(loss, math.exp(min(loss, 700.0)), accuracy)

@@ -7,7 +7,7 @@ import pytest
 
 from fabric.errors import DataError
 from fabric.evaluation.evaluate import evaluate
-from fabric.evaluation.labels import LabelledRow, label_test
+from fabric.evaluation.scoring import Choice
 from fabric.evaluation.settings import EvalReport, EvalSettings
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
@@ -60,19 +60,19 @@ def test_the_chosen_label_is_the_likeliest_when_each_is_written_out(
     assert accuracy.majority == max(sum(row["label"] == label for row in rows) for label in labels) / len(rows)
 
 
-def test_labels_that_begin_alike_are_asked_for_together(model: str) -> None:
-    with GGUF.open(model) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf.metadata)
-    test = label_test([LabelledRow("the dog", (1, 2, 3), "", "", ())], WORDS, tokenizer)
-    assert len(test.questions) < len(WORDS)
-    asked = {edge for edges in test.edges for edge in edges}
-    for label in WORDS:
-        ids = tuple(tokenizer.encode(label))
-        assert all((ids[:i], ids[i]) in asked for i in range(len(ids)))
-    for question, edges in zip(test.questions, test.edges, strict=True):
-        for at, target, (before, token) in zip(question.after, question.targets, edges, strict=True):
-            assert target == token
-            assert tuple(question.tokens[: at + 1]) == (1, 2, 3, *before)
+def test_labels_that_begin_alike_run_together() -> None:
+    choice = Choice((1, 2, 3), [(4, 5, 6), (4, 5, 7, 8), (4, 9), (4, 5, 7), (10,)])
+    assert choice.heads == [(4, 5, 7)]
+    assert choice.tokens == 6
+    assert choice.after((4, 5)) == [6, 7] and choice.after(()) == [4, 10]
+
+
+def test_rows_side_by_side_choose_as_rows_alone_do(model: str, rows_file: Writer) -> None:
+    data = rows_file("r.jsonl", questions(12, "{}. Because it is.", list("12345")))
+    expected = run(data, model).score.accuracy
+    assert expected is not None and sum(count.chosen > 0 for count in expected.labels.values()) > 1
+    for ctx in (64, 130):  # one prompt a feed, and a few
+        assert run(data, model, ctx=ctx).score.accuracy == expected
 
 
 @pytest.mark.parametrize("kind", ["completion", "rendered", "tokens"])
