@@ -10,7 +10,11 @@ static fb_view make_view(const fb_backend *b, void *device, fb_mem *mem, int typ
     fb_view v = {.mem = mem, .type = type, .rows = rows, .cols = cols, .ld = cols};
     uint64_t bytes = fb_type_bytes(type, (int64_t)rows * cols);
     char *image = calloc(bytes, 1);
-    for (uint64_t i = 0; i + 4 < bytes && type != FB_I32; i += 2) image[i] = (char)below(50);
+    for (int r = 0; r < rows && type != FB_I32; r++) {
+        static float row[32768];
+        for (int c = 0; c < cols; c++) row[c] = (float)uniform(-1, 1);
+        fb_encode(type, row, image + fb_type_bytes(type, (int64_t)r * cols), 1, cols, NULL);
+    }
     if (b->alloc(device, bytes, mem) || b->write(device, mem, 0, image, bytes)) exit(2);
     free(image);
     return v;
