@@ -174,10 +174,17 @@ static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, 
 
 /* ---- the register tile ---- */
 
+/* gcc's scheduler on ARM hoists the broadcasts until sums spill. */
+#if defined(__aarch64__) && !defined(__clang__)
+#define TILE_ATTRIBUTES __attribute__((noinline, optimize("no-schedule-insns")))
+#else
+#define TILE_ATTRIBUTES __attribute__((noinline))
+#endif
+
 /* c[MR][NR] (+)= sum over units of a[unit][MR] b[unit][NR] */
 #define REGISTER_TILE(NAME, MULTIPLY_ADD)                                                                     \
-    static __attribute__((noinline)) void NAME(int64_t units, const float *restrict a, const float *restrict b, \
-                                               float *restrict c, int add) {                                  \
+    static TILE_ATTRIBUTES void NAME(int64_t units, const float *restrict a, const float *restrict b,         \
+                                     float *restrict c, int add) {                                            \
         vf s[MR][NV];                                                                                         \
         _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                 \
             _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++)                                              \
