@@ -92,7 +92,7 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
             encode_rows([record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride)
         )
         if record.kind == "text" and settings.stride:
-            examples = [examples[0], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
+            examples = [*examples[:1], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
         rows.examples += examples
         if examples and record.data.get("label") is not None:
             with_label += 1

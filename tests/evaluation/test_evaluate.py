@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,10 +91,10 @@ def test_scales_and_several_adapters_add_up(model: str, rows_file: Writer, adapt
 def test_every_token_of_a_text_is_scored_once(stride: int | None, model: str, rows_file: Writer) -> None:
     text = "the quick brown fox and the old man with his cat. " * 9
     whole = run(rows_file("t.jsonl", [{"text": text}]), model, ctx=512)
-    windows = run(rows_file("t.jsonl", [{"text": text}]), model, ctx=32, stride=stride)
+    windows = run(rows_file("t.jsonl", [{"text": text}, {"text": ""}]), model, ctx=32, stride=stride)
     assert windows.trained_tokens == whole.trained_tokens == whole.tokens - 1
     assert windows.tokens > whole.tokens
-    assert windows.rows == 1 and windows.cut == 0
+    assert (windows.rows, windows.cut, windows.nothing_to_train) == (2, 0, 1)
 
 
 def test_rows_that_are_cut_or_empty_are_counted_and_told(model: str, rows_file: Writer) -> None:
@@ -127,7 +129,7 @@ def test_settings_that_make_no_sense_are_refused(model: str, rows_file: Writer) 
 
 
 def test_an_adapter_of_another_base_or_a_broken_one_is_refused(
-    model: str, rows_file: Writer, adapter: AdapterMaker, tmp_path: Any
+    model: str, rows_file: Writer, adapter: AdapterMaker, tmp_path: Path
 ) -> None:
     data = rows_file("r.jsonl", token_rows(2))
     path = tmp_path / "other.gguf"
@@ -150,10 +152,8 @@ def test_the_base_figures_of_the_quality_table(rows_file: Writer) -> None:
     assert report.score.accuracy.majority == pytest.approx(1 / 3)
 
 
-def biomedical_rows(path: Any) -> list[dict[str, Any]]:
+def biomedical_rows(path: Path) -> list[dict[str, Any]]:
     """As tests/parity/README.md has them."""
-    import json
-
     rows = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
