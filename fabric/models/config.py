@@ -75,6 +75,9 @@ def read_decoder(gguf: GGUF) -> DecoderConfig:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise DataError(f"{gguf.path}: tensor token_embd.weight is missing")
+    n_tokens = len(gguf.metadata.get("tokenizer.ggml.tokens", ()))
+    if n_tokens > embedding.shape[0]:
+        raise DataError(f"{gguf.path}: {n_tokens} tokens but only {embedding.shape[0]} rows of token_embd.weight")
     return DecoderConfig(
         n_layers=number("block_count"), width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
         rms_eps=eps, inv_freq=rope_frequencies(gguf, n_rot), vocab_size=embedding.shape[0],

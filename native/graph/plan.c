@@ -18,7 +18,7 @@ struct fb_plan {
     uint64_t arena_bytes, scratch_bytes, input_bytes;
     fb_mem arena, scratch, staged;
     int ready;
-    int32_t used_tokens, used_trained; /* of the last feed */
+    int32_t *bounds; /* (n_inputs,) I32 values of an input must lie in 0 .. bounds - 1; 0: any */
     char *text;
     fb_op_stats ops[FB_OP_COUNT];
 };
@@ -87,6 +87,29 @@ static double bytes_of(const fb_launch *l) {
 
 /* ---- planning ---- */
 
+static void bound(fb_plan *plan, fb_tensor t, int32_t limit) {
+    if (t >= 0 && plan->program.tensors[t].base >= 0) t = plan->program.tensors[t].base;
+    for (int32_t i = 0; i < plan->n_inputs; i++)
+        if (plan->inputs[i] == t && (!plan->bounds[i] || limit < plan->bounds[i])) plan->bounds[i] = limit;
+}
+
+/* What the ids, row numbers and key ranges of a feed may be, so that no feed can reach beyond a matrix. */
+static void bound_inputs(fb_plan *plan) {
+    for (int32_t i = 0; i < plan->program.n_nodes; i++) {
+        const fb_operand *v = plan->program.nodes[i].v;
+        switch (plan->program.nodes[i].op) {
+        case FB_OP_EMBED: case FB_OP_GATHER: bound(plan, v[2].tensor, v[1].rows); break;
+        case FB_OP_APPEND: bound(plan, v[2].tensor, v[0].rows); break;
+        case FB_OP_XENT: bound(plan, v[2].tensor, v[1].cols); break;
+        case FB_OP_ATTENTION:
+            bound(plan, v[5].tensor, v[3].rows + 1);
+            bound(plan, v[6].tensor, v[3].rows + 1);
+            break;
+        default: break;
+        }
+    }
+}
+
 fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
     if (options->train && (!g->has_loss || !options->grads || !options->params)) {
         fb_fail(FB_E_ARGUMENT, "a training plan needs a loss, parameters and gradients");
@@ -105,12 +128,14 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
     plan->n_inputs = g->n_inputs;
     plan->input_bytes = g->input_bytes;
     plan->inputs = malloc(sizeof *plan->inputs * (size_t)(g->n_inputs + 1));
-    if (!plan->inputs) {
+    plan->bounds = calloc((size_t)g->n_inputs + 1, sizeof *plan->bounds);
+    if (!plan->inputs || !plan->bounds) {
         fb_fail(FB_E_MEMORY, "out of memory while planning");
         goto fail;
     }
     memcpy(plan->inputs, g->inputs, sizeof *plan->inputs * (size_t)g->n_inputs);
     if (fb_build_program(g, options, &plan->program)) goto fail;
+    bound_inputs(plan);
     if (fb_tile_program(&plan->program, g->device->info.max_binding_bytes)) goto fail;
     if (fb_plan_memory(&plan->program, &plan->arena_bytes)) goto fail;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
@@ -158,6 +183,7 @@ void fb_plan_free(fb_plan *plan) {
     release(plan);
     fb_program_free(&plan->program);
     free(plan->inputs);
+    free(plan->bounds);
     free(plan->text);
     free(plan);
 }
@@ -232,11 +258,14 @@ static int stage(fb_plan *plan, const fb_feed *feed) {
         uint64_t bytes = fb_type_bytes(t->type, (int64_t)rows_in_use(t, &whole, feed->tokens, feed->trained) * t->cols);
         if (!bytes) continue;
         if (!feed->inputs[i]) return fb_fail(FB_E_ARGUMENT, "input %d of a feed is missing", (int)i);
+        const int32_t *values = feed->inputs[i];
+        for (uint64_t k = 0; plan->bounds[i] && k < bytes / 4; k++)
+            if (values[k] < 0 || values[k] >= plan->bounds[i])
+                return fb_fail(FB_E_ARGUMENT, "input %d of a feed holds %d, which is not in 0 .. %d", (int)i,
+                               (int)values[k], (int)plan->bounds[i] - 1);
         int code = plan->device->backend->write(plan->device->self, &plan->staged, t->offset, feed->inputs[i], bytes);
         if (code) return code;
     }
-    plan->used_tokens = feed->tokens;
-    plan->used_trained = feed->trained;
     return FB_OK;
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fabric.core import BF16, F32, PAIRS, SILU, Buffer, Cancelled, Device, Feed, Lora, Optimizer, Plan, Progress, Range
-from fabric.errors import DeviceError
+from fabric.errors import DeviceError, FabricError
 from tests.core.harness import VOCAB, Lab
 
 T, WIDTH, HEADS = 24, 32, 4
@@ -177,3 +177,13 @@ def test_a_short_feed_costs_and_returns_its_own_rows_only() -> None:
     short = Feed(10, 10, tuple(array[:10] for array in full.inputs))
     plan.run(short)
     np.testing.assert_allclose(plan.read(nll, 10, 1), losses[:10], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("which", "value"), [(0, T), (0, -1), (1, VOCAB), (2, VOCAB), (3, -1), (4, T + 1)])
+def test_a_feed_cannot_reach_beyond_a_matrix(which: int, value: int) -> None:
+    lab, _ = decoder(Device("cpu"))
+    plan, feed = lab.plan(), lab.feed()
+    inputs = [array.copy() for array in feed.inputs]
+    inputs[which][3] = value
+    with pytest.raises(FabricError, match=f"holds {value}, which is not in 0"):
+        plan.run(Feed(T, T, inputs))
