@@ -70,7 +70,7 @@ def command(
         device=device,
     )
     as_text = prompt is not None and not console.flag("json")
-    with open_output(output) as file:
+    with open_output(output, text=True) as file:
         for row in generate(settings):
             file.write((row["answer"].encode() if as_text else dumps(row)) + b"\n")
             file.flush()

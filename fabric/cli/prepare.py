@@ -88,7 +88,7 @@ def command(
         stratify=stratify,
         on_error=on_error,
     )
-    with console.bar("prepare", "B") as progress, open_output(output) as file:
+    with console.bar("prepare", "B") as progress, open_output(output, text=True) as file:
         report = prepare(settings, file, progress)
     for reason in report.bad_rows:
         console.note(reason)

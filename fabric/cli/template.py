@@ -45,7 +45,7 @@ def command(
             report = render(settings, nowhere)
         console.report(report.to_json(), describe(report), result=True)
         return
-    with open_output(output) as file:
+    with open_output(output, text=True) as file:
         report = render(settings, file)
     if console.flag("json") or not sys.stdout.isatty():
         console.report(report.to_json(), summary(report), output)
