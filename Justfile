@@ -6,7 +6,7 @@ default:
 
 # build fabric into .venv
 build:
-    . tools/venv.sh test
+    tools/venv test
 
 # all tests; arguments go to pytest
 test *arguments:
