@@ -49,6 +49,24 @@ static void speed_products(const fb_backend *b, void *device, int act, int weigh
     }
 }
 
+/* The products of a LoRA pair of rank 16. */
+static void speed_lora(const fb_backend *b, void *device, int act, int tokens) {
+    enum { N = 1024, R = 16 };
+    fb_mem m[6];
+    fb_view x = make_view(b, device, &m[0], act, tokens, N), u = make_view(b, device, &m[1], act, tokens, R);
+    fb_view a = make_view(b, device, &m[2], FB_F32, R, N), l = make_view(b, device, &m[3], FB_F32, N, R);
+    fb_launch launch[4] = {{.op = FB_OP_LINEAR, .attr.scale = 1, .v = {u, x, a}},
+                           {.op = FB_OP_LINEAR_DX, .attr.scale = 1, .v = {u, x, l}},
+                           {.op = FB_OP_LINEAR_DW, .attr.scale = 1, .v = {a, u, x}},
+                           {.op = FB_OP_LINEAR_DW, .attr.scale = 1, .v = {l, x, u}}};
+    static const char *const names[] = {"u = x A", "du = dy B", "dA", "dB"};
+    for (int i = 0; i < 4; i++) {
+        double s = best_of(b, device, &launch[i], 0.1);
+        printf("  %-9s %7.1f us, %6.1f GFLOP/s\n", names[i], s * 1e6, 2.0 * tokens * N * R / s / 1e9);
+    }
+    for (int i = 0; i < 4; i++) b->free(device, &m[i]);
+}
+
 static void speed_attention(const fb_backend *b, void *device, int act, double peak) {
     int heads = 16, kv = 8, hd = 128;
     fb_mem m[14];
@@ -85,6 +103,7 @@ static void speed(const fb_backend *b, const char *isa, int threads) {
         int type = act ? FB_BF16 : FB_F32;
         printf(" %s activations, Q8_0 weights; share of the %s peak\n", act ? "BF16" : "F32", act ? "bf16" : "f32");
         speed_products(b, device, type, FB_Q8_0, TOKENS, peak[act]);
+        speed_lora(b, device, type, TOKENS);
         speed_attention(b, device, type, peak[0]);
     }
     printf(" one token, share of the read peak by the weights' bytes, Q8_0\n");

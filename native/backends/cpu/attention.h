@@ -27,8 +27,6 @@ typedef struct attention_room {
     float *lanes, *lanes2, *result, *result2, *p, *ds;
 } attention_room;
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 /* Keys that query t sees: [*a, *b), numbered from the first row of k. */
 static inline void keys_of(const attention *at, int64_t t, int32_t *a, int32_t *b) {
     int32_t lo = row_id(at->lo, t), hi = row_id(at->hi, t);
@@ -98,7 +96,7 @@ static void pack_sums(fb_worker *w, float *packed, const fb_view *v, int64_t hea
         fb_view h = head_of(v, i / d_tiles, hd);
         int64_t d = i % d_tiles;
         float *dst = packed + i / d_tiles * sums_floats(hd, v->rows) + d * round_up(long_tile + VW, 16);
-        if (to > from) pack_along(dst + r0 * MR, MR, 0, MR, &h, r0, to - r0, d * MR, at_most(hd - d * MR, MR), 0);
+        if (to > from) pack_along(dst + r0 * MR, MR, 0, MR, &h, r0, to - r0, d * MR, hd - d * MR, 0);
         int64_t end = round_up(to, MR);
         if (end > to) memset(dst + to * MR, 0, (size_t)((end - to) * MR) * 4);
     }

@@ -24,7 +24,7 @@ static double peak(int kind, int rounds) {
 #else
     (void)kind;
 #endif
-    for (int i = 0; i < rounds; i++) tile(pair == 2, UNITS, operands, operands + UNITS * MR, sums, 1);
+    for (int i = 0; i < rounds; i++) tile(pair == 2, NR, UNITS, operands, operands + UNITS * MR, sums, 1);
     return 2.0 * MR * NR * UNITS * pair * rounds + 0 * (double)sums[0]; /* used, so that it must be done */
 }
 

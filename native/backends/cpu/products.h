@@ -126,27 +126,31 @@ static void pack_across(float *dst, int stride, int lanes, const fb_view *v, int
 }
 
 /* The same from rows that lie along the reduction: unit u is row k0 + u (or rows k0 + 2u, k0 + 2u + 1), columns c0 .. ;
- * lanes are parted into groups of `width`, each `apart` floats from the one before. */
+ * lanes are parted into groups of `width`, each `apart` floats from the one before. `cols` may go on past the lanes, so
+ * that vectors are whole: what is beyond is written over, as above. */
 static void pack_along(float *dst, int width, int64_t apart, int lanes, const fb_view *v, int64_t k0, int64_t n,
                        int64_t c0, int64_t cols, int bf16) {
-    float even[PN + VW] = {0}, odd[PN + VW] = {0};
+    float buf[2][PN + VW] = {{0}};
     const int64_t bytes = (int64_t)fb_type_bytes(v->type, v->ld);
+    const int plain = v->type == FB_F32 || v->type == FB_BF16, pair = bf16 ? 2 : 1;
     const char *row = fb_row(v, k0);
-    if (cols > lanes) cols = lanes;
-    for (int64_t k = 0; k < n; dst += width) {
-        __builtin_prefetch(row + 8 * bytes + fb_type_bytes(v->type, c0 / 32 * 32));
-        decode(v->type, row, c0, cols, even);
-        row += bytes, k++;
-        if (bf16) {
-            if (k < n) decode(v->type, row, c0, cols, odd);
-            else memset(odd, 0, sizeof odd);
-            row += bytes, k++;
+    cols = at_most(cols, round_up(lanes, VW));
+    for (int64_t k = 0; k < n; k += pair, row += pair * bytes, dst += width) {
+        const int both = bf16 && k + 1 < n;
+        if (!plain) {
+            __builtin_prefetch(row + 8 * bytes + fb_type_bytes(v->type, c0));
+            decode(v->type, row, c0, cols, buf[0]);
+            if (both) decode(v->type, row + bytes, c0, cols, buf[1]);
         }
-        for (int g = 0; g * width < lanes; g++)
-            for (int i = 0; i < width; i += VW) {
-                vf x = v_load(even + g * width + i);
-                if (bf16) x = pair_units(x, v_load(odd + g * width + i));
-                v_store(dst + g * apart + i, x);
+        for (int g = 0, c = 0; g * width < lanes; g++)
+            for (int i = 0; i < width; i += VW, c += VW) {
+                vf x = v_set(0), y = x;
+                if (!plain) x = v_load(buf[0] + c), y = both ? v_load(buf[1] + c) : y;
+                else if (c < cols) {
+                    x = a_load(row, v->type, c0 + c, cols - c);
+                    if (both) y = a_load(row + bytes, v->type, c0 + c, cols - c);
+                }
+                v_store(dst + g * apart + i, bf16 ? pair_units(x, y) : x);
             }
     }
 }
@@ -158,7 +162,7 @@ static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
     for (int64_t k = 0; k < p->k; k += KC) {
         int64_t n = at_most(p->k - k, KC);
         if (p->a_rows) pack_across(dst + k / pair * MR, MR, MR, p->a, r0, rows, k, n, p->bf16, buf);
-        else pack_along(dst + k / pair * MR, MR, 0, MR, p->a, k, n, r0, rows, p->bf16);
+        else pack_along(dst + k / pair * MR, MR, 0, MR, p->a, k, n, r0, p->m - r0, p->bf16);
     }
     for (int64_t k = 0; k < p->rank; k += KC)
         pack_across(dst + (p->units + k / pair) * MR, MR, MR, p->u, r0, rows, k, at_most(p->rank - k, KC), p->bf16, buf);
@@ -166,7 +170,7 @@ static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
 
 static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, int64_t n, int64_t c0, float *buf) {
     const int64_t units = p->bf16 ? (n + 1) / 2 : n, cols = at_most(p->n - c0, PN);
-    if (!p->b_rows) pack_along(panel, NR, units * NR, PN, v, k, n, c0, cols, p->bf16);
+    if (!p->b_rows) pack_along(panel, NR, units * NR, (int)round_up(cols, NR), v, k, n, c0, cols, p->bf16);
     else
         for (int64_t g = 0; g < cols; g += NR, panel += units * NR)
             pack_across(panel, NR, NR, v, c0 + g, at_most(cols - g, NR), k, n, p->bf16, buf);
@@ -181,37 +185,41 @@ static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, 
 #define TILE_ATTRIBUTES __attribute__((noinline))
 #endif
 
-/* c[MR][NR] (+)= sum over units of a[unit][MR] b[unit][NR] */
-#define REGISTER_TILE(NAME, MULTIPLY_ADD)                                                                     \
-    static TILE_ATTRIBUTES void NAME(int64_t units, const float *restrict a, const float *restrict b,         \
-                                     float *restrict c, int add) {                                            \
-        vf s[MR][NV];                                                                                         \
-        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                 \
-            _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++)                                              \
-                s[i][j] = add ? v_load(c + i * NR + j * VW) : v_set(0);                                       \
-        for (int64_t k = 0; k < units; k++, a += MR, b += NR) {                                               \
-            vf y[NV];                                                                                         \
-            _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++) y[j] = v_load(b + j * VW);                   \
-            _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++) {                                           \
-                vf x = v_set(a[i]);                                                                           \
-                _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++) s[i][j] = MULTIPLY_ADD(x, y[j], s[i][j]); \
-            }                                                                                                 \
-        }                                                                                                     \
-        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                 \
-            _Pragma("GCC unroll 4") for (int j = 0; j < NV; j++) v_store(c + i * NR + j * VW, s[i][j]);       \
+/* c[MR][NR] (+)= sum over units of a[unit][MR] b[unit][NR], of which the first `VECTORS` vectors of columns. */
+#define REGISTER_TILE(NAME, VECTORS, MULTIPLY_ADD)                                                                \
+    static TILE_ATTRIBUTES void NAME(int64_t units, const float *restrict a, const float *restrict b,             \
+                                     float *restrict c, int add) {                                                \
+        vf s[MR][VECTORS];                                                                                        \
+        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                     \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++)                                             \
+                s[i][j] = add ? v_load(c + i * NR + j * VW) : v_set(0);                                           \
+        for (int64_t k = 0; k < units; k++, a += MR, b += NR) {                                                   \
+            vf y[VECTORS];                                                                                        \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) y[j] = v_load(b + j * VW);                  \
+            _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++) {                                               \
+                vf x = v_set(a[i]);                                                                               \
+                _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) s[i][j] = MULTIPLY_ADD(x, y[j], s[i][j]); \
+            }                                                                                                     \
+        }                                                                                                         \
+        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                     \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) v_store(c + i * NR + j * VW, s[i][j]);      \
     }
 
-REGISTER_TILE(tile_f32, v_fma)
+REGISTER_TILE(tile_f32, NV, v_fma)
+REGISTER_TILE(narrow_f32, 1, v_fma)
 #ifdef FB_SIMD_DP
 static inline vf v_dot2(vf a, vf b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
-REGISTER_TILE(tile_bf16, v_dot2)
+REGISTER_TILE(tile_bf16, NV, v_dot2)
+REGISTER_TILE(narrow_bf16, 1, v_dot2)
 #else
 #define tile_bf16 tile_f32
+#define narrow_bf16 narrow_f32
 #endif
 
-static inline void tile(int bf16, int64_t units, const float *a, const float *b, float *c, int add) {
-    if (bf16) tile_bf16(units, a, b, c, add);
-    else tile_f32(units, a, b, c, add);
+/* `cols` columns matter: of a pair of low rank, often no more than one vector. */
+static inline void tile(int bf16, int64_t cols, int64_t units, const float *a, const float *b, float *c, int add) {
+    if (cols <= VW) (bf16 ? narrow_bf16 : narrow_f32)(units, a, b, c, add);
+    else (bf16 ? tile_bf16 : tile_f32)(units, a, b, c, add);
 }
 
 /* ---- many rows ---- */
@@ -222,7 +230,7 @@ static uint64_t thread_floats(const product *p) {
 
 /* Writes what an item has summed: row by row, + bias + acc, as the output's type. */
 static void product_store(const product *p, const float *sums, int64_t t0, int64_t t1, int64_t c0) {
-    const int64_t cols = at_most(p->n - c0, PN), groups = (cols + NR - 1) / NR;
+    const int64_t cols = at_most(p->n - c0, PN), groups = round_up(cols, NR) / NR;
     const float *bias = p->bias ? (const float *)fb_row(p->bias, 0) : NULL;
     for (int64_t t = t0; t < t1; t++)
         for (int64_t i = 0; i < at_most(p->m - t * MR, MR); i++) {
@@ -242,30 +250,30 @@ static void product_store(const product *p, const float *sums, int64_t t0, int64
 
 /* Adds `n` steps of the reduction to an item's sums. */
 static void product_steps(const product *p, const float *packed, int64_t unit, int64_t n, const float *panel,
-                          float *sums, int64_t t0, int64_t t1, int64_t groups, int add) {
+                          float *sums, int64_t t0, int64_t t1, int64_t cols, int add) {
     const int64_t units = p->bf16 ? (n + 1) / 2 : n;
     for (int64_t t = t0; t < t1; t++)
-        for (int64_t g = 0; g < groups; g++, sums += MR * NR)
-            tile(p->bf16, units, packed + t * p->stride + unit * MR, panel + g * units * NR, sums, add);
+        for (int64_t c = 0; c < cols; c += NR, sums += MR * NR)
+            tile(p->bf16, cols - c, units, packed + t * p->stride + unit * MR, panel + c * units, sums, add);
 }
 
 static void product_item(const product *p, const float *packed, int64_t item, float *mine) {
     float *sums = mine, *panel = sums + at_most(p->tiles, BLOCK_TILES) * MR * PN, *buf = panel + KC * PN;
     const int pair = p->bf16 ? 2 : 1;
     const int64_t c0 = item % p->panels * PN, t0 = item / p->panels * p->block_tiles;
-    const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), groups = (at_most(p->n - c0, PN) + NR - 1) / NR;
+    const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), cols = at_most(p->n - c0, PN);
     if (t0 >= t1) return;
     for (int64_t k = 0; k < p->k; k += KC) {
         int64_t n = at_most(p->k - k, KC);
         pack_b(p, panel, p->b, k, n, c0, buf);
-        product_steps(p, packed, k / pair, n, panel, sums, t0, t1, groups, k > 0);
+        product_steps(p, packed, k / pair, n, panel, sums, t0, t1, cols, k > 0);
     }
     if (p->scale != 1.0f)
-        for (int64_t i = 0; i < (t1 - t0) * groups * MR * NR; i += VW) v_store(sums + i, p->scale * v_load(sums + i));
+        for (int64_t i = 0; i < (t1 - t0) * MR * round_up(cols, NR); i += VW) v_store(sums + i, p->scale * v_load(sums + i));
     for (int64_t k = 0; k < p->rank; k += KC) {
         int64_t n = at_most(p->rank - k, KC);
         pack_b(p, panel, p->low, k, n, c0, buf);
-        product_steps(p, packed, p->units + k / pair, n, panel, sums, t0, t1, groups, 1);
+        product_steps(p, packed, p->units + k / pair, n, panel, sums, t0, t1, cols, 1);
     }
     product_store(p, sums, t0, t1, c0);
 }

@@ -10,6 +10,7 @@
 enum { CHUNK = 512, COLUMNS = 64 }; /* floats decoded at a time; columns an item of a column sum owns */
 
 static inline int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 static inline int row_id(const fb_view *ids, int64_t t) {
     int32_t id;
