@@ -147,8 +147,8 @@ def run(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command = group()
-        with command.make_context("fabric", list(argv)) as ctx:
-            command.invoke(ctx)
+        with command.make_context("fabric", list(argv)) as top:
+            command.invoke(top)
         sys.stdout.flush()
         return 0
     except click.exceptions.Exit as done:
