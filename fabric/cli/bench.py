@@ -19,9 +19,7 @@ def command(
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
     modules: Annotated[str, Option(metavar="NAMES", help="as for `train`")] = "all",
     precision: options.Precision = "auto",
-    checkpointing: Annotated[
-        bool, Option("--checkpointing/--no-checkpointing", help="recompute activations: less memory, same bits")
-    ] = True,
+    checkpointing: options.Checkpointing = None,
     steps: Annotated[int, Option(metavar="N", min=1, help="timed steps; the median counts")] = 3,
     threads: options.Threads = 0,
     device: options.Device = "cpu",

@@ -25,3 +25,11 @@ Template = Annotated[
     str | None, typer.Option("--template", metavar="FILE", help="chat template; default: the model's own, else ChatML")
 ]
 Context = Annotated[int, typer.Option("--ctx", metavar="TOKENS", min=8, help="longest row")]
+Checkpointing = Annotated[
+    bool | None,
+    typer.Option(
+        "--checkpointing/--no-checkpointing",
+        help="recompute activations: less memory, same bits; default: where they are large",
+        show_default=False,
+    ),
+]

@@ -40,9 +40,7 @@ def command(
     shuffle: Annotated[bool, Option("--shuffle/--no-shuffle", help="a new order each epoch")] = True,
     template: options.Template = None,
     precision: options.Precision = "auto",
-    checkpointing: Annotated[
-        bool, Option("--checkpointing/--no-checkpointing", help="recompute activations: less memory, same bits")
-    ] = True,
+    checkpointing: options.Checkpointing = None,
     threads: options.Threads = 0,
     device: options.Device = "cpu",
     val: Annotated[

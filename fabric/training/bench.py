@@ -32,7 +32,7 @@ class BenchSettings:
     rank: int = 16
     modules: tuple[str, ...] = ALL_MODULES
     precision: Precision = "auto"
-    checkpointing: bool = True
+    checkpointing: bool | None = None
     steps: int = 3
     threads: int = 0
     device: str = "cpu"

@@ -88,7 +88,12 @@ class Machine:
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check_loras()
-        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=s.checkpointing)
+        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=bool(s.checkpointing))
+        self.checkpointing = bool(s.checkpointing)
+        if s.checkpointing is None and self.plan.stats.arena_bytes > device.info.memory_bytes // 32:
+            self.plan.close()
+            self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=True)
+            self.checkpointing = True
         self.scorer = Plan(recorder.graph) if s.val else None
         recorder.graph.close()
         self.optimizer = Optimizer(

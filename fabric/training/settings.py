@@ -51,8 +51,9 @@ class TrainSettings:
     template: str | None = None
     """A chat template file; None: the model's own, else ChatML."""
     precision: Precision = "auto"
-    checkpointing: bool = True
-    """Recompute activations in backward; the result is the same bit for bit."""
+    checkpointing: bool | None = None
+    """Recompute activations in backward; the same bits for less memory and more time. None: where they would take
+    more than a 32nd of the device's memory."""
     threads: int = 0
     device: str = "cpu"
     val: str | None = None
