@@ -89,6 +89,21 @@ static void speed_attention(const fb_backend *b, void *device, int act, double p
     for (int i = 0; i < 11; i++) b->free(device, &m[i]);
 }
 
+/* One query over a cache. */
+static void speed_cache(const fb_backend *b, void *device) {
+    enum { KEYS = 1024, HEADS = 16, KV = 8, HD = 128 };
+    fb_mem m[7];
+    int32_t end = KEYS;
+    fb_view q = make_view(b, device, &m[0], FB_F32, 1, HEADS * HD), o = make_view(b, device, &m[1], FB_F32, 1, HEADS * HD);
+    fb_view k = make_view(b, device, &m[2], FB_BF16, KEYS, KV * HD), v = make_view(b, device, &m[3], FB_BF16, KEYS, KV * HD);
+    fb_view lse = make_view(b, device, &m[4], FB_F32, 1, HEADS);
+    fb_view lo = make_view(b, device, &m[5], FB_I32, 1, 1), hi = make_view(b, device, &m[6], FB_I32, 1, 1);
+    b->write(device, &m[6], 0, &end, 4);
+    fb_launch l = {.op = FB_OP_ATTENTION, .attr = {.attention = {HEADS, KV, HD, 0, 0.1f, 0}}, .v = {o, lse, q, k, v, lo, hi}};
+    printf(" one token over a cache of %d keys, 16 / 8 heads of 128: %.1f us\n", KEYS, best_of(b, device, &l, 0.1) * 1e6);
+    for (int i = 0; i < 7; i++) b->free(device, &m[i]);
+}
+
 static void speed(const fb_backend *b, const char *isa, int threads) {
     fb_device_options options = {.threads = threads, .isa = isa};
     fb_device_info info;
@@ -106,6 +121,7 @@ static void speed(const fb_backend *b, const char *isa, int threads) {
         speed_lora(b, device, type, TOKENS);
         speed_attention(b, device, type, peak[0]);
     }
+    speed_cache(b, device);
     printf(" one token, share of the read peak by the weights' bytes, Q8_0\n");
     for (int s = 0; s < N_SHAPES; s++) {
         int n = 8 * SHAPES[s][0], k = SHAPES[s][1];

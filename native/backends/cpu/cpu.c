@@ -162,12 +162,12 @@ typedef struct batch {
     const fb_launch *launches;
     int n;
     char *scratch;
-    double *seconds;
+    double start, *seconds; /* NULL when nobody asks */
 } batch;
 
 static void run_batch(fb_worker *w, void *arg) {
     const batch *b = arg;
-    double before = b->seconds && w->index == 0 ? fb_os_seconds() : 0;
+    double before = b->start;
     for (int i = 0; i < b->n; i++) {
         b->kernels->run[b->launches[i].op](w, &b->launches[i], b->scratch);
         fb_sync(w);
@@ -186,7 +186,7 @@ static int cpu_submit(void *self, const fb_launch *launches, int n, fb_mem *scra
         if (cpu_scratch(self, &launches[i]) > (scratch ? scratch->bytes : 0))
             return fb_fail(FB_E_INTERNAL, "Launch %d needs more scratch than was planned.", i);
     }
-    batch b = {device->kernels, launches, n, scratch ? scratch->host : NULL, seconds};
+    batch b = {device->kernels, launches, n, scratch ? scratch->host : NULL, fb_os_seconds(), seconds};
     fb_pool_run(device->pool, run_batch, &b);
     return FB_OK;
 }
