@@ -140,7 +140,7 @@ class Reference:
             layer = self._layer(name)
             kind = self.dtype if dtype is None or self.dtype == torch.float64 else dtype
             for part, values in ((layer.lora_A, a), (layer.lora_B, self._order(name, b, inverse=True))):
-                part.default.weight = torch.nn.Parameter(torch.from_numpy(np.ascontiguousarray(values)).to(kind))
+                part.default.weight = torch.nn.Parameter(torch.tensor(np.ascontiguousarray(values), dtype=kind))
         trained = sum(1 for p in self.model.parameters() if p.requires_grad)
         if trained != 2 * len(pairs):
             raise ValueError(

@@ -96,7 +96,7 @@ def real_rows() -> list[Row]:
 
     lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:2]
     with GGUF.open(smollm2()) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf)
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
         found = []
         for line in lines:
             question, answer = json.loads(line)["text"].split("\nA:")
