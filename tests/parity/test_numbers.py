@@ -30,11 +30,6 @@ TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 ALPHA = 8.0
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
-
-
 def check(path: Path, shape: Shape) -> None:
     """Logits within 1e-5 and gradients of LoRA pairs (B not zero) within 1e-4 of PyTorch, in f64 there."""
     rows = batches(shape.vocab, steps=1)[0]
@@ -90,15 +85,15 @@ def test_llama3_frequencies_are_those_of_transformers() -> None:
 
 @pytest.fixture(scope="module")
 def real_rows() -> list[Row]:
-    """Two biomedical rows as plain text, trained from the answer on."""
+    """The two shortest biomedical rows as plain text, trained from the answer on."""
     from fabric.text.tokenizer import Tokenizer
     from fabric.weights.gguf import GGUF
 
-    lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:2]
+    lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()
     with GGUF.open(smollm2()) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         found = []
-        for line in lines:
+        for line in sorted(lines, key=lambda line: len(json.loads(line)["text"]))[:2]:
             question, answer = json.loads(line)["text"].split("\nA:")
             parts = [tokenizer.encode(question + "\nA:"), tokenizer.encode(answer)]
             found.append(Row(parts[0] + parts[1], [0] * len(parts[0]) + [1] * len(parts[1])))
@@ -132,10 +127,14 @@ def _ours(rows: list[Row], precision: str) -> dict[str, np.ndarray]:
 
 
 def test_smollm2_in_f32_agrees_with_pytorch(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
+    """Through 30 layers PyTorch's own f32 gradients are up to 3e-4 from its f64 ones: no tensor may be worse than that."""
+    theirs = _measure(Reference(smollm2(), torch.float32, "sdpa"), real_rows)
     got = _ours(real_rows, "f32")
     assert relative_error(got.pop("logits"), truth["logits"]) < 1e-5
+    worst = max(relative_error(theirs[name], truth[name]) for name in got)
     for name, value in got.items():
-        assert relative_error(value, truth[name]) < 1e-4, name
+        assert relative_error(value, truth[name]) < max(1e-4, worst), name
+    assert _all_error(got, {name: truth[name] for name in got}) < 1e-4
 
 
 def test_smollm2_in_bf16_is_as_close_to_the_truth_as_peft(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
