@@ -46,6 +46,23 @@ def logits(path: str | Path, tokens: Sequence[int], precision: str = "f32", **de
             decoder.close()
 
 
+def greedy(path: str | Path, tokens: Sequence[int], n: int, precision: str = "f32") -> list[int]:
+    """The `n` likeliest next tokens, one after the other, from one cache."""
+    with _weights(path, {}) as weights:
+        size = len(tokens)
+        decoder = Decoder(weights, cache_rows=size + n, tokens=size, outputs=1, precision=precision)
+        try:
+            found, feed, first = [], np.array(tokens, np.int32), 0
+            for _ in range(n):
+                at = np.arange(first, first + len(feed), dtype=np.int32)
+                last = np.array([len(feed) - 1], np.int32)
+                found.append(int(decoder.logits(feed, at, np.zeros_like(at), at + 1, at, last).argmax()))
+                first, feed = first + len(feed), np.array(found[-1:], np.int32)
+            return found
+        finally:
+            decoder.close()
+
+
 def packed(rows: Sequence[Row]) -> Feed:
     """Rows one after the other in one feed, each seeing only itself."""
     tokens, positions, lo, index, targets = [], [], [], [], []

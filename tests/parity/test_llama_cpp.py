@@ -74,21 +74,21 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[list[int]]:
-    """Token ids of four questions with their answers."""
-    lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:4]
+    """Token ids of two questions with their answers."""
+    lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:2]
     with Llama(smollm2()) as llama:
         return [llama.tokenize(json.loads(line)["text"]) for line in lines]
 
 
 def test_merged_smollm2_in_f32_is_the_same_model_in_stock_llama_cpp(work: Path, texts: list[list[int]]) -> None:
     with Llama(work / "merged.gguf") as llama:
-        for tokens in texts[:2]:
+        for tokens in texts:
             theirs, got = llama.logits(tokens), ours.logits(work / "merged.gguf", tokens)
             assert relative_error(got, theirs) < F32_BOUND
             assert abs(np.expm1(mean_nll(got, tokens) - mean_nll(theirs, tokens))) < 1e-3
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_1"])
 def test_quantized_smollm2_is_the_same_model_in_stock_llama_cpp(
     kind: str, work: Path, texts: list[list[int]], tmp_path: Path
 ) -> None:
@@ -110,30 +110,21 @@ def test_quantized_smollm2_is_the_same_model_in_stock_llama_cpp(
     strayed = abs(np.expm1(mean_nll(theirs, ids) - mean_nll(truth, ids)))
     bound = 1e-3 if kind == "f16" else 5e-3
     assert abs(np.expm1(mean_nll(got, ids) - mean_nll(theirs, ids))) < max(bound, 1.05 * strayed)
-    same_choice_but_for_ties(got, theirs, truth)
-    (tmp_path / "decoded.gguf").unlink()
-
-
-def same_choice_but_for_ties(got: np.ndarray, theirs: np.ndarray, truth: np.ndarray) -> None:
-    """Both choose the same next token wherever rounding of activations, which only one does, cannot turn it."""
-    log_p = log_softmax(truth)
-    best = np.sort(log_p, -1)
-    noise = np.abs(log_softmax(theirs) - log_p)[np.arange(len(log_p)), log_p.argmax(-1)]
-    clear = best[:, -1] - best[:, -2] > np.maximum(TIE, 4 * noise)
-    assert clear.mean() > 0.3
-    assert (got.argmax(-1) == theirs.argmax(-1))[clear].all()
+    best = np.sort(log_softmax(truth), -1)
+    clear = best[:, -1] - best[:, -2] > TIE
+    differ, own_differ = (int((choice.argmax(-1) != theirs.argmax(-1))[clear].sum()) for choice in (got, truth))
+    assert differ <= own_differ
 
 
 def test_greedy_text_is_that_of_stock_llama_cpp_until_a_near_tie(work: Path) -> None:
-    """Ours and stock's continue one prompt with the same 24 tokens, or part where two candidates are a near-tie."""
+    """Our greedy continuation, token by token through the cache, is stock's too, or parts from it at a near-tie."""
     model = work / "merged.gguf"
     with Llama(model) as llama:
-        tokens = llama.tokenize("<|im_start|>user\nName the four seasons.<|im_end|>\n<|im_start|>assistant\n")
-        for _ in range(24):
-            log_p = log_softmax(llama.logits(tokens)[-1:])[0]
-            second, best = np.sort(log_p)[-2:]
-            choice = int(ours.logits(model, tokens)[-1].argmax())
-            if choice != int(log_p.argmax()):
-                assert best - second < TIE
-                break
-            tokens.append(choice)
+        prompt = llama.tokenize("<|im_start|>user\nName the four seasons.<|im_end|>\n<|im_start|>assistant\n")
+        answer = ours.greedy(model, prompt, 24)
+        log_p = log_softmax(llama.logits(prompt + answer)[len(prompt) - 1 : -1])
+    for row, token in zip(log_p, answer, strict=True):
+        second, best = np.sort(row)[-2:]
+        if token != int(row.argmax()):
+            assert best - second < TIE
+            break
