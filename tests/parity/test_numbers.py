@@ -127,14 +127,11 @@ def _ours(rows: list[Row], precision: str) -> dict[str, np.ndarray]:
 
 
 def test_smollm2_in_f32_agrees_with_pytorch(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
-    """Through 30 layers PyTorch's own f32 gradients stray up to 3e-4 from its f64 ones: ours within 1.2 of that."""
-    theirs = _measure(Reference(smollm2(), torch.float32, "sdpa"), real_rows)
+    """Summing the head's 49,152 terms one after the other would alone cost 7e-4 here; PyTorch's own f32 costs 3e-4."""
     got = _ours(real_rows, "f32")
     assert relative_error(got.pop("logits"), truth["logits"]) < 1e-5
-    worst = max(relative_error(theirs[name], truth[name]) for name in got)
     for name, value in got.items():
-        assert relative_error(value, truth[name]) < max(1e-4, 1.2 * worst), name
-    assert _all_error(got, {name: truth[name] for name in got}) < 1e-4
+        assert relative_error(value, truth[name]) < 1e-4, name
 
 
 def test_smollm2_in_bf16_is_as_close_to_the_truth_as_peft(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
