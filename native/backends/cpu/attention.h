@@ -274,9 +274,12 @@ static void attention_few(const attention *at, const fb_launch *l, int64_t item,
             const float fade = v_exp(v_set(before - top))[0];
             sum = sum * fade + v_sum(total);
             for (int64_t d = 0; d < hd; d += VW) {
-                vf x = fade * a_load(o, FB_F32, d, hd - d);
-                for (int64_t i = 0; i < n; i++)
+                vf x = fade * a_load(o, FB_F32, d, hd - d), y = v_set(0); /* two sums: one would wait for itself */
+                for (int64_t i = 0; i < n; i += 2) {
                     x = v_fma(v_set(p[i]), a_load(v_rows + i * v_bytes, v.type, d, hd - d), x);
+                    if (i + 1 < n) y = v_fma(v_set(p[i + 1]), a_load(v_rows + (i + 1) * v_bytes, v.type, d, hd - d), y);
+                }
+                x += y;
                 a_store(o, FB_F32, d, hd - d, x);
             }
         }

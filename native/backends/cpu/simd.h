@@ -44,6 +44,7 @@ static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a,
 static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 static inline vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+static inline float v_sum(vf a) { return _mm512_reduce_add_ps((__m512)a); }
 static inline vf v_half(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p)); }
 static inline vi v_i8(const void *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
 static inline vi v_u8(const void *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(p)); }
@@ -79,6 +80,11 @@ static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a,
 static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 static inline vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+static inline float v_sum(vf a) {
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
 static inline vf v_half(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }
 static inline vi v_i8(const void *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)); }
 static inline vi v_u8(const void *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p)); }
@@ -111,6 +117,7 @@ static inline vi v_i8(const void *p) { vb x; memcpy(&x, p, sizeof x); return __b
 static inline vi v_u8(const void *p) { vub x; memcpy(&x, p, sizeof x); return __builtin_convertvector(x, vi); }
 static inline vi v_u16(const void *p) { vh x; memcpy(&x, p, sizeof x); return __builtin_convertvector(x, vi); }
 static inline void v_store_u16(void *p, vi x) { vh h = __builtin_convertvector(x, vh); memcpy(p, &h, sizeof h); }
+static inline float v_sum(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 static inline void v_transpose(vf r[4]) {
     vf a = r[0], b = r[1], c = r[2], d = r[3];
     for (int i = 0; i < 4; i++) r[i] = (vf){a[i], b[i], c[i], d[i]};
@@ -145,14 +152,6 @@ static inline vf v_half(const void *p) {
 /* ---- the same for all ---- */
 
 static inline vf v_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
-
-static inline float v_sum(vf x) { /* pairs first: a fixed order */
-    float t[VW];
-    v_store(t, x);
-    for (int h = VW / 2; h; h /= 2)
-        for (int i = 0; i < h; i++) t[i] += t[i + h];
-    return t[0];
-}
 
 static inline float v_top(vf x) {
     float t[VW];
