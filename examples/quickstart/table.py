@@ -24,7 +24,7 @@ def main(out: Path, base: Path) -> None:
     before, after = rows(out / "before.jsonl"), rows(out / "after.jsonl")
     scores = (tuned["base"], tuned, small)
     table = [
-        ("held-out rows", "base", "with adapter", "merged, q4_0"),
+        ("held-out rows", "base", "with adapter", "merged, q8_0"),
         ("perplexity", *(f"{s['perplexity']:.2f}" for s in scores)),
         ("accuracy", *(f"{100 * s['accuracy']:.0f} %" for s in scores)),
         ("size", mib(base), f"+ {mib(out / 'adapter.gguf')}", mib(out / "tuned.gguf")),
