@@ -148,6 +148,8 @@ class Loop:
         """Until the last step, a stop, or a loss that is no number."""
         with ThreadPoolExecutor(1, "fabric-step") as worker:
             while self.step < self.last:
+                if self.ui.interrupted():  # steps may be too short for the wait inside them to notice
+                    raise self._stopped()
                 self._one(worker, metrics)
         self._checkpoint()
 
@@ -216,10 +218,14 @@ class Loop:
                 if self.ui.interrupted():
                     progress.cancel()
             except Cancelled:
-                self._checkpoint()
-                raise StoppedError(
-                    f"stopped after step {self.step} of {self.last}; continue with: fabric resume {self.directory}"
-                ) from None
+                raise self._stopped() from None
+
+    def _stopped(self) -> StoppedError:
+        """Checkpoints, and says how to go on."""
+        self._checkpoint()
+        return StoppedError(
+            f"stopped after step {self.step} of {self.last}; continue with: fabric resume {self.directory}"
+        )
 
     def _validate(self, worker: ThreadPoolExecutor) -> float:
         """Mean loss a trained token over the validation rows."""
