@@ -192,7 +192,7 @@ static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, 
         vf s[MR][VECTORS];                                                                                        \
         _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                     \
             _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++)                                             \
-                s[i][j] = add ? v_load(c + i * NR + j * VW) : v_set(0);                                           \
+                s[i][j] = v_set(0);                                                                               \
         for (int64_t k = 0; k < units; k++, a += MR, b += NR) {                                                   \
             vf y[VECTORS];                                                                                        \
             _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) y[j] = v_load(b + j * VW);                  \
@@ -202,7 +202,8 @@ static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, 
             }                                                                                                     \
         }                                                                                                         \
         _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                     \
-            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) v_store(c + i * NR + j * VW, s[i][j]);      \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++)                                             \
+                v_store(c + i * NR + j * VW, add ? v_load(c + i * NR + j * VW) + s[i][j] : s[i][j]);              \
     }
 
 REGISTER_TILE(tile_f32, NV, v_fma)
