@@ -1,7 +1,7 @@
 """The learning proof: SmolLM2 learns the biomedical rows as the quality table says, through our commands or
 (`--peft`) through PEFT, and is scored on the validation rows.
 
-    python -m tests.parity.biomedical [--precision f32|bf16] [--epochs 3] [--threads 2] [--peft]
+    python -m tests.parity.biomedical [--precision f32|bf16] [--epochs 3] [--seed 42] [--threads 2] [--peft]
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def fabric(*arguments: object) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
 
 
-def train(folder: Path, precision: str, epochs: float = 3, threads: int = 2) -> tuple[Path, list[float]]:
+def train(
+    folder: Path, precision: str, epochs: float = 3, threads: int = 2, seed: int = 42
+) -> tuple[Path, list[float]]:
     """Trains through the command; returns the adapter and the validation loss after each epoch."""
     rows, held_out = write(folder)
     adapter, metrics = folder / "adapter.gguf", folder / "metrics.jsonl"
@@ -60,6 +62,7 @@ def train(folder: Path, precision: str, epochs: float = 3, threads: int = 2) -> 
     fabric(
         *("train", rows, "-m", smollm2(), "-o", adapter, "--val", held_out, "--epochs", epochs, *flags),
         *("--precision", precision, "--threads", threads, "--metrics", metrics, "--run-dir", folder / "run", "-q"),
+        *("--seed", seed),
     )
     found = [json.loads(line) for line in metrics.read_text().splitlines()]
     return adapter, [record["val_loss"] for record in found if "val_loss" in record]
@@ -74,7 +77,7 @@ def evaluate(folder: Path, precision: str, adapter: Path | None = None, threads:
     return told["loss"], told["accuracy"]
 
 
-def peft(epochs: int, threads: int) -> Iterator[tuple[float, float]]:
+def peft(epochs: int, threads: int, seed: int) -> Iterator[tuple[float, float]]:
     """Loss and accuracy before training and after each epoch, with PEFT in f32."""
     import torch
 
@@ -110,8 +113,8 @@ def peft(epochs: int, threads: int) -> Iterator[tuple[float, float]]:
         return loss, right / len(validation)
 
     yield score()
-    reference.add_lora(random_pairs(PRESETS["smollm2-135m"], rank=int(SETTINGS["rank"]), seed=42), SETTINGS["alpha"])
-    order, batches = random.Random(0), []
+    reference.add_lora(random_pairs(PRESETS["smollm2-135m"], rank=int(SETTINGS["rank"]), seed=seed), SETTINGS["alpha"])
+    order, batches = random.Random(seed), []
     size = int(SETTINGS["batch"])
     for _ in range(epochs):
         shuffled = order.sample(rows, len(rows))
@@ -129,6 +132,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=42, help="of the order of the rows and of the pairs")
     parser.add_argument("--peft", action="store_true", help="train with PEFT in f32 instead")
     args = parser.parse_args()
     print(f"{'':8}{'loss':>8}{'accuracy':>10}{'published':>20}")
@@ -139,13 +143,13 @@ def main() -> None:
         print(f"{name!s:8}{loss:8.4f}{shown}{published:>20}", flush=True)
 
     if args.peft:
-        for epoch, (loss, accuracy) in enumerate(peft(args.epochs, args.threads)):
+        for epoch, (loss, accuracy) in enumerate(peft(args.epochs, args.threads, args.seed)):
             line(epoch or "base", loss, accuracy)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         line("base", *evaluate(folder, args.precision, threads=args.threads))
-        adapter, losses = train(folder, args.precision, args.epochs, args.threads)
+        adapter, losses = train(folder, args.precision, args.epochs, args.threads, args.seed)
         for epoch, loss in enumerate(losses[:-1], 1):
             line(epoch, loss, None)
         line(args.epochs, *evaluate(folder, args.precision, adapter, args.threads))
