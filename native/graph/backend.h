@@ -14,8 +14,9 @@ typedef struct fb_mem {
     uint64_t bytes;
 } fb_mem;
 
-/* A matrix inside some memory: row r, column c is element r * ld + c after `offset`. Whole rows of block formats only:
- * for those cols == ld, and a slice of columns starts and ends at a block. An absent operand has mem == NULL. */
+/* A matrix inside some memory: row r, column c is element r * ld + c after `offset`. Of block formats whole rows only
+ * (cols == ld); a kernel that works on a stretch of such a row cuts it at multiples of 32, the unit of decoding, which
+ * may lie inside a super-block of 256. An absent operand has mem == NULL. */
 typedef struct fb_view {
     const fb_mem *mem;
     uint64_t offset; /* bytes */

@@ -40,8 +40,17 @@ enum {
     FB_Q5_0 = 6,
     FB_Q5_1 = 7,
     FB_Q8_0 = 8,
+    FB_Q2_K = 10,
+    FB_Q3_K = 11,
+    FB_Q4_K = 12,
+    FB_Q5_K = 13,
+    FB_Q6_K = 14,
+    FB_IQ4_NL = 20,
     FB_I32 = 26,
-    FB_BF16 = 30
+    FB_BF16 = 30,
+    FB_TQ1_0 = 34,
+    FB_TQ2_0 = 35,
+    FB_MXFP4 = 39
 };
 
 typedef struct fb_format {

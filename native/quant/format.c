@@ -18,6 +18,15 @@ static const format_row rows_of_table[] = {
     {{"Q5_0", FB_Q5_0, 32, 22}, fb_decode_q5_0, fb_encode_q5_0},
     {{"Q5_1", FB_Q5_1, 32, 24}, fb_decode_q5_1, fb_encode_q5_1},
     {{"Q8_0", FB_Q8_0, 32, 34}, fb_decode_q8_0, fb_encode_q8_0},
+    {{"Q2_K", FB_Q2_K, 256, 84}, fb_decode_q2_k, NULL},
+    {{"Q3_K", FB_Q3_K, 256, 110}, fb_decode_q3_k, NULL},
+    {{"Q4_K", FB_Q4_K, 256, 144}, fb_decode_q4_k, NULL},
+    {{"Q5_K", FB_Q5_K, 256, 176}, fb_decode_q5_k, NULL},
+    {{"Q6_K", FB_Q6_K, 256, 210}, fb_decode_q6_k, NULL},
+    {{"IQ4_NL", FB_IQ4_NL, 32, 18}, fb_decode_iq4_nl, NULL},
+    {{"TQ1_0", FB_TQ1_0, 256, 54}, fb_decode_tq1_0, NULL},
+    {{"TQ2_0", FB_TQ2_0, 256, 66}, fb_decode_tq2_0, NULL},
+    {{"MXFP4", FB_MXFP4, 32, 17}, fb_decode_mxfp4, NULL},
 };
 
 static const format_row *find(int32_t type) {

@@ -21,10 +21,6 @@ static inline void decode_nibbles(const uint8_t *qs, uint32_t high, float d, flo
     }
 }
 
-static inline uint32_t load_high(const uint8_t *p) {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
 /* Adding m = -0 changes no bit of any product, so the _0 formats share the loop of the _1 formats. */
 void fb_decode_q4_0(const uint8_t *src, float *dst, int64_t n) {
     for (int64_t i = 0; i < n; i++, src += 18, dst += QK) {
@@ -40,13 +36,13 @@ void fb_decode_q4_1(const uint8_t *src, float *dst, int64_t n) {
 
 void fb_decode_q5_0(const uint8_t *src, float *dst, int64_t n) {
     for (int64_t i = 0; i < n; i++, src += 22, dst += QK) {
-        decode_nibbles(src + 6, load_high(src + 2), fb_load_half(src), 16.0f, -0.0f, dst);
+        decode_nibbles(src + 6, fb_load_bits(src + 2), fb_load_half(src), 16.0f, -0.0f, dst);
     }
 }
 
 void fb_decode_q5_1(const uint8_t *src, float *dst, int64_t n) {
     for (int64_t i = 0; i < n; i++, src += 24, dst += QK) {
-        decode_nibbles(src + 8, load_high(src + 4), fb_load_half(src), 0.0f, fb_load_half(src + 2), dst);
+        decode_nibbles(src + 8, fb_load_bits(src + 4), fb_load_half(src), 0.0f, fb_load_half(src + 2), dst);
     }
 }
 

@@ -14,6 +14,10 @@ fb_decoder fb_decode_f32, fb_decode_f16, fb_decode_bf16;
 fb_encoder fb_encode_f32, fb_encode_f16, fb_encode_bf16;
 fb_decoder fb_decode_q4_0, fb_decode_q4_1, fb_decode_q5_0, fb_decode_q5_1, fb_decode_q8_0;
 fb_encoder fb_encode_q4_0, fb_encode_q4_1, fb_encode_q5_0, fb_encode_q5_1, fb_encode_q8_0;
+fb_decoder fb_decode_q2_k, fb_decode_q3_k, fb_decode_q4_k, fb_decode_q5_k, fb_decode_q6_k;
+fb_decoder fb_decode_iq4_nl, fb_decode_mxfp4, fb_decode_tq1_0, fb_decode_tq2_0;
+
+extern const int8_t fb_table_iq4_nl[16], fb_table_mxfp4[16];
 
 /* A fused multiply-add would round once where the formats' definitions round twice. gcc -std=c11 never fuses. */
 #if defined(__clang__)
@@ -63,6 +67,23 @@ static inline float fb_load_half(const uint8_t *p) {
 static inline void fb_store_half(uint8_t *p, float x) {
     const uint16_t h = fb_float_to_half(x);
     memcpy(p, &h, 2);
+}
+
+/* 2^(e - 128), the scale of a block of MXFP4: subnormal for e < 2. */
+static inline float fb_power_of_two(uint8_t e) { return fb_float(e < 2 ? 0x00200000u << e : (e - 1u) << 23); }
+
+static inline uint32_t fb_load_bits(const uint8_t *p) {
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* Scale and minimum g (0 .. 7) of a Q4_K or Q5_K, 6 bits each in 12 bytes: the first four of each are the low bits of
+ * bytes 0 .. 3 and 4 .. 7, the others a nibble of bytes 8 .. 11 with two of the top bits that those leave. */
+static inline int fb_k_scale(const uint8_t *p, int g) { return g < 4 ? p[g] & 63 : (p[g + 4] & 15) | p[g - 4] >> 6 << 4; }
+static inline int fb_k_min(const uint8_t *p, int g) { return g < 4 ? p[g + 4] & 63 : p[g + 4] >> 4 | p[g] >> 6 << 4; }
+
+/* Scale g (0 .. 15) of a Q3_K, 6 bits in 12 bytes, less 32: a nibble of bytes 0 .. 7, and 2 bits of bytes 8 .. 11. */
+static inline int fb_q3_k_scale(const uint8_t *p, int g) {
+    return ((p[g % 8] >> g / 8 * 4 & 15) | (p[8 + g % 4] >> g / 4 * 2 & 3) << 4) - 32;
 }
 
 #endif

@@ -5,10 +5,11 @@
 
 static void make_embed(test_case *t, const int *s) {
     operand *y = add(t, ACT, s[0], s[1], OUT), *w = add(t, t->weight, s[2], s[1], 0), *ids = add_ids(t, s[0], s[2] + 4);
-    t->launch.attr.scale = 1.5f, t->launch.attr.first = 2;
+    t->equal = t->variant == 0;
+    t->launch.attr.scale = t->equal ? 1 : 1.5f, t->launch.attr.first = 2;
     for (int r = 0; r < s[0]; r++)
         for (int c = 0, id = (int)AT(ids, r, 0) - 2; c < s[1] && id >= 0 && id < s[2]; c++)
-            AT(y, r, c) = 1.5 * AT(w, id, c);
+            AT(y, r, c) = t->launch.attr.scale * AT(w, id, c);
 }
 
 static double inv_rms(operand *x, int r, int c0, int g, double eps) {
@@ -80,6 +81,20 @@ static void make_linear_dx(test_case *t, const int *s) { /* T, N, K, R */
             AT(dx, r, k) = t->launch.attr.scale * sum + low + (PRESENT(acc) ? AT(acc, r, k) : 0);
         }
 }
+
+/* Products with rows that are 0 but for a 1: what comes out are weights, by columns or by rows. T, N, K */
+static void pick(test_case *t, const int *s, int dx) {
+    int cols = dx ? s[1] : s[2], outs = dx ? s[2] : s[1];
+    operand *y = add(t, FB_F32, s[0], outs, OUT), *x = add(t, FB_F32, s[0], cols, 0), *w = add(t, t->weight, s[1], s[2], 0);
+    t->launch.attr.scale = 1;
+    t->equal = 1;
+    for (int r = 0; r < s[0]; r++) {
+        for (int c = 0; c < cols; c++) set(x, r, c, c == r % cols);
+        for (int c = 0; c < outs; c++) AT(y, r, c) = dx ? AT(w, r % cols, c) : AT(w, c, r % cols);
+    }
+}
+static void make_pick(test_case *t, const int *s) { pick(t, s, 0); }
+static void make_pick_dx(test_case *t, const int *s) { pick(t, s, 1); }
 
 static void make_linear_dw(test_case *t, const int *s) { /* T, N, K */
     operand *dw = add(t, FB_F32, s[1], s[2], OUT), *dy = add(t, ACT, s[0], s[1], 0), *x = add(t, ACT, s[0], s[2], 0);

@@ -26,7 +26,9 @@ SHAPES = {
     "heads_wider_than_the_model": Shape(heads=4, kv_heads=2, head_dim=32),
     "odd_sizes": Shape(hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16, ffn=160, vocab=389),
 }
-TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+WHOLE_BLOCKS = Shape(hidden=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn=512)
+TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")
+SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0")
 ALPHA = 8.0
 
 
@@ -52,9 +54,10 @@ def test_small_models_agree_with_pytorch(name: str, tmp_path: Path) -> None:
     check(write_model(tmp_path / "m.gguf", SHAPES[name]), SHAPES[name])
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", [*TYPES, *SUPER_BLOCKS])
 def test_block_formats_agree_with_pytorch(kind: str, tmp_path: Path) -> None:
-    check(write_model(tmp_path / "m.gguf", Shape(), kind), Shape())
+    shape = WHOLE_BLOCKS if kind in SUPER_BLOCKS else Shape()
+    check(write_model(tmp_path / "m.gguf", shape, kind), shape)
 
 
 def test_llama3_frequencies_are_those_of_transformers() -> None:

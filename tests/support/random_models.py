@@ -19,7 +19,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 
 Array = npt.NDArray[np.float32]
 
@@ -29,6 +29,16 @@ TEMPLATE = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Formats that the gguf package reads but does not write: where the scale lies, and that of the minima with what it is
+# in units of the scale for values of mean zero.
+_SCALES = {
+    "Q2_K": (80, 82, 1.5),
+    "Q3_K": (108, None, 0.0),
+    "Q4_K": (0, 2, 7.5),
+    "Q5_K": (0, 2, 15.5),
+    "Q6_K": (208, None, 0.0),
+    "IQ4_NL": (0, None, 0.0),
+}
 _CHUNK = 1 << 22  # elements made at a time
 _CORPUS = (
     "the quick brown fox jumps over the lazy dog and then the other dog thanks the fox for the lesson in there "
@@ -147,7 +157,8 @@ def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     writer.add_vocab_size(shape.vocab)
     kind = types.get("attn_q", types["default"])
-    writer.add_file_type(int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else "MOSTLY_" + kind]))
+    names = ("ALL_F32",) if kind == "F32" else (f"MOSTLY_{kind}{mix}" for mix in ("", "_M", "_MOE"))
+    writer.add_file_type(next(int(gguf.LlamaFileType[n]) for n in names if n in gguf.LlamaFileType.__members__))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tokens, token_types, merges = tokenizer(shape.vocab)
     writer.add_tokenizer_model("gpt2")
@@ -162,6 +173,25 @@ def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
     writer.add_chat_template(TEMPLATE)
+
+
+def blocks(
+    kind: gguf.GGMLQuantizationType, rows: int, cols: int, std: float, rng: np.random.Generator
+) -> npt.NDArray[np.generic]:
+    """Encoded rows of random values: normal ones, or random blocks of formats that the gguf package does not write."""
+    if kind.name not in _SCALES:
+        return quantize(rng.standard_normal((rows, cols), np.float32) * np.float32(std), kind)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    at, at_min, ratio = _SCALES[kind.name]
+    raw = rng.integers(0, 256, (rows, cols // block, block_bytes), np.uint8)
+
+    def scaled(d: float) -> npt.NDArray[np.uint8]:
+        raw[:, :, at : at + 2] = np.frombuffer(np.float16(d).tobytes(), np.uint8)
+        if at_min is not None:
+            raw[:, :, at_min : at_min + 2] = np.frombuffer(np.float16(d * ratio).tobytes(), np.uint8)
+        return raw.reshape(rows, -1)
+
+    return scaled(std / float(dequantize(scaled(1.0), kind).std()))
 
 
 Maker = Callable[[], Iterator[npt.NDArray[np.generic]]]
@@ -199,7 +229,7 @@ def write_model(
             for first in range(0, rows, step):
                 count = min(step, rows - first)
                 if chunk is None or not repeat:
-                    chunk = quantize(rng.standard_normal((count, cols), np.float32) * np.float32(std), kind)
+                    chunk = blocks(kind, count, cols, std, rng)
                 yield chunk[:count]
 
         makers.append(make)
@@ -251,7 +281,7 @@ def main() -> None:
     """The command of the module's first lines."""
     parser = argparse.ArgumentParser(description="Write a llama GGUF of a real shape with random weights.")
     parser.add_argument("shape", choices=sorted(PRESETS))
-    parser.add_argument("--type", default="Q8_0", help="of all matrices: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1")
+    parser.add_argument("--type", default="Q8_0", help="of all matrices: any that gguf knows, Q4_K ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", required=True)
     args = parser.parse_args()

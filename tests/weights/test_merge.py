@@ -364,12 +364,12 @@ def test_files_that_are_no_whole_model_are_refused(tmp_path: Path, tuned: Path) 
     vocabulary = write_raw(tmp_path / "vocabulary.gguf", {}, **{"general.type": "model"})
     unknown = tmp_path / "unknown.gguf"
     with unknown.open("wb") as out:
-        write_gguf(out, {}, [TensorSpec("a.weight", BY_NAME["Q6_K"].type, (2, 256))], [bytes(420)])
+        write_gguf(out, {}, [TensorSpec("a.weight", BY_NAME["IQ2_XXS"].type, (2, 256))], [bytes(132)])
     for path, sentence in (
         (part, "one part of a split"),
         (vocabulary, "no weights"),
         (tuned, "an adapter"),
-        (unknown, r"a\.weight is Q6_K, which cannot be decoded"),
+        (unknown, r"a\.weight is IQ2_XXS, which cannot be decoded"),
     ):
         with pytest.raises(DataError, match=sentence):
             quantized(tmp_path, path, "q8_0")

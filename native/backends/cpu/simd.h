@@ -51,6 +51,9 @@ static inline vi v_u8(const void *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu
 static inline vi v_u16(const void *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)); }
 static inline void v_store_u16(void *p, vi x) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)x)); }
 static inline float half(uint16_t h) { return _cvtsh_ss(h); }
+static inline vi v_lookup(const int8_t table[16], vi i) {
+    return (vi)_mm512_permutexvar_epi32((__m512i)i, (__m512i)v_i8(table));
+}
 
 static inline void v_transpose(vf r[16]) {
     __m512 t[16], s[16];
@@ -94,6 +97,10 @@ static inline void v_store_u16(void *p, vi x) {
     _mm_storeu_si128(p, _mm256_castsi256_si128(packed));
 }
 static inline float half(uint16_t h) { return _cvtsh_ss(h); }
+static inline vi v_lookup(const int8_t table[16], vi i) {
+    __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
+    return (vi)_mm256_shuffle_epi8(bytes, (__m256i)i) << 24 >> 24;
+}
 
 static inline void v_transpose(vf r[8]) {
     __m256 t[8], s[8];
@@ -134,6 +141,9 @@ static inline vf v_half(const void *p) {
     return (vf)vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
 static inline float half(uint16_t h) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0); }
+static inline vi v_lookup(const int8_t table[16], vi i) {
+    return (vi)vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32((int32x4_t)i))) << 24 >> 24;
+}
 #else
 static inline vf v_set(float x) { return (vf){x, x, x, x}; }
 static inline vf v_fma(vf a, vf b, vf c) { return a * b + c; }
@@ -146,6 +156,7 @@ static inline vf v_half(const void *p) {
     memcpy(h, p, sizeof h);
     return (vf){half(h[0]), half(h[1]), half(h[2]), half(h[3])};
 }
+static inline vi v_lookup(const int8_t table[16], vi i) { return (vi){table[i[0]], table[i[1]], table[i[2]], table[i[3]]}; }
 #endif
 #endif
 
