@@ -128,7 +128,7 @@ def _finished(settings: GenerateSettings, text: Text, lane: _Lane, token: int, r
     full = len(lane.answer) == settings.max_tokens or lane.position >= room
     if not (end or full or settings.stop):
         return None
-    answer = text.tokenizer.decode(lane.answer, skip_special=True)
+    answer = text.tokenizer.decode(lane.answer, skip_special=True, follows=lane.prompt.ids[-1])
     stops = [at for stop in settings.stop if (at := answer.find(stop)) >= 0]
     if not (end or full or stops):
         return None

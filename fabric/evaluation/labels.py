@@ -47,7 +47,7 @@ def labelled_row(record: Record, example: Example, tokenizer: Tokenizer) -> Labe
     first = int(np.flatnonzero(example.train[:last] == 0)[-1]) + 1
     ids = tuple(int(token) for token in example.tokens)
     stop = next((i for i in range(first, last) if ids[i] in tokenizer.end_ids), last)
-    answer = tokenizer.decode(ids[first:stop])
+    answer = tokenizer.decode(ids[first:stop], follows=ids[first - 1])
     space = answer[: len(answer) - len(answer.lstrip())]
     rest = answer[len(space) + len(label) :]
     if not answer.startswith(space + label) or (rest and (label[-1] + rest[0]).isalnum()):
@@ -97,6 +97,7 @@ def label_test(rows: Sequence[LabelledRow], labels: Sequence[str], tokenizer: To
         candidates = []
         for label, ending in endings.items():
             end = row.end if ending is None else ()
-            candidates.append((*tokenizer.encode(row.space + label + (ending or "")), *end))
+            text = row.space + label + (ending or "")
+            candidates.append((*tokenizer.encode(text, follows=row.prompt[-1]), *end))
         choices.append(Choice(row.prompt, candidates))
     return LabelTest(rows, labels, choices)

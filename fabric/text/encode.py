@@ -89,7 +89,7 @@ def encode(
             )
     else:
         ids = prompt_ids(tokenizer, data["prompt"])
-        target = tokenizer.encode(data.get("completion", ""))
+        target = tokenizer.encode(data.get("completion", ""), follows=ids[-1] if ids else None)
         if "completion" in data and tokenizer.eos_id is not None:
             target.append(tokenizer.eos_id)
         train = [0] * len(ids) + [1] * len(target)
@@ -152,7 +152,8 @@ def encode_spans(
     first = np.array([start for start, _ in spans] or [0], np.int64)
     last = np.array([end for _, end in spans] or [0], np.int64)
     span = np.maximum(np.searchsorted(first, pieces.starts, side="right") - 1, 0)
-    train = ((pieces.starts >= first[span]) & (pieces.ends <= last[span])).astype(int).tolist()
+    inside = (pieces.starts >= first[span]) & (pieces.ends <= last[span]) & (pieces.starts < last[span])
+    train = inside.astype(int).tolist()
     ids = with_bos(tokenizer, pieces.ids)
     return ids, [0] * (len(ids) - len(train)) + train
 

@@ -127,5 +127,6 @@ def _write_tokens(
 
 
 def _sample(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    pairs = zip(example.tokens.tolist(), example.train.tolist(), strict=True)
-    return [(tokenizer.decode([token]), bool(train)) for token, train in pairs]
+    ids = example.tokens.tolist()
+    rows = zip([None, *ids], ids, example.train.tolist(), strict=False)
+    return [(tokenizer.decode([token], follows=before), bool(train)) for before, token, train in rows]

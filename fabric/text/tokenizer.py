@@ -1,4 +1,4 @@
-"""A tokenizer built from a GGUF's metadata alone: byte-level BPE as GPT-2 introduced it.
+"""A tokenizer built from a GGUF's metadata alone: special tokens around the plain text of `words.py`.
 
 Ids match stock llama.cpp. Offsets count characters of the given text, so that a span of text becomes a set of tokens.
 """
@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fabric.errors import DataError
-from fabric.text.pretokenize import Splitter, find_pre
+from fabric.text.pretokenize import find_pre
+from fabric.text.words import BytePairs, ScoredPieces, Vocabulary
 
-_CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
-_CACHE_WORDS = 1 << 17
-_CACHE_LENGTH = 64
-# Names under which models spell the tokens that end an answer, for files whose metadata name only one of them.
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
+# Names under which models spell the tokens that end an answer, for files whose metadata name only one of them or
+# call them ordinary.
 _END_NAMES = frozenset(
-    ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+    ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
 )
-_END_NAMES |= {"<|EOT|>", "<EOT>", "<｜end▁of▁sentence｜>"}
+_END_NAMES |= {"<eos>", "<EOT>", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>"}
+_TAGS = frozenset(("<|EOT|>", "</s>"))  # these end answers only in models that say so
+_SPACES = re.compile(r"[ \t-\r]+")
 
 Int64Array = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -32,7 +33,8 @@ Int64Array = np.ndarray[Any, np.dtype[np.int64]]
 class Pieces:
     """Tokens of a text and the characters each one covers: [starts[i], ends[i]).
 
-    A character whose bytes are spread over several tokens is covered by each of them.
+    A character whose bytes are spread over several tokens is covered by each of them. The space that SentencePiece
+    puts in front of a text covers nothing.
     """
 
     ids: list[int]
@@ -41,59 +43,57 @@ class Pieces:
 
 
 class Tokenizer:
-    """Text to ids and back. Build one with `from_gguf`."""
+    """Text to ids and back. Build one with `from_gguf`.
+
+    spaced: SentencePiece's rule that plain text gets a space in front where it begins, or follows a special token.
+    stripped: Phi-3's rule that control tokens swallow the white space behind them, but for three.
+    """
 
     def __init__(
         self,
+        vocabulary: Vocabulary,
         tokens: Sequence[str],
         types: Sequence[int],
-        merges: Sequence[str],
-        pre: str,
         *,
         bos_id: int | None = None,
         eos_id: int | None = None,
         eot_id: int | None = None,
         pad_id: int | None = None,
-        add_bos: bool | None = None,
+        add_bos: bool = False,
+        spaced: bool = False,
+        stripped: bool = False,
         chat_template: str | None = None,
     ) -> None:
-        row = find_pre(pre)
         self.tokens = tokens
         self.vocab_size = len(tokens)
         self.bos_id, self.eos_id, self.eot_id, self.pad_id = bos_id, eos_id, eot_id, pad_id
-        self.add_bos = (row.add_bos if add_bos is None else add_bos) and bos_id is not None
+        self.add_bos = add_bos and bos_id is not None
         self.chat_template = chat_template
-        # of equal strings the first counts, in vocabulary and merges alike
-        self._ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
-        self._ranks = dict(zip(reversed(merges), range(len(merges) - 1, -1, -1), strict=True))
-        self._split = Splitter(row)
-        self._ignore_merges = row.ignore_merges
-        self._cache: dict[str, list[int]] = {}
-        self._control = {tokens[i]: i for i, kind in enumerate(types) if kind == _CONTROL and tokens[i]}
-        self._user = {tokens[i]: i for i, kind in enumerate(types) if kind == _USER_DEFINED and tokens[i]}
-        self._special_ids = frozenset(self._control.values()) | frozenset(self._user.values())
+        self._vocabulary = vocabulary
+        self._spaced = spaced
+        self._control, self._user = _special(tokens, types)
+        self._control_ids = frozenset(self._control.values())
+        self._special_ids = self._control_ids | frozenset(self._user.values())
+        kept = ("<unk>", "<s>", "<|endoftext|>")
+        self._stripping = frozenset(i for text, i in self._control.items() if stripped and text not in kept)
         self._find_user = _Finder(self._user)
         self._find_special = _Finder(self._user | self._control)
-        self._lengths: Int64Array | None = None
-        named = (self._ids[name] for name in _END_NAMES if name in self._control)
+        self._lengths = np.full(self.vocab_size, -1, np.int64)  # in bytes, -1 where nobody asked yet
+        named = (self._control[name] for name in _END_NAMES if name in self._control)
+        named = (i for i in named if tokens[i] not in _TAGS or types[i] == _CONTROL)
         self.end_ids = frozenset(i for i in (*named, eos_id, eot_id) if i is not None)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """From the `tokenizer.*` keys of a GGUF's metadata; DataError where they are missing, wrong or unsupported."""
         model = metadata.get("tokenizer.ggml.model")
-        if model != "gpt2":
+        if model not in ("gpt2", "llama"):
             known = "has no tokenizer (tokenizer.ggml.model)" if model is None else f"has a tokenizer of kind {model!r}"
-            raise DataError(f"the model {known}; byte-level BPE ('gpt2') is what is supported")
+            raise DataError(f"the model {known}; byte-level BPE ('gpt2') and SentencePiece ('llama') are supported")
         tokens = _strings(metadata, "tokenizer.ggml.tokens")
-        merges = _strings(metadata, "tokenizer.ggml.merges")
-        types = metadata.get("tokenizer.ggml.token_type")
-        if types is None:
-            types = [1] * len(tokens)
-        elif not isinstance(types, list) or not all(isinstance(kind, int) for kind in types):
-            raise DataError("the model's tokenizer.ggml.token_type is not a list of numbers")
-        elif len(types) != len(tokens):
-            raise DataError(f"the model's tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
+        types = [1] * len(tokens)
+        if "tokenizer.ggml.token_type" in metadata:
+            types = _numbers(metadata, "tokenizer.ggml.token_type", int, len(tokens))
 
         def token_id(name: str) -> int | None:
             value = metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -101,34 +101,43 @@ class Tokenizer:
                 raise DataError(f"tokenizer.ggml.{name}_token_id is {value!r}, not one of the {len(tokens)} tokens")
             return value
 
-        add_bos = metadata.get("tokenizer.ggml.add_bos_token")
+        def flag(name: str, default: bool) -> bool:
+            value = metadata.get(f"tokenizer.ggml.{name}")
+            return default if value is None else bool(value)
+
+        if model == "gpt2":
+            pre = str(metadata.get("tokenizer.ggml.pre", "default"))
+            vocabulary: Vocabulary = BytePairs(tokens, _strings(metadata, "tokenizer.ggml.merges"), pre)
+            add_bos, spaced = find_pre(pre).add_bos, False
+        else:
+            scores = _numbers(metadata, "tokenizer.ggml.scores", (int, float), len(tokens))
+            unreachable = frozenset(_special(tokens, types)[0].values())
+            vocabulary = ScoredPieces(tokens, scores, unreachable)
+            add_bos, spaced = True, flag("add_space_prefix", True)
         template = metadata.get("tokenizer.chat_template")
+        name = str(metadata.get("general.name", "")).lower()
         return cls(
+            vocabulary,
             tokens,
             types,
-            merges,
-            str(metadata.get("tokenizer.ggml.pre", "default")),
             bos_id=token_id("bos"),
             eos_id=token_id("eos"),
             eot_id=token_id("eot"),
             pad_id=token_id("padding"),
-            add_bos=None if add_bos is None else bool(add_bos),
+            add_bos=flag("add_bos_token", add_bos),
+            spaced=spaced,
+            stripped="phi-3" in name or "phi3" in name,  # nothing else in the file says so
             chat_template=template if isinstance(template, str) else None,
         )
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False, follows: int | None = None) -> list[int]:
         """Ids of a text, without a beginning-of-text token.
 
         special: the spelling of a control token stands for that token. Otherwise it is text like any other;
         user-defined tokens (such as `<think>`) are ordinary vocabulary and recognised either way.
+        follows: the token in front of the text, None where it begins.
         """
-        ids: list[int] = []
-        for part, token in self._parts(text, special, ()):
-            if token is None:
-                self._encode_plain(part, ids)
-            else:
-                ids.append(token)
-        return ids
+        return self._encode(text, special, (), (), follows).ids
 
     def encode_pieces(
         self,
@@ -142,45 +151,29 @@ class Tokenizer:
         literal: ascending ranges of `text` in which control tokens are not recognised even when special is set.
         cuts: ascending positions that no token may span.
         """
-        ids: list[int] = []
-        first = 0
-        for cut in (*cuts, len(text)):
-            shifted = [(a - first, b - first) for a, b in literal if a < cut and b > first]
-            for part, token in self._parts(text[first:cut], special, shifted):
-                if token is None:
-                    self._encode_plain(part, ids)
-                else:
-                    ids.append(token)
-            first = cut
-        data = text.encode()
-        lengths = self._byte_lengths()[ids]
-        ends = np.cumsum(lengths)
-        if ids and ends[-1] != len(data):  # some bytes have no token and were left out
-            at = 0
-            for k, token in enumerate(ids):
-                piece = self.token_bytes(token)
-                at = data.index(piece, at) + len(piece)
-                ends[k] = at
-        starts = ends - lengths
-        if ids and len(data) != len(text):
-            char_of_byte = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
-            starts, ends = char_of_byte[starts], char_of_byte[ends - 1] + 1
-        return Pieces(ids, starts, ends)
+        made = self._encode(text, special, literal, cuts, None)
+        return Pieces(made.ids, *self._characters(text, made))
 
-    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of ids; bytes that are not UTF-8 become U+FFFD. skip_special leaves control tokens out."""
-        controls = frozenset(self._control.values()) if skip_special else frozenset()
-        return b"".join(self.token_bytes(i) for i in ids if i not in controls).decode("utf-8", "replace")
+    def decode(self, ids: Iterable[int], skip_special: bool = False, follows: int | None = None) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD. skip_special leaves control tokens out.
+
+        follows: the token in front of the first one, None where a text begins.
+        """
+        parts = []
+        spaced = self._takes_space(follows)
+        for i in ids:
+            special = i in self._special_ids
+            if not (skip_special and i in self._control_ids):
+                part = self.token_bytes(i)
+                parts.append(part[1:] if spaced and not special and part.startswith(b" ") else part)
+            spaced = special and self._spaced
+        return b"".join(parts).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; a special token's are its spelling."""
-        text = self.tokens[token_id]
         if token_id in self._special_ids:
-            return text.encode("utf-8", "surrogateescape")
-        try:
-            return bytes([_CHAR_TO_BYTE[c] for c in text])
-        except KeyError:  # a token outside the byte alphabet, such as an unused one
-            return text.encode("utf-8", "surrogateescape")
+            return self.tokens[token_id].encode("utf-8", "surrogateescape")
+        return self._vocabulary.token_bytes(token_id)
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token is a control or user-defined one."""
@@ -195,6 +188,67 @@ class Tokenizer:
     def end_texts(self) -> tuple[str, ...]:
         """The spellings of the tokens that end an answer."""
         return tuple(self.tokens[i] for i in sorted(self.end_ids))
+
+    def _takes_space(self, follows: int | None) -> bool:
+        return self._spaced and (follows is None or follows in self._special_ids)
+
+    def _encode(
+        self,
+        text: str,
+        special: bool,
+        literal: Sequence[tuple[int, int]],
+        cuts: Sequence[int],
+        follows: int | None,
+    ) -> _Encoded:
+        made = _Encoded()
+        ids, encode = made.ids, self._vocabulary.encode
+        spaced = self._takes_space(follows)
+        first = 0
+        for cut in (*cuts, len(text)):
+            shifted = [(a - first, b - first) for a, b in literal if a < cut and b > first]
+            strip = False
+            for part, token in self._parts(text[first:cut], special, shifted):
+                if token is not None:
+                    ids.append(token)
+                    spaced, strip = self._spaced, token in self._stripping
+                    continue
+                if strip and (found := _SPACES.match(part)):
+                    made.skipped.append((len(ids), found.end()))
+                    part = part[found.end() :]
+                if part:
+                    if spaced:
+                        made.spaced.append(len(ids))
+                    ids += encode(" " + part if spaced else part)
+                    spaced = strip = False
+            first = cut
+        return made
+
+    def _characters(self, text: str, made: _Encoded) -> tuple[Int64Array, Int64Array]:
+        """The range of characters of each token."""
+        data, ids = text.encode(), np.array(made.ids, np.int64)
+        if not len(ids):
+            return ids, ids
+        for i in np.unique(ids[self._lengths[ids] < 0]).tolist():
+            self._lengths[i] = len(self.token_bytes(i))
+        lengths = self._lengths[ids]
+        lengths[made.spaced] -= 1
+        steps = lengths.copy()
+        for k, count in made.skipped:
+            if k < len(steps):
+                steps[k] += count
+        ends = np.cumsum(steps)
+        skipped_last = sum(count for k, count in made.skipped if k == len(ids))
+        if ends[-1] + skipped_last != len(data):  # some bytes have no token and were left out
+            at = 0
+            for k, token in enumerate(made.ids):
+                piece = self.token_bytes(token)
+                at = data.index(piece, at) + len(piece)
+                ends[k] = at
+        starts = ends - lengths
+        if len(data) == len(text):
+            return starts, ends
+        char_of_byte = np.cumsum(np.frombuffer(data + b"\0", np.uint8) & 0xC0 != 0x80) - 1
+        return char_of_byte[starts], np.where(lengths > 0, char_of_byte[ends - 1] + 1, char_of_byte[starts])
 
     def _parts(self, text: str, special: bool, literal: Sequence[tuple[int, int]]) -> Iterable[tuple[str, int | None]]:
         """The text cut at special tokens: (text, id), id None for plain text."""
@@ -213,61 +267,31 @@ class Tokenizer:
         if end < len(text):
             yield text[end:], None
 
-    def _encode_plain(self, text: str, ids: list[int]) -> None:
-        cached = self._cache.get
-        for word in self._split(text):
-            ids += cached(word) or self._encode_word(word)
 
-    def _byte_lengths(self) -> Int64Array:
-        if self._lengths is None:
-            self._lengths = np.fromiter(map(len, self.tokens), np.int64, self.vocab_size)  # one character a byte
-            for i in self._special_ids:
-                self._lengths[i] = len(self.token_bytes(i))
-        return self._lengths
+@dataclass
+class _Encoded:
+    """Ids of a text, and what between them is not of it, or of it and not in them."""
 
-    def _encode_word(self, word: str) -> list[int]:
-        ids = self._merge(word.encode().decode("latin-1").translate(_BYTE_TO_CHAR))
-        if len(word) <= _CACHE_LENGTH:
-            if len(self._cache) >= _CACHE_WORDS:
-                self._cache.clear()
-            self._cache[word] = ids
-        return ids
+    ids: list[int] = field(default_factory=list)
+    spaced: list[int] = field(default_factory=list)  # tokens that begin with a space which is not in the text
+    skipped: list[tuple[int, int]] = field(default_factory=list)  # (token, white space left out in front of it)
 
-    def _merge(self, word: str) -> list[int]:
-        """Byte-pair merging: the lowest rank first, of equals the leftmost. O(n log n)."""
-        if (self._ignore_merges or len(word) == 1) and word in self._ids:
-            return [self._ids[word]]
-        ranks = self._ranks
-        symbols: list[str] = list(word)
-        after = list(range(1, len(symbols) + 1))
-        before = list(range(-1, len(symbols) - 1))
-        heap = []
-        for i in range(len(symbols) - 1):
-            rank = ranks.get(f"{symbols[i]} {symbols[i + 1]}")
-            if rank is not None:
-                heap.append((rank, i, symbols[i], symbols[i + 1]))
-        heapify(heap)
-        while heap:
-            _, i, left, right = heappop(heap)
-            j = after[i]
-            if symbols[i] != left or j >= len(symbols) or symbols[j] != right:
-                continue  # one of the two has been merged meanwhile
-            symbols[i], symbols[j] = left + right, ""
-            after[i] = after[j]
-            if after[j] < len(symbols):
-                before[after[j]] = i
-            for k in (before[i], i):
-                if k >= 0 and after[k] < len(symbols):
-                    rank = ranks.get(f"{symbols[k]} {symbols[after[k]]}")
-                    if rank is not None:
-                        heappush(heap, (rank, k, symbols[k], symbols[after[k]]))
-        ids = []
-        for symbol in symbols:
-            if symbol in self._ids:
-                ids.append(self._ids[symbol])
-            else:  # a merge whose result is no token, or a byte that the vocabulary lacks
-                ids += [self._ids[c] for c in symbol if c in self._ids]
-        return ids
+
+def _special(tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Control tokens (and unknown ones, and those that end answers whatever the file calls them), user-defined ones."""
+    named = _END_NAMES - {"<|EOT|>"}
+    control = {text: i for i, text in enumerate(tokens) if text and (types[i] in (_UNKNOWN, _CONTROL) or text in named)}
+    user = {text: i for i, text in enumerate(tokens) if text and types[i] == _USER_DEFINED and text not in control}
+    return control, user
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, kind: Any, count: int) -> list[Any]:
+    values = metadata.get(key)
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise DataError(f"the model's {key} is not a list of numbers; its tokenizer cannot be built")
+    if len(values) != count:
+        raise DataError(f"the model's {key} has {len(values)} entries for {count} tokens")
+    return values
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
@@ -285,8 +309,14 @@ class _Finder:
         self._lengths: dict[str, list[int]] = {}
         for length, first in sorted({(len(text), text[0]) for text in table}, reverse=True):
             self._lengths.setdefault(first, []).append(length)
-        firsts = "".join(map(re.escape, self._lengths))
-        self._candidate = re.compile(f"[{firsts}]" if firsts else r"(?!)")
+        seconds: dict[str, set[str]] = {}
+        for text in table:
+            seconds.setdefault(text[0], set()).add(text[1:2])
+        starts = [
+            re.escape(first) + ("" if "" in more else f"(?=[{''.join(map(re.escape, sorted(more)))}])")
+            for first, more in seconds.items()
+        ]
+        self._candidate = re.compile("|".join(starts) or r"(?!)")
 
     def __call__(self, text: str) -> Iterator[tuple[int, str]]:
         """(position, text) of each."""
@@ -300,14 +330,3 @@ class _Finder:
                     break
             else:
                 at += 1
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte: itself where printable, else the next one from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-
-
-_BYTE_TO_CHAR = _byte_alphabet()
-_CHAR_TO_BYTE = {c: b for b, c in _BYTE_TO_CHAR.items()}

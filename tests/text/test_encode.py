@@ -14,6 +14,7 @@ from fabric.errors import DataError, UsageError
 from fabric.text.encode import EncodeReport, Example, encode, encode_rows, prompt_ids
 from fabric.text.template import CHATML, ChatTemplate
 from fabric.text.tokenizer import Tokenizer
+from fabric.text.words import BytePairs
 from tests.support.random_models import SPECIALS
 from tests.support.random_models import tokenizer as small_vocabulary
 
@@ -25,7 +26,7 @@ TEXT = "the quick brown fox jumps over the lazy dog"
 def small_tokenizer(add_bos: bool = False) -> Tokenizer:
     """Bytes, a few words, <|endoftext|> as beginning, <|im_end|> as end."""
     tokens, types, merges = small_vocabulary(400)
-    return Tokenizer(tokens, types, merges, "smollm", bos_id=0, eos_id=2, add_bos=add_bos)
+    return Tokenizer(BytePairs(tokens, merges, "smollm"), tokens, types, bos_id=0, eos_id=2, add_bos=add_bos)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from fabric.errors import DataError
 from fabric.text.pretokenize import PRE_TOKENIZERS
 from fabric.text.tokenizer import Tokenizer
+from fabric.text.words import BytePairs
 from tests.support import llama_cpp
 from tests.support.paths import shared, smollm2
 from tests.text.vocabularies import metadata, shared_tokenizer, shortened, smollm2_tokenizer, write_tiny_model
 
-FILES = ["gpt-2", "llama-bpe", "qwen2", "qwen35", "deepseek-coder"]
+FILES = ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "qwen35", "deepseek-coder"]
 TRICKY = " '\"s't'VE\n\r\t.,!?$%-_+=<|>/1234567890abcXYZ"
 TRICKY += "\x04\x1c\x85\xa0\u2003\u3000\u200déß\u0301\u093cñ😀🌫️中文字한국٣٤߀²Ⅷ〇़"
 
@@ -149,7 +150,8 @@ def test_control_tokens_are_text_inside_a_literal_range() -> None:
 
 def test_of_many_special_tokens_the_leftmost_and_longest_is_found() -> None:
     names = [f"<{'a' * (i % 50)}{i}>" for i in range(20_000)]
-    tokenizer = Tokenizer([*build().tokens, *names], [1] * 262 + [3] * 20_000, ["a b"], "gpt-2")
+    tokens = [*build().tokens, *names]
+    tokenizer = Tokenizer(BytePairs(tokens, ["a b"], "gpt-2"), tokens, [1] * 262 + [3] * 20_000)
     assert tokenizer.encode("<<0><a1><a51><", special=True).count(tokenizer.encode(names[1], special=True)[0]) == 1
     ids = tokenizer.encode("".join(names), special=True)
     assert ids == list(range(262, 20_262))
@@ -171,12 +173,12 @@ def test_what_ends_an_answer_and_begins_a_text_is_known() -> None:
     ("changes", "said"),
     [
         ({"model": None}, "no tokenizer"),
-        ({"model": "llama"}, "of kind 'llama'"),
+        ({"model": "t5"}, "of kind 't5'"),
         ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"merges": [1, 2]}, "tokenizer.ggml.merges"),
         ({"token_type": [1]}, "token_type has 1 entries"),
-        ({"token_type": "3"}, "token_type is not a list"),
+        ({"token_type": "3"}, "token_type is not a list of numbers"),
         ({"token_type": ["x"] * 262}, "token_type is not a list"),
         ({"eos_token_id": 10**6}, "eos_token_id is 1000000"),
     ],

@@ -11,13 +11,13 @@ import numpy as np
 
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
-from tests.support.paths import shared, smollm2
+from tests.support.paths import gemma3, shared, smollm2
 
 
 @lru_cache(maxsize=8)
 def metadata(path: Path) -> dict[str, Any]:
     with GGUF.open(path) as gguf:
-        return {key: value for key, value in gguf.metadata.items() if key.startswith("tokenizer.")}
+        return {key: value for key, value in gguf.metadata.items() if key.startswith(("tokenizer.", "general.name"))}
 
 
 @lru_cache(maxsize=8)
@@ -28,6 +28,11 @@ def shared_tokenizer(name: str) -> Tokenizer:
 @lru_cache(maxsize=1)
 def smollm2_tokenizer() -> Tokenizer:
     return Tokenizer.from_gguf(metadata(smollm2()))
+
+
+@lru_cache(maxsize=1)
+def gemma3_tokenizer() -> Tokenizer:
+    return Tokenizer.from_gguf(metadata(gemma3()))
 
 
 def shortened(values: Mapping[str, Any], pre: str, merges: int = 4000) -> dict[str, Any]:
@@ -57,7 +62,12 @@ def write_tiny_model(path: Path, values: Mapping[str, Any]) -> Path:
     writer.add_tokenizer_pre(values["tokenizer.ggml.pre"])
     writer.add_token_list(tokens)
     writer.add_token_types(values["tokenizer.ggml.token_type"])
-    writer.add_token_merges(values["tokenizer.ggml.merges"])
+    if "tokenizer.ggml.scores" in values:
+        writer.add_token_scores(values["tokenizer.ggml.scores"])
+    else:
+        writer.add_token_merges(values["tokenizer.ggml.merges"])
+    if "general.name" in values:
+        writer.add_name(values["general.name"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_tensor("token_embd.weight", np.zeros((len(tokens), width), np.float16))
