@@ -26,14 +26,30 @@ class DecoderConfig:
     context_length: int
 
 
+def positive(gguf: GGUF, key: str, default: int | None = None) -> int:
+    """A whole number of at least 1 under `ARCHITECTURE.key`; DataError where it is missing or something else."""
+    key = f"{gguf.architecture}.{key}"
+    value = gguf.metadata.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise DataError(f"{gguf.path}: metadata {key} is {'missing' if value is None else 'no positive number'}")
+    return value
+
+
+def inverse_frequencies(gguf: GGUF, key: str, n_rot: int) -> npt.NDArray[np.float32]:
+    """(n_rot / 2,) of the RoPE base under `ARCHITECTURE.key`, 10,000 where there is none."""
+    key = f"{gguf.architecture}.{key}"
+    base = gguf.metadata.get(key, 10000.0)
+    if not isinstance(base, float) or not 1 <= base < np.inf:
+        raise DataError(f"{gguf.path}: metadata {key} is no number that RoPE can stand on")
+    return (1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)).astype(np.float32)
+
+
 def rope_frequencies(gguf: GGUF, n_rot: int) -> npt.NDArray[np.float32]:
     """Inverse frequencies, divided by `rope_freqs.weight` (Llama-3) or the factor of linear scaling where there is one.
 
     Raises DataError for a scaling that is neither.
     """
-    arch = gguf.architecture
-    base = float(gguf.metadata.get(f"{arch}.rope.freq_base", 10000.0))
-    inv_freq = (1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)).astype(np.float32)
+    arch, inv_freq = gguf.architecture, inverse_frequencies(gguf, "rope.freq_base", n_rot)
     if "rope_freqs.weight" in gguf.tensors:
         factors = decode_tensor(gguf, "rope_freqs.weight").reshape(-1)
         if factors.size != inv_freq.size:
@@ -41,7 +57,10 @@ def rope_frequencies(gguf: GGUF, n_rot: int) -> npt.NDArray[np.float32]:
         return np.asarray(inv_freq / factors, np.float32)
     kind = str(gguf.metadata.get(f"{arch}.rope.scaling.type", "none"))
     if kind == "linear":
-        return np.asarray(inv_freq / np.float32(gguf.metadata[f"{arch}.rope.scaling.factor"]), np.float32)
+        factor = gguf.metadata.get(f"{arch}.rope.scaling.factor")
+        if not isinstance(factor, float) or not 0 < factor < np.inf:
+            raise DataError(f"{gguf.path}: metadata {arch}.rope.scaling.factor is missing or no positive number")
+        return np.asarray(inv_freq / np.float32(factor), np.float32)
     if kind != "none":
         raise DataError(f"{gguf.path}: RoPE scaling '{kind}' is not supported")
     return inv_freq
@@ -52,12 +71,7 @@ def read_decoder(gguf: GGUF) -> DecoderConfig:
     arch = gguf.architecture
 
     def number(key: str, default: int | None = None) -> int:
-        value = gguf.metadata.get(f"{arch}.{key}", default)
-        if not isinstance(value, int) or value < 1:
-            raise DataError(
-                f"{gguf.path}: metadata {arch}.{key} is {'missing' if value is None else 'no positive number'}"
-            )
-        return value
+        return positive(gguf, key, default)
 
     width, n_head = number("embedding_length"), number("attention.head_count")
     n_kv_head = number("attention.head_count_kv", n_head)

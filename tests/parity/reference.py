@@ -1,4 +1,4 @@
-"""The truth of parity tests: a llama GGUF in transformers and PEFT, its weights decoded by the gguf package. Pairs and
+"""The truth of parity tests: a GGUF in transformers and PEFT, its weights decoded by the gguf package. Pairs and
 gradients go by the names and the row order that the GGUF has ("blk.0.attn_q.weight").
 """
 
@@ -18,24 +18,13 @@ import torch
 from gguf.quants import dequantize
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.parity.architectures import ARCHITECTURES, MODULES
 from tests.parity.rows import Row
 
 Array = npt.NDArray[np.float32]
 Pairs = Mapping[str, tuple[Array, Array]]
 """By GGUF tensor name: A (rank, in) and B (out, rank), B's rows in GGUF order."""
-
-MODULES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
 def _to_pairs_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
@@ -49,22 +38,25 @@ def _to_halves_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
 
 
 class Reference:
-    """A llama GGUF in PyTorch. `dtype` is that of the frozen weights and activations."""
+    """A GGUF in PyTorch. `dtype` is that of the frozen weights and activations."""
 
     def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> None:
         reader = gguf.GGUFReader(str(path))
         weights = {t.name: np.array(dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
 
+        name = reader.get_field("general.architecture")
+        assert name is not None
+        self.architecture = arch = ARCHITECTURES[name.contents()]
+
         def get(key: str, default: Any = None) -> Any:
-            field = reader.get_field("llama." + key)
+            field = reader.get_field(f"{name.contents()}.{key}")
             return default if field is None else field.contents()
 
         self.heads = get("attention.head_count")
         self.kv_heads = get("attention.head_count_kv", self.heads)
         self.head_dim = get("attention.key_length", get("embedding_length") // self.heads)
         self.layers = get("block_count")
-        base = get("rope.freq_base", 10000.0)
-        config = LlamaConfig(
+        config = arch.config(
             vocab_size=weights["token_embd.weight"].shape[0],
             hidden_size=get("embedding_length"),
             intermediate_size=get("feed_forward_length"),
@@ -73,59 +65,72 @@ class Reference:
             num_key_value_heads=self.kv_heads,
             head_dim=self.head_dim,
             rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-            rope_parameters={"rope_type": "default", "rope_theta": base},
             max_position_embeddings=get("context_length"),
             tie_word_embeddings="output.weight" not in weights,
-            attention_bias=False,
+            **arch.settings(get),
         )
         config._attn_implementation = attention
         self.dtype = dtype
-        self.model: Any = LlamaForCausalLM(config).to(dtype)
+        self.model: Any = arch.causal(config).to(dtype)
         self.model.load_state_dict(dict(self._state(weights)), strict=True, assign=False)
-        frequencies = 1.0 / base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
-        frequencies /= weights.get("rope_freqs.weight", np.ones(1))
-        if get("rope.scaling.type", "none") == "linear":
-            frequencies /= get("rope.scaling.factor")
-        # After .to(dtype), which would have rounded them.
-        kind = torch.float64 if dtype == torch.float64 else torch.float32
-        self.model.model.rotary_emb.inv_freq = torch.tensor(frequencies, dtype=kind)
+        for buffer, key in arch.ropes.items():
+            self._set_frequencies(buffer, get(key, 10000.0), weights, get if key == "rope.freq_base" else None)
         if dtype == torch.float64:
             self._keep_f64()
         self.model.requires_grad_(False)
         self.scale = 0.0
 
+    def _set_frequencies(self, buffer: str, base: float, weights: Mapping[str, Array], get: Any) -> None:
+        """After .to(dtype), which would have rounded them. `get`: metadata, where scaling applies."""
+        frequencies = 1.0 / base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        if get is not None:
+            frequencies /= weights.get("rope_freqs.weight", np.ones(1))
+            if get("rope.scaling.type", "none") == "linear":
+                frequencies /= get("rope.scaling.factor")
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        setattr(self.model.model.rotary_emb, buffer, torch.tensor(frequencies, dtype=kind))
+
     def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, torch.Tensor]]:
-        tied = weights.get("output.weight", weights["token_embd.weight"])
+        tied, offset = weights.get("output.weight", weights["token_embd.weight"]), self.architecture.norm_offset
         yield "model.embed_tokens.weight", self._tensor(weights["token_embd.weight"])
-        yield "model.norm.weight", self._tensor(weights["output_norm.weight"])
+        yield "model.norm.weight", self._tensor(weights["output_norm.weight"].astype(np.float64) - offset)
         yield "lm_head.weight", self._tensor(tied)
         for i in range(self.layers):
-            for ours, theirs in {**MODULES, **_NORMS}.items():
-                name = f"blk.{i}.{ours}.weight"
-                yield f"model.layers.{i}.{theirs}.weight", self._tensor(self._order(name, weights[name], inverse=True))
+            for ours, theirs in self.architecture.norms.items():
+                values = weights[f"blk.{i}.{ours}.weight"].astype(np.float64) - offset
+                yield f"model.layers.{i}.{theirs}.weight", self._tensor(values)
+            for ours, theirs in MODULES.items():
+                for kind in ("weight", "bias"):
+                    name = f"blk.{i}.{ours}.{kind}"
+                    if name in weights:
+                        values = self._order(name, weights[name], inverse=True)
+                        yield f"model.layers.{i}.{theirs}.{kind}", self._tensor(values)
 
     def _keep_f64(self) -> None:
         """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
+        offset = self.architecture.norm_offset
 
-        def table(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            angles = position_ids[0, :, None] * self._causal().model.rotary_emb.inv_freq
+        def table(x: torch.Tensor, position_ids: torch.Tensor, kind: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+            frequencies = getattr(self._causal().model.rotary_emb, f"{kind}_inv_freq" if kind else "inv_freq")
+            angles = position_ids[0, :, None] * frequencies
             angles = torch.cat((angles, angles), -1)[None]
             return angles.cos(), angles.sin()
 
-        def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-            return module.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+        def norm(module: Any, eps: float, x: torch.Tensor) -> torch.Tensor:
+            return (offset + module.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
         self.model.model.rotary_emb.forward = table
         for module in self.model.modules():
-            if hasattr(module, "variance_epsilon"):
-                module.forward = partial(norm, module)
+            if type(module).__name__.endswith("RMSNorm"):
+                eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+                module.forward = partial(norm, module, eps)
 
     def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.dtype)
 
     def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool) -> npt.NDArray[Any]:
         heads = self.heads if ".attn_q." in name else self.kv_heads if ".attn_k." in name else 0
-        return rows if heads == 0 else _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
+        return rows if heads == 0 or not self.architecture.interleaved else _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
 
     # ---- LoRA ----
 

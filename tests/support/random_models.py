@@ -1,4 +1,4 @@
-"""Small llama GGUF files with random weights and a real byte-level tokenizer, for tests; and, by
+"""Small GGUF files of every architecture with random weights and a real byte-level tokenizer, for tests; and, by
 
     python -m tests.support.random_models qwen3-0.6b --type Q8_0 -o model.gguf
 
@@ -71,9 +71,19 @@ class RopeScaling:
         return np.array(found, np.float32)
 
 
+_HALVES = ("attn_norm", "ffn_norm")
+_HEADS = ("attn_q_norm", "attn_k_norm")
+VECTORS = {
+    "llama": _HALVES,
+    "qwen3": (*_HALVES, *_HEADS),
+    "gemma3": (*_HALVES, *_HEADS, "post_attention_norm", "post_ffw_norm"),
+}
+"""The norms and biases of a block, by architecture."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a llama model."""
+    """An architecture and its sizes. `window` and `linear_scaling` (of RoPE, in the layers that see all): gemma3."""
 
     hidden: int = 64
     layers: int = 2
@@ -87,6 +97,9 @@ class Shape:
     rope_scaling: RopeScaling | None = None
     rms_eps: float = 1e-5
     tied: bool = True
+    architecture: str = "llama"
+    window: int = 0
+    linear_scaling: float = 1.0
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """(out, in) of a block's matrices, by module."""
@@ -101,10 +114,44 @@ class Shape:
             "ffn_down": (self.hidden, self.ffn),
         }
 
+    def vectors(self) -> dict[str, int]:
+        """Sizes of a block's norms and biases, by name."""
+        found = {}
+        for name in VECTORS[self.architecture]:
+            module, _, kind = name.partition(".")
+            size = self.linear()[module][0] if kind == "bias" else self.head_dim if name in _HEADS else self.hidden
+            found[name if kind else f"{name}.weight"] = size
+        return found
+
+
+QWEN3 = Shape(heads=4, kv_heads=2, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="qwen3")
+GEMMA3 = Shape(
+    layers=7, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma3", window=8, linear_scaling=8.0
+)
+"""Small ones: a head is wider than width / heads; two kinds of layer, and rows longer than the window."""
+
+
+def _qwen3(hidden: int, layers: int, heads: int, ffn: int) -> Shape:
+    return Shape(hidden, layers, heads, 8, 128, ffn, 151936, 40960, 1e6, None, 1e-6, architecture="qwen3")
+
+
+def _gemma3(
+    hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, window: int = 512, linear_scaling: float = 1.0
+) -> Shape:
+    return Shape(
+        hidden, layers, heads, kv_heads, 256, ffn, 262144, 32768, 1e6, None, 1e-6,
+        architecture="gemma3", window=window, linear_scaling=linear_scaling,
+    )  # fmt: skip
+
 
 PRESETS = {
     "tiny": Shape(),
-    "qwen3-0.6b": Shape(1024, 28, 16, 8, 128, 3072, 151936, 4096, 1e6, None, 1e-6, True),
+    "qwen3-0.6b": _qwen3(1024, 28, 16, 3072),
+    "qwen3-1.7b": _qwen3(2048, 28, 16, 6144),
+    "qwen3-4b": _qwen3(2560, 36, 32, 9728),
+    "gemma3-270m": _gemma3(640, 18, 4, 1, 2048),
+    "gemma3-1b": _gemma3(1152, 26, 4, 1, 6912),
+    "gemma3-4b": _gemma3(2560, 34, 8, 4, 10240, window=1024, linear_scaling=8.0),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
@@ -155,6 +202,11 @@ def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
+    if shape.window:
+        writer.add_sliding_window(shape.window)
+    if shape.linear_scaling != 1.0:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(shape.linear_scaling)
     writer.add_vocab_size(shape.vocab)
     kind = types.get("attn_q", types["default"])
     names = ("ALL_F32",) if kind == "F32" else (f"MOSTLY_{kind}{mix}" for mix in ("", "_M", "_MOE"))
@@ -209,7 +261,7 @@ def write_model(
     """
     chosen = {"default": types} if isinstance(types, str) else {"default": "F32", **types}
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), shape.architecture)
     _metadata(writer, shape, chosen)
     makers: list[Maker] = []
 
@@ -234,16 +286,17 @@ def write_model(
 
         makers.append(make)
 
-    def norm() -> Array:
-        return (1 + 0.1 * rng.standard_normal(shape.hidden)).astype(np.float32)
+    def drawn(name: str, size: int) -> None:
+        noise = 0.1 * rng.standard_normal(size)
+        vector(name, (noise if name.endswith("bias") else 1 + noise).astype(np.float32))
 
     matrix("token_embd.weight", "token_embd", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
     for i in range(shape.layers):
-        vector(f"blk.{i}.attn_norm.weight", norm())
+        for name, size in shape.vectors().items():
+            drawn(f"blk.{i}.{name}", size)
         for module, (rows, cols) in shape.linear().items():
             matrix(f"blk.{i}.{module}.weight", module, rows, cols, 1 / math.sqrt(cols))
-        vector(f"blk.{i}.ffn_norm.weight", norm())
-    vector("output_norm.weight", norm())
+    drawn("output_norm.weight", shape.hidden)
     if not shape.tied:
         matrix("output.weight", "output", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
     if shape.rope_scaling is not None:
@@ -279,7 +332,7 @@ def random_pairs(
 
 def main() -> None:
     """The command of the module's first lines."""
-    parser = argparse.ArgumentParser(description="Write a llama GGUF of a real shape with random weights.")
+    parser = argparse.ArgumentParser(description="Write a GGUF of a real shape with random weights.")
     parser.add_argument("shape", choices=sorted(PRESETS))
     parser.add_argument("--type", default="Q8_0", help="of all matrices: any that gguf knows, Q4_K ...")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,90 @@
+"""How transformers calls what a GGUF holds: one row an architecture, and nothing else to tell `reference.py` about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+Get = Callable[..., Any]
+"""Metadata by its key without the architecture's name, with an optional default."""
+
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_HALVES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_HEADS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The classes of transformers and what they are told beyond what every decoder is; norms by their GGUF names."""
+
+    config: Any
+    causal: Any
+    norms: Mapping[str, str]
+    settings: Callable[[Get], dict[str, Any]]
+    """The configuration's own part, the kinds of RoPE included."""
+    ropes: Mapping[str, str]
+    """Buffers of inverse frequencies, and the metadata key of the base of each. Only rope.freq_base is ever scaled."""
+    interleaved: bool = False
+    """Rows of queries and keys lie in pairs in the GGUF and in halves in transformers."""
+    norm_offset: float = 0.0
+    """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
+
+
+def _plain(get: Get) -> dict[str, Any]:
+    theta = get("rope.freq_base", 10000.0)
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "attention_bias": False}
+
+
+def _gemma3(get: Get) -> dict[str, Any]:
+    kinds = {"sliding_attention": get("rope.freq_base_swa", 10000.0), "full_attention": get("rope.freq_base")}
+    return {
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in kinds.items()},
+        "query_pre_attn_scalar": get("attention.key_length"),
+        "sliding_window": get("attention.sliding_window"),
+        "sliding_window_pattern": get("attention.sliding_window_pattern", 6),
+    }
+
+
+ARCHITECTURES = {
+    "llama": Architecture(
+        config=transformers.LlamaConfig,
+        causal=transformers.LlamaForCausalLM,
+        norms=_HALVES,
+        settings=_plain,
+        ropes={"inv_freq": "rope.freq_base"},
+        interleaved=True,
+    ),
+    "qwen3": Architecture(
+        config=transformers.Qwen3Config,
+        causal=transformers.Qwen3ForCausalLM,
+        norms={**_HALVES, **_HEADS},
+        settings=_plain,
+        ropes={"inv_freq": "rope.freq_base"},
+    ),
+    "gemma3": Architecture(
+        config=transformers.Gemma3TextConfig,
+        causal=transformers.Gemma3ForCausalLM,
+        norms={
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+            **_HEADS,
+        },
+        settings=_gemma3,
+        ropes={"full_attention_inv_freq": "rope.freq_base", "sliding_attention_inv_freq": "rope.freq_base_swa"},
+        norm_offset=1.0,
+    ),
+}
