@@ -44,12 +44,13 @@ class Reference:
         reader = gguf.GGUFReader(str(path))
         weights = {t.name: np.array(dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
 
-        name = reader.get_field("general.architecture")
-        assert name is not None
-        self.architecture = arch = ARCHITECTURES[name.contents()]
+        field = reader.get_field("general.architecture")
+        assert field is not None
+        kind = field.contents()
+        self.architecture = arch = ARCHITECTURES[kind]
 
         def get(key: str, default: Any = None) -> Any:
-            field = reader.get_field(f"{name.contents()}.{key}")
+            field = reader.get_field(f"{kind}.{key}")
             return default if field is None else field.contents()
 
         self.heads = get("attention.head_count")
@@ -72,12 +73,16 @@ class Reference:
         config._attn_implementation = attention
         self.dtype = dtype
         self.model: Any = arch.causal(config).to(dtype)
-        self.model.load_state_dict(dict(self._state(weights)), strict=True, assign=False)
+        self.model.requires_grad_(False)
+        unset = dict(self.model.named_parameters())
+        for name, values in self._state(weights):  # one by one: a state dictionary would double the memory
+            unset.pop(name).copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        if unset:
+            raise ValueError(f"{path} has nothing for {', '.join(unset)}")
         for buffer, key in arch.ropes.items():
             self._set_frequencies(buffer, get(key, 10000.0), weights, get if key == "rope.freq_base" else None)
         if dtype == torch.float64:
             self._keep_f64()
-        self.model.requires_grad_(False)
         self.scale = 0.0
 
     def _set_frequencies(self, buffer: str, base: float, weights: Mapping[str, Array], get: Any) -> None:
@@ -90,21 +95,21 @@ class Reference:
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         setattr(self.model.model.rotary_emb, buffer, torch.tensor(frequencies, dtype=kind))
 
-    def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, torch.Tensor]]:
-        tied, offset = weights.get("output.weight", weights["token_embd.weight"]), self.architecture.norm_offset
-        yield "model.embed_tokens.weight", self._tensor(weights["token_embd.weight"])
-        yield "model.norm.weight", self._tensor(weights["output_norm.weight"].astype(np.float64) - offset)
-        yield "lm_head.weight", self._tensor(tied)
+    def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        offset = self.architecture.norm_offset
+        yield "model.embed_tokens.weight", weights["token_embd.weight"]
+        yield "model.norm.weight", weights["output_norm.weight"].astype(np.float64) - offset
+        if "output.weight" in weights:
+            yield "lm_head.weight", weights["output.weight"]
         for i in range(self.layers):
             for ours, theirs in self.architecture.norms.items():
-                values = weights[f"blk.{i}.{ours}.weight"].astype(np.float64) - offset
-                yield f"model.layers.{i}.{theirs}.weight", self._tensor(values)
+                values = weights[f"blk.{i}.{ours}.weight"].astype(np.float64)
+                yield f"model.layers.{i}.{theirs}.weight", values - offset
             for ours, theirs in MODULES.items():
                 for kind in ("weight", "bias"):
                     name = f"blk.{i}.{ours}.{kind}"
                     if name in weights:
-                        values = self._order(name, weights[name], inverse=True)
-                        yield f"model.layers.{i}.{theirs}.{kind}", self._tensor(values)
+                        yield f"model.layers.{i}.{theirs}.{kind}", self._order(name, weights[name], inverse=True)
 
     def _keep_f64(self) -> None:
         """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
@@ -124,9 +129,6 @@ class Reference:
             if type(module).__name__.endswith("RMSNorm"):
                 eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
                 module.forward = partial(norm, module, eps)
-
-    def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.dtype)
 
     def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool) -> npt.NDArray[Any]:
         heads = self.heads if ".attn_q." in name else self.kv_heads if ".attn_k." in name else 0

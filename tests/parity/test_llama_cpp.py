@@ -19,9 +19,10 @@ from tests.support.compare import log_softmax, mean_kl, mean_nll, relative_error
 from tests.support.decoded import decoded_copy
 from tests.support.llama_cpp import Llama
 from tests.support.paths import shared, smollm2
-from tests.support.random_models import RopeScaling, Shape, random_pairs, write_model
+from tests.support.random_models import GEMMA3, QWEN3, RopeScaling, Shape, random_pairs, write_model
 
 TINY = Shape(rope_scaling=RopeScaling())
+OTHERS = {"qwen3": QWEN3, "gemma3": GEMMA3}
 ALPHA = 8.0
 F32_BOUND = 1e-3  # of the largest logit
 TIE = 0.1  # nats: closer candidates are a near-tie
@@ -30,7 +31,7 @@ TIE = 0.1  # nats: closer candidates are a near-tie
 def write_random_adapter(path: Path, shape: Shape, b_std: float) -> Path:
     pairs = {name: LoraPair(a, b) for name, (a, b) in random_pairs(shape, rank=8, b_std=b_std).items()}
     with path.open("wb") as out:
-        write_adapter(out, Adapter("llama", ALPHA, pairs))
+        write_adapter(out, Adapter(shape.architecture, ALPHA, pairs))
     return path
 
 
@@ -39,23 +40,38 @@ def stock(model: Path, tokens: list[int], adapter: Path | None = None) -> np.nda
         return llama.logits(tokens)
 
 
-@pytest.mark.parametrize("shape", [TINY, Shape(tied=False), Shape(heads=2, kv_heads=1, head_dim=32)])
+@pytest.mark.parametrize("shape", [TINY, Shape(tied=False), Shape(heads=2, kv_heads=1, head_dim=32), *OTHERS.values()])
 def test_stock_llama_cpp_sees_the_logits_we_see(shape: Shape, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.gguf", shape)
     tokens = [int(t) for t in np.random.default_rng(0).integers(3, shape.vocab, 60)]
     assert relative_error(ours.logits(model, tokens), stock(model, tokens)) < F32_BOUND
 
 
-def test_stock_llama_cpp_loads_the_adapter_and_it_does_what_merging_does(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m.gguf", TINY)
-    adapter = write_random_adapter(tmp_path / "a.gguf", TINY, 0.1)
+@pytest.mark.parametrize("shape", [TINY, *OTHERS.values()])
+def test_stock_llama_cpp_loads_the_adapter_and_it_does_what_merging_does(shape: Shape, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", shape)
+    adapter = write_random_adapter(tmp_path / "a.gguf", shape, 0.1)
     merged = tmp_path / "merged.gguf"
     merge(MergeSettings(str(model), (AdapterInput(str(adapter)),), str(merged), type="keep"))
-    tokens = [int(t) for t in np.random.default_rng(0).integers(3, TINY.vocab, 60)]
+    tokens = [int(t) for t in np.random.default_rng(0).integers(3, shape.vocab, 60)]
     base, beside, inside = stock(model, tokens), stock(model, tokens, adapter), stock(merged, tokens)
     assert relative_error(beside, base) > 0.01, "the adapter changes nothing"
     assert relative_error(beside, inside) < F32_BOUND
     assert relative_error(ours.logits(merged, tokens), inside) < F32_BOUND
+
+
+@pytest.mark.parametrize("shape", OTHERS.values(), ids=OTHERS)
+def test_stock_llama_cpp_loads_what_we_quantized(shape: Shape, tmp_path: Path) -> None:
+    """On an F32 copy of its blocks stock agrees with us as on any F32 file: that is what the file means. On the file
+    itself stock rounds activations to 8 bits as well and may stray from us no further than from that copy.
+    """
+    model, quantized = write_model(tmp_path / "m.gguf", shape), tmp_path / "q.gguf"
+    quantize(QuantizeSettings(str(model), str(quantized), "q8_0"))
+    tokens = [int(t) for t in np.random.default_rng(0).integers(3, shape.vocab, 60)]
+    truth = stock(decoded_copy(quantized, tmp_path / "decoded.gguf"), tokens)
+    theirs, got = stock(quantized, tokens), ours.logits(quantized, tokens)
+    assert relative_error(got, truth) < F32_BOUND
+    assert mean_kl(theirs, got) < max(1e-3, 1.05 * mean_kl(theirs, truth))
 
 
 # ---- the real model ----

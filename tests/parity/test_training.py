@@ -14,14 +14,16 @@ pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
 from fabric.training.run import train as fabric_train  # noqa: E402
 from fabric.training.settings import TrainSettings  # noqa: E402
 from fabric.weights.adapter import Adapter, LoraPair, read_adapter, write_adapter  # noqa: E402
+from fabric.weights.gguf import GGUF  # noqa: E402
 from tests.parity import ours  # noqa: E402
 from tests.parity.reference import Pairs, Recipe, Reference, train  # noqa: E402
 from tests.parity.rows import batches  # noqa: E402
 from tests.support.compare import flat, rms_error  # noqa: E402
-from tests.support.random_models import RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+from tests.support.random_models import GEMMA3, QWEN3, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
 
 ALPHA, STEPS = 8.0, 20
 SHAPE = Shape(layers=3, rope_scaling=RopeScaling())
+SHAPES = {"llama": SHAPE, "qwen3": QWEN3, "gemma3": GEMMA3}
 
 
 class Quiet:
@@ -37,8 +39,10 @@ class Quiet:
 
 def run_ours(folder: Path, model: Path, pairs: Pairs, **settings: Any) -> tuple[list[float], Pairs]:
     """Losses and final pairs of a run over the same batches from the same pairs."""
+    with GGUF.open(model) as gguf:
+        architecture = gguf.architecture
     with (folder / "start.gguf").open("wb") as out:
-        write_adapter(out, Adapter("llama", ALPHA, {name: LoraPair(a, b) for name, (a, b) in pairs.items()}))
+        write_adapter(out, Adapter(architecture, ALPHA, {name: LoraPair(a, b) for name, (a, b) in pairs.items()}))
     chosen = TrainSettings(
         data=str(ours.write_rows(folder / "rows.jsonl", batches(SHAPE.vocab, STEPS, rows=4))),
         model=str(model),
@@ -61,10 +65,10 @@ def run_peft(model: Path, pairs: Pairs, dtype: torch.dtype = torch.float64) -> t
     return [step.loss for step in steps], reference.pairs()
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_twenty_steps_follow_peft(pack: bool, tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m.gguf", SHAPE, "Q8_0")
-    pairs = random_pairs(SHAPE, b_std=0.1)
+@pytest.mark.parametrize(("name", "pack"), [("llama", True), ("llama", False), ("qwen3", True), ("gemma3", True)])
+def test_twenty_steps_follow_peft(name: str, pack: bool, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", SHAPES[name], "Q8_0")
+    pairs = random_pairs(SHAPES[name], b_std=0.1)
     theirs, end = run_peft(model, pairs)
     losses, tuned = run_ours(tmp_path, model, pairs, pack=pack)
     assert len(losses) == STEPS
@@ -72,9 +76,10 @@ def test_twenty_steps_follow_peft(pack: bool, tmp_path: Path) -> None:
     assert rms_error(flat(tuned), flat(end)) < 1e-3
 
 
-def test_training_in_bf16_strays_no_further_than_peft_does(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m.gguf", SHAPE, "Q8_0")
-    pairs = random_pairs(SHAPE, b_std=0.1)
+@pytest.mark.parametrize("name", SHAPES)
+def test_training_in_bf16_strays_no_further_than_peft_does(name: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", SHAPES[name], "Q8_0")
+    pairs = random_pairs(SHAPES[name], b_std=0.1)
     truth, _ = run_peft(model, pairs)
     theirs, _ = run_peft(model, pairs, torch.bfloat16)
     losses, _ = run_ours(tmp_path, model, pairs, precision="bf16")
