@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from fabric.models import architectures
 
 ROOT = Path(__file__).parents[2]
@@ -51,3 +53,12 @@ def test_an_architecture_is_one_file() -> None:
     for name in architectures():
         for path in others:
             assert f'"{name}"' not in path.read_text(encoding="utf-8"), f"{path} knows {name} by name"
+
+
+def test_every_architecture_stands_in_the_parity_tests() -> None:
+    pytest.importorskip("gguf", reason="the small models of the parity tests are written by the gguf package")
+    from tests.support.random_models import SMALL
+
+    assert sorted(SMALL) == architectures()
+    rows = (ROOT / "tests/parity/architectures.py").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'"(\w+)": Architecture\(', rows)) == architectures()

@@ -1,5 +1,4 @@
-"""How transformers calls what a GGUF holds: one row an architecture, and nothing else to tell `reference.py` about it.
-"""
+"""How transformers calls what a GGUF holds: one row an architecture, all that `reference.py` needs to know of it."""
 
 from __future__ import annotations
 

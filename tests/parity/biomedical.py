@@ -23,8 +23,8 @@ from tests.support.paths import REPOSITORY, gemma3, shared, smollm2
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, and how it is asked: `prompt` takes the question, `answer` the answer. `published`: PEFT's loss a trained
-    token and label accuracy before training and after each epoch.
+    """A model, and how it is asked: `prompt` takes the question, `answer` the answer. `published`: PEFT's loss a
+    trained token and label accuracy before training and after each epoch.
     """
 
     path: Callable[[], Path]

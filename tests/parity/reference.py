@@ -131,8 +131,10 @@ class Reference:
                 module.forward = partial(norm, module, eps)
 
     def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool) -> npt.NDArray[Any]:
-        heads = self.heads if ".attn_q." in name else self.kv_heads if ".attn_k." in name else 0
-        return rows if heads == 0 or not self.architecture.interleaved else _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
+        heads = {"attn_q": self.heads, "attn_k": self.kv_heads}.get(name.split(".")[2])
+        if heads is None or not self.architecture.interleaved:
+            return rows
+        return _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
 
     # ---- LoRA ----
 

@@ -16,19 +16,17 @@ from tests.parity.reference import Reference  # noqa: E402
 from tests.parity.rows import Row, batches  # noqa: E402
 from tests.support.compare import flat, relative_error, rms_error  # noqa: E402
 from tests.support.paths import shared, smollm2  # noqa: E402
-from tests.support.random_models import GEMMA3, QWEN3, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+from tests.support.random_models import SMALL, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
 
 SHAPES = {
-    "tied": Shape(),
+    **SMALL,
     "untied": Shape(tied=False),
     "llama3_scaling": Shape(rope_scaling=RopeScaling(), rope_base=500000.0),
     "every_head_its_own_keys": Shape(kv_heads=4),
     "one_key_head": Shape(heads=2, kv_heads=1, head_dim=32),
     "heads_wider_than_the_model": Shape(heads=4, kv_heads=2, head_dim=32),
     "odd_sizes": Shape(hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16, ffn=160, vocab=389),
-    "qwen3": QWEN3,
-    "gemma3": GEMMA3,
-    "gemma3_without_scaling": replace(GEMMA3, layers=6, window=5, linear_scaling=1.0),
+    "gemma3_without_scaling": replace(SMALL["gemma3"], layers=6, window=5, linear_scaling=1.0),
     "gemma3_heads_of_256": Shape(64, 6, 2, 1, 256, 96, window=16, architecture="gemma3"),
 }
 WHOLE_BLOCKS = Shape(hidden=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn=512)

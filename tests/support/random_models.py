@@ -124,11 +124,15 @@ class Shape:
         return found
 
 
-QWEN3 = Shape(heads=4, kv_heads=2, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="qwen3")
-GEMMA3 = Shape(
-    layers=7, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma3", window=8, linear_scaling=8.0
-)
-"""Small ones: a head is wider than width / heads; two kinds of layer, and rows longer than the window."""
+SMALL = {
+    "llama": Shape(),
+    "qwen3": Shape(heads=4, kv_heads=2, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="qwen3"),
+    "gemma3": Shape(
+        layers=7, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma3", window=8,
+        linear_scaling=8.0,
+    ),
+}  # fmt: skip
+"""One of every architecture, for parity tests: with all that is its own (both kinds of layer, rows past the window)."""
 
 
 def _qwen3(hidden: int, layers: int, heads: int, ffn: int) -> Shape:
@@ -145,7 +149,7 @@ def _gemma3(
 
 
 PRESETS = {
-    "tiny": Shape(),
+    "tiny": SMALL["llama"],
     "qwen3-0.6b": _qwen3(1024, 28, 16, 3072),
     "qwen3-1.7b": _qwen3(2048, 28, 16, 6144),
     "qwen3-4b": _qwen3(2560, 36, 32, 9728),
