@@ -65,6 +65,13 @@ ARCHITECTURES = {
         ropes={"inv_freq": "rope.freq_base"},
         interleaved=True,
     ),
+    "qwen2": Architecture(
+        config=transformers.Qwen2Config,
+        causal=transformers.Qwen2ForCausalLM,
+        norms=_HALVES,
+        settings=_plain,
+        ropes={"inv_freq": "rope.freq_base"},
+    ),
     "qwen3": Architecture(
         config=transformers.Qwen3Config,
         causal=transformers.Qwen3ForCausalLM,

@@ -75,6 +75,7 @@ _HALVES = ("attn_norm", "ffn_norm")
 _HEADS = ("attn_q_norm", "attn_k_norm")
 VECTORS = {
     "llama": _HALVES,
+    "qwen2": (*_HALVES, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
     "qwen3": (*_HALVES, *_HEADS),
     "gemma3": (*_HALVES, *_HEADS, "post_attention_norm", "post_ffw_norm"),
 }
@@ -126,6 +127,7 @@ class Shape:
 
 SMALL = {
     "llama": Shape(),
+    "qwen2": Shape(rope_base=1e6, rms_eps=1e-6, architecture="qwen2"),
     "qwen3": Shape(heads=4, kv_heads=2, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="qwen3"),
     "gemma3": Shape(
         layers=7, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma3", window=8,
@@ -150,6 +152,7 @@ def _gemma3(
 
 PRESETS = {
     "tiny": SMALL["llama"],
+    "qwen2.5-0.5b": Shape(896, 24, 14, 2, 64, 4864, 151936, 32768, 1e6, None, 1e-6, architecture="qwen2"),
     "qwen3-0.6b": _qwen3(1024, 28, 16, 3072),
     "qwen3-1.7b": _qwen3(2048, 28, 16, 6144),
     "qwen3-4b": _qwen3(2560, 36, 32, 9728),
