@@ -4,7 +4,7 @@ _fabric() {
     local command=${COMP_WORDS[1]} words=""
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "prepare template train resume merge quantize eval generate devices inspect bench plot --help --version" -- "$cur")); return
+        COMPREPLY=($(compgen -W "prepare template train resume merge quantize eval generate devices convert inspect bench plot --help --version" -- "$cur")); return
     fi
     case "$command:$prev" in
         prepare:-o|prepare:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -90,6 +90,9 @@ _fabric() {
         generate:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
         generate:--threads) return ;;
         generate:--device) return ;;
+        convert:-o|convert:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        convert:-m|convert:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        convert:--type) return ;;
         bench:-m|bench:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         bench:--tokens) return ;;
         bench:--trained-every) return ;;
@@ -117,6 +120,7 @@ _fabric() {
         eval) words="-m --model -a --adapter --compare --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         generate) words="-m --model -a --adapter -o --output --prompt --raw --max-tokens --temperature --top-k --top-p --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="-q --quiet --json --debug -h --help" ;;
+        convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
         inspect) words="--tensors -q --quiet --json --debug -h --help" ;;
         bench) words="-m --model --tokens --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
         plot) words="-o --output -c --columns --smooth --title --width --height -q --quiet --json --debug -h --help" ;;

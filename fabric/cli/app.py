@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "measure perplexity, loss and labelled accuracy",
     "generate": "answer prompts with a model and adapters",
     "devices": "list what this machine can train on",
+    "convert": "Hugging Face checkpoints and PEFT adapters to GGUF, and back",
     "inspect": "say what is inside a GGUF file",
     "bench": "measure training speed and share of the machine's peak",
     "plot": "draw the metrics of training runs",

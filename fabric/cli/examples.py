@@ -40,6 +40,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("an answer for every row", "fabric generate prompts.jsonl -m base.gguf > answers.jsonl"),
     ],
     "devices": [("what is there", "fabric devices")],
+    "convert": [
+        ("a checkpoint, straight into eight bits", "fabric convert Qwen3-0.6B/ | fabric quantize -o qwen3.gguf"),
+        ("an adapter that PEFT trained", "fabric convert peft-adapter/ -m base.gguf -o adapter.gguf"),
+        ("an adapter for PEFT", "fabric convert adapter.gguf -m base.gguf -o peft-adapter"),
+    ],
     "inspect": [
         ("what is this file?", "fabric inspect model.gguf"),
         ("how was this adapter made?", "fabric inspect adapter.gguf --json | jq .history"),

@@ -1,0 +1,69 @@
+"""`fabric convert`: Hugging Face checkpoints and PEFT adapters to GGUF, and GGUF adapters to PEFT."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from fabric.cli import console
+from fabric.errors import MissingInputError, UsageError
+
+if TYPE_CHECKING:
+    from fabric.weights.adapter import Adapter
+
+
+def command(
+    source: Annotated[str, Argument(metavar="SOURCE", help="a checkpoint's folder, a PEFT folder, or a GGUF adapter")],
+    output: Annotated[
+        str, Option("-o", "--output", metavar="FILE", help="where the result goes; `-`: stdout; to PEFT: a new folder")
+    ] = "-",
+    model: Annotated[
+        str | None, Option("-m", "--model", metavar="GGUF", help="base model; adapters need it", show_default=False)
+    ] = None,
+    type: Annotated[str, Option("--type", metavar="TYPE", help="of a model's matrices: keep, f32, f16, bf16")] = "keep",
+) -> None:
+    """Converts a Hugging Face checkpoint (llama, mistral, qwen2, qwen3, gemma3) to GGUF, and LoRA adapters both ways.
+
+    A folder with config.json is a checkpoint, one with adapter_config.json a PEFT adapter.
+    """
+    from fabric.files import check_streams
+    from fabric.huggingface.peft import adapter_from_peft, adapter_to_peft, is_peft
+
+    folder = Path(source)
+    check_streams([source, model], [])
+    if not folder.is_dir() and source != "-" and not folder.exists():
+        raise MissingInputError(f"{source} cannot be read: no such file or directory")
+    if not folder.is_dir():
+        if output == "-":
+            raise UsageError("a PEFT adapter is a folder: name one with -o")
+        return _tell_adapter(adapter_to_peft(source, _base(model), Path(output)), output)
+    console.refuse_terminal(output)
+    if is_peft(folder):
+        return _tell_adapter(adapter_from_peft(folder, _base(model), output), output)
+    _model(folder, output, type)
+
+
+def _model(folder: Path, output: str, type: str) -> None:
+    from fabric.huggingface.model import convert_model
+
+    with console.bar("convert", "B") as progress:
+        result = convert_model(folder, output, type.lower(), progress)
+    left = f"; {len(result.dropped)} tensors that are no part of the text model left out" if result.dropped else ""
+    size = console.human_bytes(result.file_bytes)
+    text = f"converted {result.tensors} tensors of a {result.architecture} model: {size}{left}"
+    console.report(dataclasses.asdict(result), text, output)
+
+
+def _base(model: str | None) -> str:
+    if model is None:
+        raise UsageError("-m: a LoRA adapter is converted for its base model; name that GGUF")
+    return model
+
+
+def _tell_adapter(adapter: Adapter, output: str) -> None:
+    values = {"output": output, "pairs": len(adapter.pairs), "rank": adapter.rank, "alpha": adapter.alpha}
+    text = f"converted {len(adapter.pairs)} LoRA pairs, rank {adapter.rank}, alpha {adapter.alpha:g}: {output}"
+    console.report(values, text, output)

@@ -1,0 +1,145 @@
+"""Small checkpoints as transformers saves them, with a tokenizer as `tokenizers` trains it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CORPUS = [
+    "The harbour master counts 12345 boats; they're late, and the fog isn't lifting.",
+    "Wir zählen 7 Boote.\n\nЛодка №3 стоит у причала.  日本語のテキスト, emoji 🚤🚤!",
+    "def f(x):\n    return x ** 2  # twice\n",
+] * 8  # fmt: skip
+TEXTS = [*CORPUS[:3], "", " leading", "trailing  ", "it's 2026\r\n\r\nnow", "<|im_start|>user", "naïve café"]
+SPECIALS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+LLAMA3_SCALING = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+VOCAB = 400
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": None,
+}  # fmt: skip
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama3_scaling": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_SCALING}),
+    "llama_with_biases": ("Llama", {"attention_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
+    "gemma3": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 16, "query_pre_attn_scalar": 16}),
+}
+
+
+def tokenizer(folder: Path, kind: str = "llama3") -> Any:
+    """Trains a byte-level BPE that cuts words as `kind` does, saves it, and returns it as transformers has it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from fabric.huggingface.tokenizer import _LLAMA3
+
+    level = pre_tokenizers.ByteLevel
+    split = {"llama3": _LLAMA3, "qwen2": _LLAMA3.replace("{1,3}", "")}
+    made = Tokenizer(models.BPE())
+    if kind in split:
+        steps = [pre_tokenizers.Split(Regex(split[kind]), "isolated"), level(add_prefix_space=False, use_regex=False)]
+        made.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    elif kind == "smollm":
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), level(add_prefix_space=False)])
+    else:
+        made.pre_tokenizer = level(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - 10, special_tokens=SPECIALS, initial_alphabet=level.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder)
+    return fast
+
+
+def spm_json(folder: Path, prefix: bool) -> Any:
+    """A SentencePiece vocabulary as a tokenizer.json: what Gemma and Llama 2 come with."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    space = normalizers.Replace(" ", "▁")
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if prefix else space
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # while training: no piece spans two words
+    trainer = trainers.BpeTrainer(vocab_size=130, show_progress=False)
+    made.train_from_iterator(CORPUS, trainer)
+    told = json.loads(made.to_str())
+    learned = sorted(told["model"]["vocab"], key=told["model"]["vocab"].get)
+    tokens = [*SPECIALS[:3], *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
+    told["model"] |= {
+        "vocab": {token: i for i, token in enumerate(tokens)}, "byte_fallback": True, "unk_token": "<unk>",
+        "fuse_unk": True,
+    }  # fmt: skip
+    told["pre_tokenizer"] = None
+    made = Tokenizer.from_str(json.dumps(told))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS[:3]])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    return fast
+
+
+def spm_model(folder: Path, prefix: bool) -> Any:
+    """A tokenizer.model as SentencePiece trains it, and nothing beside it."""
+    import sentencepiece
+
+    for old in (*folder.glob("tokenizer*"), *folder.glob("chat_template*")):
+        old.unlink()
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(line for text in CORPUS for line in text.splitlines()))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=390, model_type="bpe",
+        byte_fallback=True, add_dummy_prefix=prefix, remove_extra_whitespaces=False, hard_vocab_limit=False,
+        normalization_rule_name="identity", user_defined_symbols=["<|im_start|>"], minloglevel=2,
+    )  # fmt: skip
+    corpus.unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def checkpoint(folder: Path, name: str, seed: int = 0, dtype: str = "float32") -> Any:
+    """Saves a random model of a kind with its tokenizer, and returns it in float32."""
+    import torch
+    import transformers
+
+    cls, extra = KINDS[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, "Gemma3TextConfig" if cls == "Gemma3" else f"{cls}Config")(**{**COMMON, **extra})
+    model = getattr(transformers, f"{cls}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # also norms and biases, which begin as ones and zeros
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer(folder)
+    return load(folder)
+
+
+def load(folder: Path) -> Any:
+    """A saved model in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: Any, tokens: list[int]) -> Any:
+    """(len(tokens), vocabulary), float32."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+
+
+def edit(path: Path, **values: Any) -> None:
+    """Changes keys of a JSON file."""
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, **values}))
