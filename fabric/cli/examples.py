@@ -27,7 +27,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("half of one adapter, all of another", "fabric merge -m base.gguf -a a.gguf=0.5 -a b.gguf -o merged.gguf"),
         ("straight into four bits", "fabric merge -m base.gguf -a a.gguf | fabric quantize --type q4_0 -o small.gguf"),
     ],
-    "quantize": [("eight bits a weight", "fabric quantize model.gguf --type q8_0 -o small.gguf")],
+    "quantize": [
+        ("eight bits a weight", "fabric quantize model.gguf --type q8_0 -o small.gguf"),
+        ("the mix of four and six bits that most files are in", "fabric quantize model.gguf --type q4_k_m -o q4.gguf"),
+    ],
     "eval": [
         (
             "base against tuned",

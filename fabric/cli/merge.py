@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
@@ -20,7 +21,9 @@ def command(
         list[str], Option("-a", "--adapter", metavar="GGUF[=SCALE]", help="LoRA adapter; may be given again")
     ],
     output: options.Output = "-",
-    type: Annotated[str, Option("--type", metavar="TYPE", help="bf16, f16, ..., or keep: each tensor's own")] = "bf16",
+    type: Annotated[
+        str, Option("--type", metavar="TYPE", help="bf16, f16, ..., q4_k_m, or keep: each tensor's own")
+    ] = "bf16",
     threads: options.Threads = 0,
 ) -> None:
     """Folds LoRA adapters into their base model and streams the result.
@@ -52,10 +55,12 @@ def adapter_input(text: str) -> AdapterInput:
 
 
 def tell(verb: str, result: WriteResult) -> None:
-    """Says what was written; tensors that did not get their type are named."""
-    for tensor in result.tensors:
-        if tensor.fallback:
-            console.note(f"{tensor.name}: {tensor.to_type}, because {tensor.fallback}")
+    """Says what was written; which tensors did not get their type, and why."""
+    reasons = Counter((tensor.to_type, tensor.fallback) for tensor in result.tensors if tensor.fallback)
+    for (type, reason), count in reasons.items():
+        first = next(t.name for t in result.tensors if (t.to_type, t.fallback) == (type, reason))
+        which = first if count == 1 else f"{first} and {count - 1} more"
+        console.note(f"{which}: {type}, because {reason}")
     changed = sum(tensor.changed for tensor in result.tensors)
     what = f"{changed} of {len(result.tensors)} tensors" if changed else f"{len(result.tensors)} tensors"
     errors = [t.relative_rmse for t in result.tensors if t.relative_rmse]

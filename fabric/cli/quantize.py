@@ -15,7 +15,14 @@ def command(
         str | None, Argument(metavar="GGUF", help="the model; `-` or nothing: stdin", show_default=False)
     ] = None,
     output: options.Output = "-",
-    type: Annotated[str, Option("--type", metavar="TYPE", help="f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0")] = "q8_0",
+    type: Annotated[
+        str,
+        Option(
+            "--type",
+            metavar="TYPE",
+            help="f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0",
+        ),
+    ] = "q8_0",
     output_type: Annotated[
         str | None, Option("--output-type", metavar="TYPE", help="of the output head; default: by llama.cpp's rule")
     ] = None,

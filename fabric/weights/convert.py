@@ -1,4 +1,4 @@
-"""What merge and quantize share: which tensors of a model are weight matrices, which type each gets, and the stream of
+"""What merge and quantize share: which tensors of a model are weight matrices, and the stream of
 re-encoded tensors. Rows are worked on in pieces by several threads and come out in order, so memory stays at a few
 pieces; pieces are cut by shape alone and sums taken in their order, so the bytes do not depend on the threads.
 """
@@ -16,10 +16,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from fabric.errors import DataError, UsageError
+from fabric.errors import DataError
 from fabric.weights.adapter import LoraPair
 from fabric.weights.codec import decode, encode
-from fabric.weights.formats import BY_NAME, F16, F32, FORMATS, Q8_0, Format, encodable, type_name
+from fabric.weights.formats import F32, FORMATS, type_name
 from fabric.weights.gguf import GGUF, TensorInfo, TensorSpec, check_decodable, write_gguf
 from fabric.weights.history import KEY as HISTORY
 from fabric.weights.history import Step, encode_history
@@ -74,15 +74,6 @@ class Rewrite:
         )
 
 
-def parse_type(name: str) -> Format:
-    """Return the format called `name` in either case; UsageError lists those that can be written."""
-    row = BY_NAME.get(name.upper())
-    if row not in encodable():
-        known = " ".join(format.name.lower() for format in encodable())
-        raise UsageError(f"the type {name!r} cannot be written; these can: {known}")
-    return row
-
-
 def check_model(gguf: GGUF) -> None:
     """Raise DataError unless the file is a whole model."""
     if gguf.get("general.type", str, "model") == "adapter":
@@ -99,40 +90,25 @@ def is_matrix(info: TensorInfo) -> bool:
     return not is_vector and info.name.endswith("weight") and not _LEFT_ALONE.search(info.name)
 
 
-def choose_type(
-    gguf: GGUF, info: TensorInfo, wanted: Format, output_type: Format | None = None
-) -> tuple[int, str | None]:
-    """Return the type a matrix gets when the file is to be of type `wanted`, and why where it is another.
-
-    As in stock llama.cpp: the output head, or the embedding that serves as one, gets Q8_0 in a file of smaller blocks;
-    rows that are not whole blocks fall back to F16.
-    """
-    head = "output.weight" if "output.weight" in gguf.tensors else "token_embd.weight"
-    row, reason = wanted, None
-    if info.name == head and output_type:
-        row, reason = output_type, "it is the output head"
-    elif info.name == head and wanted.block > 1 and wanted.type != Q8_0:
-        row, reason = FORMATS[Q8_0], "it is the output head"
-    if info.shape[-1] % row.block:
-        row, reason = FORMATS[F16], f"its rows of {info.shape[-1]} are not whole {row.name} blocks"
-    return row.type, reason if row is not wanted else None
-
-
 def write_model(
     out: BinaryIO,
     gguf: GGUF,
     rewrites: Sequence[Rewrite],
+    file_type: int | None,
     history: Sequence[Step],
     threads: int,
     progress: Progress | None,
 ) -> int:
-    """Write the rewritten tensors with all metadata of the model; return the size of the file in bytes."""
+    """Write the rewritten tensors with all metadata of the model; return the size of the file in bytes.
+
+    `file_type` is what general.file_type becomes; None: named after the type that most elements of matrices have.
+    """
     for rewrite in rewrites:
         if not rewrite.copied:
             check_decodable(gguf, rewrite.info)
     metadata = {
         **gguf.raw_metadata,
-        "general.file_type": _file_type(gguf, rewrites),
+        "general.file_type": _file_type(gguf, rewrites) if file_type is None else file_type,
         "general.quantization_version": gguf.raw_metadata.get("general.quantization_version", 2),
         HISTORY: encode_history(history),
     }

@@ -7,10 +7,11 @@ import contextlib
 from fabric.errors import UsageError
 from fabric.files import check_streams, open_output
 from fabric.weights.adapter import Adapter, adapter_of, check_adapter
-from fabric.weights.convert import Rewrite, check_model, choose_type, is_matrix, parse_type, result_of, write_model
-from fabric.weights.formats import FORMATS, Format, is_block_format
+from fabric.weights.convert import Rewrite, check_model, is_matrix, result_of, write_model
+from fabric.weights.formats import FORMATS, encodable, is_block_format
 from fabric.weights.gguf import GGUF, TensorInfo
 from fabric.weights.history import Step, join_histories, read_history, step
+from fabric.weights.mix import Mix, choose_type, parse_mix
 from fabric.weights.settings import MergeSettings, Progress, WriteResult
 
 KEEP = "keep"
@@ -26,7 +27,7 @@ def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteRes
     """
     if not settings.adapters:
         raise UsageError("nothing to merge: give at least one adapter with -a")
-    wanted = None if settings.type == KEEP else parse_type(settings.type)
+    wanted = None if settings.type == KEEP else parse_mix(settings.type)
     check_streams([settings.model, *(given.path for given in settings.adapters)], [settings.output])
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open_output(settings.output))
@@ -38,23 +39,24 @@ def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteRes
             check_adapter(adapter, base, file.name)
         rewrites = [_rewrite(base, info, adapters, settings, wanted) for info in base.tensors.values()]
         made = _history(settings, base, files, adapters)
-        file_bytes = write_model(out, base, rewrites, made, settings.threads, progress)
+        file_type = wanted.file_type if wanted else base.get("general.file_type", int, 0)
+        file_bytes = write_model(out, base, rewrites, file_type, made, settings.threads, progress)
     return result_of(settings.output, settings.type, rewrites, file_bytes)
 
 
 def _rewrite(
-    base: GGUF, info: TensorInfo, adapters: list[Adapter], settings: MergeSettings, wanted: Format | None
+    base: GGUF, info: TensorInfo, adapters: list[Adapter], settings: MergeSettings, wanted: Mix | None
 ) -> Rewrite:
     changes = [
         (adapter.pairs[info.name], given.scale * adapter.scale(info.name))
         for adapter, given in zip(adapters, settings.adapters, strict=True)
         if info.name in adapter.pairs
     ]
-    if wanted and is_matrix(info) and (changes or is_block_format(info.type) or wanted.block > 1):
+    if wanted and is_matrix(info) and (changes or is_block_format(info.type) or wanted.base.block > 1):
         type, fallback = choose_type(base, info, wanted)
         return Rewrite(info, type, changes, fallback)
-    if changes:
-        parse_type(FORMATS[info.type].name)
+    if changes and FORMATS[info.type] not in encodable():
+        raise UsageError(f"{info.name} is {info.type_name}, which cannot be written; choose another --type than keep")
     return Rewrite(info, info.type, changes)
 
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from fabric.files import open_output
-from fabric.weights.convert import Rewrite, check_model, choose_type, is_matrix, parse_type, result_of, write_model
-from fabric.weights.formats import encodable
+from fabric.weights.convert import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.gguf import GGUF
 from fabric.weights.history import read_history, step
+from fabric.weights.mix import choose_type, parse_mix, parse_type
 from fabric.weights.settings import Progress, QuantizeSettings, WriteResult
-
-
-def type_names() -> list[str]:
-    """Return the values of `--type`, lower case: f32, f16, q4_0 ..."""
-    return [row.name.lower() for row in encodable()]
 
 
 def quantize(settings: QuantizeSettings, progress: Progress | None = None) -> WriteResult:
@@ -21,7 +16,7 @@ def quantize(settings: QuantizeSettings, progress: Progress | None = None) -> Wr
     A tensor that has the type already is copied bit for bit. Raises DataError (a cut file, values that the type cannot
     hold), MissingInputError, OutputError, UsageError (an unknown type, binary to a terminal).
     """
-    wanted = parse_type(settings.type)
+    wanted = parse_mix(settings.type)
     output_type = parse_type(settings.output_type) if settings.output_type else None
     with open_output(settings.output) as out, GGUF.open(settings.model) as model:
         check_model(model)
@@ -32,5 +27,5 @@ def quantize(settings: QuantizeSettings, progress: Progress | None = None) -> Wr
         told = {"type": settings.type, "output_type": settings.output_type}
         made = step("quantize", {key: value for key, value in told.items() if value}, {"model": model.sha256()})
         history = [*read_history(model), made]
-        file_bytes = write_model(out, model, rewrites, history, settings.threads, progress)
+        file_bytes = write_model(out, model, rewrites, wanted.file_type, history, settings.threads, progress)
     return result_of(settings.output, settings.type, rewrites, file_bytes)

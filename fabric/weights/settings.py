@@ -24,7 +24,7 @@ class MergeSettings:
     model: str  # GGUF; "-": stdin
     adapters: tuple[AdapterInput, ...]
     output: str  # "-": stdout
-    type: str = "bf16"  # of changed and of block-quantized matrices; "keep": each its own
+    type: str = "bf16"  # or a mix; of changed and of block-quantized matrices; "keep": each its own
     threads: int = 0  # 0: one a core
 
 
@@ -34,7 +34,7 @@ class QuantizeSettings:
 
     model: str = "-"  # GGUF; "-": stdin
     output: str = "-"
-    type: str = "q8_0"  # any of fabric.weights.quantize.type_names()
+    type: str = "q8_0"  # any of fabric.weights.mix.type_names()
     output_type: str | None = None  # of output.weight, or of token_embd.weight where it serves as the output too
     threads: int = 0
 

@@ -6,27 +6,28 @@
 typedef struct format_row {
     fb_format format;
     fb_decoder *decode;
-    fb_encoder *encode; /* NULL: read only */
+    fb_encoder *encode; /* NULL: read only, or it weighs */
+    fb_weighing_encoder *weigh;
 } format_row;
 
 static const format_row rows_of_table[] = {
-    {{"F32", FB_F32, 1, 4}, fb_decode_f32, fb_encode_f32},
-    {{"F16", FB_F16, 1, 2}, fb_decode_f16, fb_encode_f16},
-    {{"BF16", FB_BF16, 1, 2}, fb_decode_bf16, fb_encode_bf16},
-    {{"Q4_0", FB_Q4_0, 32, 18}, fb_decode_q4_0, fb_encode_q4_0},
-    {{"Q4_1", FB_Q4_1, 32, 20}, fb_decode_q4_1, fb_encode_q4_1},
-    {{"Q5_0", FB_Q5_0, 32, 22}, fb_decode_q5_0, fb_encode_q5_0},
-    {{"Q5_1", FB_Q5_1, 32, 24}, fb_decode_q5_1, fb_encode_q5_1},
-    {{"Q8_0", FB_Q8_0, 32, 34}, fb_decode_q8_0, fb_encode_q8_0},
-    {{"Q2_K", FB_Q2_K, 256, 84}, fb_decode_q2_k, NULL},
-    {{"Q3_K", FB_Q3_K, 256, 110}, fb_decode_q3_k, NULL},
-    {{"Q4_K", FB_Q4_K, 256, 144}, fb_decode_q4_k, NULL},
-    {{"Q5_K", FB_Q5_K, 256, 176}, fb_decode_q5_k, NULL},
-    {{"Q6_K", FB_Q6_K, 256, 210}, fb_decode_q6_k, NULL},
-    {{"IQ4_NL", FB_IQ4_NL, 32, 18}, fb_decode_iq4_nl, NULL},
-    {{"TQ1_0", FB_TQ1_0, 256, 54}, fb_decode_tq1_0, NULL},
-    {{"TQ2_0", FB_TQ2_0, 256, 66}, fb_decode_tq2_0, NULL},
-    {{"MXFP4", FB_MXFP4, 32, 17}, fb_decode_mxfp4, NULL},
+    {{"F32", FB_F32, 1, 4}, fb_decode_f32, fb_encode_f32, NULL},
+    {{"F16", FB_F16, 1, 2}, fb_decode_f16, fb_encode_f16, NULL},
+    {{"BF16", FB_BF16, 1, 2}, fb_decode_bf16, fb_encode_bf16, NULL},
+    {{"Q4_0", FB_Q4_0, 32, 18}, fb_decode_q4_0, fb_encode_q4_0, NULL},
+    {{"Q4_1", FB_Q4_1, 32, 20}, fb_decode_q4_1, fb_encode_q4_1, NULL},
+    {{"Q5_0", FB_Q5_0, 32, 22}, fb_decode_q5_0, fb_encode_q5_0, NULL},
+    {{"Q5_1", FB_Q5_1, 32, 24}, fb_decode_q5_1, fb_encode_q5_1, NULL},
+    {{"Q8_0", FB_Q8_0, 32, 34}, fb_decode_q8_0, fb_encode_q8_0, NULL},
+    {{"Q2_K", FB_Q2_K, 256, 84}, fb_decode_q2_k, NULL, NULL},
+    {{"Q3_K", FB_Q3_K, 256, 110}, fb_decode_q3_k, NULL, NULL},
+    {{"Q4_K", FB_Q4_K, 256, 144}, fb_decode_q4_k, NULL, fb_encode_q4_k},
+    {{"Q5_K", FB_Q5_K, 256, 176}, fb_decode_q5_k, NULL, fb_encode_q5_k},
+    {{"Q6_K", FB_Q6_K, 256, 210}, fb_decode_q6_k, NULL, fb_encode_q6_k},
+    {{"IQ4_NL", FB_IQ4_NL, 32, 18}, fb_decode_iq4_nl, NULL, NULL},
+    {{"TQ1_0", FB_TQ1_0, 256, 54}, fb_decode_tq1_0, NULL, NULL},
+    {{"TQ2_0", FB_TQ2_0, 256, 66}, fb_decode_tq2_0, NULL, NULL},
+    {{"MXFP4", FB_MXFP4, 32, 17}, fb_decode_mxfp4, NULL, NULL},
 };
 
 static const format_row *find(int32_t type) {
@@ -66,16 +67,22 @@ int fb_decode(int32_t type, const void *src, float *dst, int64_t n) {
 
 int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t cols, const float *importance) {
     const format_row *row = find(type);
-    if (!row || !row->encode) {
+    if (!row || (!row->encode && !row->weigh)) {
         return fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be encoded", (int)type);
     }
     if (rows < 0 || cols < 0 || cols % row->format.block != 0 || (cols > 0 && rows > INT64_MAX / 4 / cols)) {
         return fb_fail(FB_E_ARGUMENT, "a matrix of %lld x %lld is not rows of whole %s blocks of %d", (long long)rows,
                        (long long)cols, row->format.name, (int)row->format.block);
     }
-    if (importance) {
+    if (importance && !row->weigh) {
         return fb_fail(FB_E_ARGUMENT, "%s has no use for importance weights", row->format.name);
     }
-    row->encode(src, dst, rows * (cols / row->format.block));
+    const int64_t blocks = cols / row->format.block;
+    if (row->encode) {
+        row->encode(src, dst, rows * blocks);
+    }
+    for (int64_t r = 0; row->weigh && r < rows; r++) {
+        row->weigh(src + r * cols, (uint8_t *)dst + r * blocks * row->format.block_bytes, blocks, importance);
+    }
     return FB_OK;
 }
