@@ -16,7 +16,14 @@ from functools import lru_cache
 from fabric.errors import DataError
 
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_ASCII = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9", r"\p{M}": "", r"\p{P}": r"!-#%-*,-/:;?@\[-\]_{}", r"\s": r"\t-\r "}
+_ASCII = {
+    r"\p{L}": "A-Za-z",
+    r"\p{LC}": "A-Za-z",
+    r"\p{N}": "0-9",
+    r"\p{M}": "",
+    r"\p{P}": r"!-#%-*,-/:;?@\[-\]_{}",
+    r"\s": r"\t-\r ",
+}
 
 _GPT2 = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+"
@@ -38,13 +45,27 @@ _QWEN35 = (
     r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|[\p{N}]| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|[\s]*[\r\n]+|[\s]+(?![^\s])|[\s]+"
 )
+_SEED = _QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?(?:UPPER*LOWER+|UPPER+LOWER*)|[\p{N}]| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|[\s]*[\r\n]+|[\s]+(?![^\s])|[\s]+"
+)
+# Of letters outside ASCII none counts as upper or lower case only.
+_TEKKEN = _TEKKEN.replace("UPPER", r"(?:(?![a-z])[\p{L}])").replace("LOWER", r"(?:(?![A-Z])[\p{L}])")
+_GPT4O = _TEKKEN.replace(r"|[\p{N}]|", rf"(?:{_LLAMA3.split('|[^')[0]})?|[\p{{N}}]{{1,3}}|")
 _DEFAULT = (r"[\p{P}$+<=>^~|]+", _GPT2, r"[\p{N}]+", r"[0-9][0-9][0-9]")
-_CODER = (
+_CJK = r"(?:(?![\s])[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff])+"
+_CODER = (r"[\r\n]", r"[\s]?[\p{L}]+", r"[\s]?[\p{P}]+", _CJK, r"[\p{N}]")
+# Letters with case, but for scripts that got theirs late and mathematical ones.
+_CASELESS = r"\u0560-\u0588\u10c7-\u10ff\u1c80-\u1c8a\u2d00-\u2d2d\ua790-\uab6f\U00010570-\U000105bf"
+_CASELESS += r"\U00010d50-\U00010d85\U00016e40-\U00016eff\U0001d400-\U0001dfff"
+_DEEPSEEK = (
     r"[\r\n]",
-    r"[\s]?[\p{L}]+",
-    r"[\s]?[\p{P}]+",
-    r"(?:(?![\s])[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff])+",
-    r"[\p{N}]",
+    rf"[\s]?(?:(?![{_CASELESS}])[\p{{LC}}])+",
+    r"[\s]?(?:(?![\s])[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002])+",
+    r"[\s]+\Z",
+    _CJK,
+    r"[\p{N}]+",
 )
 
 
@@ -57,20 +78,21 @@ class Pre:
     add_bos: bool = False  # where the file does not say
 
 
-PRE_TOKENIZERS: dict[str, Pre] = {
+_ROWS = {
     "default": Pre(_DEFAULT),
-    "gpt-2": Pre((_GPT2,)),
-    "phi-2": Pre((_GPT2,)),
-    "smollm": Pre((_GPT2_DIGITS,)),
-    "starcoder": Pre((_GPT2_DIGITS,)),
-    "llama-bpe": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-    "llama3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-    "llama-v3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-    "qwen2": Pre((_QWEN2,)),
-    "deepseek-r1-qwen": Pre((_QWEN2,)),
+    "gpt-2 phi-2 olmo mellum trillion a.x-4.0": Pre((_GPT2,)),
+    "smollm starcoder refact command-r minerva-7b": Pre((_GPT2_DIGITS,)),
+    "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "dbrx smaug-bpe": Pre((_LLAMA3,)),
+    "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan kormo": Pre((_QWEN2,)),
     "qwen35": Pre((_QWEN35,)),
+    "tekken": Pre((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "gpt-4o llama4 kanana2": Pre((_GPT4O,)),
+    "seed-coder": Pre((_SEED,)),
     "deepseek-coder": Pre(_CODER),
+    "deepseek-llm": Pre(_DEEPSEEK),
 }
+PRE_TOKENIZERS = {name: row for names, row in _ROWS.items() for name in names.split()}
 
 
 class Splitter:
@@ -126,14 +148,16 @@ def _compile(patterns: tuple[str, ...], classes: dict[str, str]) -> tuple[re.Pat
 @lru_cache(maxsize=1)
 def _unicode_classes() -> dict[str, str]:
     """Members of the classes in `re`'s notation. Only planes 0 to 3 and 14 have letters, numbers, marks or signs."""
-    runs: dict[str, list[str]] = {"L": [], "N": [], "M": [], "P": []}
+    runs: dict[str, list[str]] = {"L": [], "LC": [], "N": [], "M": [], "P": []}
     category = unicodedata.category
     for first, last in ((0, 0x3FFFF), (0xE0000, 0xE0FFF)):
         kind, start = "", first
         for code in range(first, last + 2):
-            this = category(chr(code))[0] if code <= last else ""
+            this = category(chr(code)) if code <= last else ""
             if this != kind:
-                if kind in runs:
-                    runs[kind].append(f"\\U{start:08x}-\\U{code - 1:08x}")
+                part = f"\\U{start:08x}-\\U{code - 1:08x}"
+                runs.get(kind[:1], []).append(part)
+                if kind in ("Lu", "Ll", "Lt"):
+                    runs["LC"].append(part)
                 kind, start = this, code
     return {rf"\p{{{name}}}": "".join(parts) for name, parts in runs.items()} | {r"\s": _SPACE}

@@ -20,7 +20,7 @@ from tests.support import llama_cpp
 from tests.support.paths import shared, smollm2
 from tests.text.vocabularies import metadata, shared_tokenizer, shortened, smollm2_tokenizer, write_tiny_model
 
-FILES = ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "qwen35", "deepseek-coder"]
+FILES = ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "qwen35", "deepseek-coder", "deepseek-llm"]
 TRICKY = " '\"s't'VE\n\r\t.,!?$%-_+=<|>/1234567890abcXYZ"
 TRICKY += "\x04\x1c\x85\xa0\u2003\u3000\u200déß\u0301\u093cñ😀🌫️中文字한국٣٤߀²Ⅷ〇़"
 
@@ -66,7 +66,10 @@ def test_ids_are_those_the_model_was_trained_with(name: str) -> None:
         assert tokenizer.decode(wanted) == text
 
 
-@pytest.mark.parametrize("pre", ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "deepseek-coder"])
+ROWS = ["default", "gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "qwen35", "tekken", "gpt-4o", "seed-coder"]
+
+
+@pytest.mark.parametrize("pre", [*ROWS, "deepseek-coder", "deepseek-llm"])
 def test_words_are_cut_as_llama_cpp_cuts_them(pre: str, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     if not llama_cpp.available():
@@ -174,7 +177,7 @@ def test_what_ends_an_answer_and_begins_a_text_is_known() -> None:
     [
         ({"model": None}, "no tokenizer"),
         ({"model": "t5"}, "of kind 't5'"),
-        ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported"),
+        ({"pre": "klingon"}, "pre-tokenizer 'klingon' is not supported"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"merges": [1, 2]}, "tokenizer.ggml.merges"),
         ({"token_type": [1]}, "token_type has 1 entries"),
