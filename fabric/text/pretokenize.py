@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +24,10 @@ _ASCII = {
     r"\p{P}": r"!-#%-*,-/:;?@\[-\]_{}",
     r"\s": r"\t-\r ",
 }
+
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
+_SAFE = re.compile(r"(?<=[!-~]) (?=[A-Za-z])")
+_NEAR = 32  # characters: a stretch beyond ASCII goes on for so many, since another is likely
 
 _GPT2 = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+"
@@ -105,16 +109,12 @@ class Splitter:
 
     def __call__(self, text: str) -> list[str]:
         if text.isascii():
-            patterns = self._ascii
-        else:
-            if self._unicode is None:
-                self._unicode = _compile(self._patterns, _unicode_classes())
-            patterns = self._unicode
-        if len(patterns) == 1:  # a single pattern matches every character
-            return patterns[0].findall(text)
-        words = [text]
-        for pattern in patterns:
-            words = [part for word in words for part in _cut(pattern, word)]
+            return _apply(self._ascii, text)
+        if self._unicode is None:
+            self._unicode = _compile(self._patterns, _unicode_classes())
+        words: list[str] = []
+        for part in _stretches(text):
+            words += _apply(self._ascii if part.isascii() else self._unicode, part)
         return words
 
 
@@ -123,6 +123,36 @@ def find_pre(name: str) -> Pre:
     if name not in PRE_TOKENIZERS:
         raise DataError(f"the pre-tokenizer {name!r} is not supported; supported are {', '.join(PRE_TOKENIZERS)}")
     return PRE_TOKENIZERS[name]
+
+
+def _stretches(text: str) -> Iterator[str]:
+    """The text cut into stretches with and without characters beyond ASCII, whose classes are slow to tell.
+
+    A cut is made only in front of a space that stands between a printable character and a letter of ASCII: there a word
+    begins under every pattern of the table.
+    """
+    at = 0
+    while found := _FOREIGN.search(text, at):
+        left = found.start()
+        while (left := text.rfind(" ", at, left)) > at and not _SAFE.match(text, left):
+            pass
+        if left > at:
+            yield text[at:left]
+        safe = _SAFE.search(text, found.end() + _NEAR)
+        end = safe.start() if safe else len(text)
+        yield text[max(left, at) : end]
+        at = end
+    if at < len(text):
+        yield text[at:]
+
+
+def _apply(patterns: tuple[re.Pattern[str], ...], text: str) -> list[str]:
+    if len(patterns) == 1:  # a single pattern matches every character
+        return patterns[0].findall(text)
+    words = [text]
+    for pattern in patterns:
+        words = [part for word in words for part in _cut(pattern, word)]
+    return words
 
 
 def _cut(pattern: re.Pattern[str], word: str) -> Iterable[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _END_NAMES = frozenset(
 )
 _END_NAMES |= {"<eos>", "<EOT>", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>"}
 _TAGS = frozenset(("<|EOT|>", "</s>"))  # these end answers only in models that say so
+_MOST_NESTED = 64  # groups inside groups of a pattern
 _SPACES = re.compile(r"[ \t-\r]+")
 
 Int64Array = np.ndarray[Any, np.dtype[np.int64]]
@@ -306,27 +308,25 @@ class _Finder:
 
     def __init__(self, table: Mapping[str, int]) -> None:
         self._table = table
-        self._lengths: dict[str, list[int]] = {}
-        for length, first in sorted({(len(text), text[0]) for text in table}, reverse=True):
-            self._lengths.setdefault(first, []).append(length)
-        seconds: dict[str, set[str]] = {}
-        for text in table:
-            seconds.setdefault(text[0], set()).add(text[1:2])
-        starts = [
-            re.escape(first) + ("" if "" in more else f"(?=[{''.join(map(re.escape, sorted(more)))}])")
-            for first, more in seconds.items()
-        ]
-        self._candidate = re.compile("|".join(starts) or r"(?!)")
+        self._pattern: re.Pattern[str] | None = None
 
     def __call__(self, text: str) -> Iterator[tuple[int, str]]:
         """(position, text) of each."""
-        at = 0
-        while candidate := self._candidate.search(text, at):
-            at = candidate.start()
-            for length in self._lengths[text[at]]:
-                if (found := text[at : at + length]) in self._table:
-                    yield at, found
-                    at += length
-                    break
-            else:
-                at += 1
+        if self._pattern is None:
+            self._pattern = re.compile(_any_of(sorted(self._table)) if self._table else r"(?!)")
+        return ((found.start(), found.group()) for found in self._pattern.finditer(text))
+
+
+def _any_of(texts: list[str], depth: int = 0) -> str:
+    """A pattern for the longest of some sorted texts: what they share is looked at once."""
+    if depth > _MOST_NESTED:
+        return f"(?:{'|'.join(map(re.escape, reversed(texts)))})"
+    parts = []
+    for _, some in groupby((text for text in texts if text), key=lambda text: text[0]):
+        group = list(some)
+        both = zip(group[0], group[-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        rest = [text[shared:] for text in group]
+        parts.append(re.escape(group[0][:shared]) + (_any_of(rest, depth + 1) if any(rest) else ""))
+    body = parts[0] if len(parts) == 1 and texts[0] else f"(?:{'|'.join(parts)})"
+    return body if texts[0] else body + "?"

@@ -270,4 +270,17 @@ typedef struct fb_result {
 int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_optimizer *optimizer,
                  fb_result *result, fb_progress *progress);
 
+/* ---- text: a word to token ids ---- */
+typedef struct fb_words fb_words;
+
+/* A vocabulary: `count` keys one after the other, of `lengths` bytes each. ranks[i] >= 0: the two symbols left and
+ * right with left + joint + right == key merge (joint: a byte, or -1 for none), the lowest rank first, of equals the
+ * leftmost. ids[i] >= 0: the key is the text of that token. Of equal keys the first one counts. byte_ids: 256 tokens
+ * for what is no token, or NULL, when it falls back to characters. NULL where memory runs out. */
+fb_words *fb_words_new(const char *keys, const int32_t *lengths, const int32_t *ranks, const int32_t *ids,
+                       int64_t count, int32_t joint, const int32_t *byte_ids);
+void fb_words_free(fb_words *words);
+/* The number of ids written; `ids` has room for one a byte. Safe from several threads. -1: too long, or no memory. */
+int64_t fb_words_encode(const fb_words *words, const char *word, int64_t bytes, int32_t *ids);
+
 #endif

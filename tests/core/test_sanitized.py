@@ -1,5 +1,5 @@
-"""The graph, the planners and the kernels behind them under AddressSanitizer and UndefinedBehaviorSanitizer: the other
-tests of this folder, run again on a core that was built to notice.
+"""The graph, the planners, the kernels behind them and the merging of words under AddressSanitizer and
+UndefinedBehaviorSanitizer: the other tests of this folder, run again on a core that was built to notice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_no_graph_reads_or_writes_outside_its_memory(tmp_path: Path) -> None:
     environment |= {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/core/test_gradients.py",
-         "tests/core/test_plan.py"],
+         "tests/core/test_plan.py", "tests/core/test_words.py"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fabric.errors import DataError
-from fabric.text.pretokenize import PRE_TOKENIZERS
+from fabric.text import pretokenize
+from fabric.text.pretokenize import PRE_TOKENIZERS, Splitter, find_pre
 from fabric.text.tokenizer import Tokenizer
 from fabric.text.words import BytePairs
 from tests.support import llama_cpp
@@ -84,6 +85,16 @@ def test_words_are_cut_as_llama_cpp_cuts_them(pre: str, tmp_path: Path) -> None:
             assert tokenizer.encode(text) == llama.tokenize(text, special=False)
 
         same()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(assigned_text(8), st.sampled_from([" the", " ab ", " don’t", "It's", ".\n\n", "word, "]))))
+def test_a_text_is_cut_the_same_where_only_part_of_it_is_ascii(parts: list[str]) -> None:
+    text = "".join(part + " and so on" * (len(part) % 5) for part in parts)
+    for name in ("default", *ROWS[1:], "deepseek-coder", "deepseek-llm"):
+        split = Splitter(find_pre(name))
+        split("é")
+        assert split(text + "é") == pretokenize._apply(split._unicode, text + "é")  # type: ignore[arg-type]
 
 
 def test_smollm2_ids_are_those_of_llama_cpp() -> None:
