@@ -26,6 +26,12 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' }}"
+    "{{ message['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 RENDER_SECONDS = 20.0
 _MAX_SOURCE_CHARS = 1 << 20
 
@@ -70,8 +76,8 @@ class ChatTemplate:
 
     @classmethod
     def choose(cls, tokenizer: Tokenizer, custom: str | None = None) -> ChatTemplate:
-        """The template in the file `custom`, else the model's own, else ChatML."""
-        source = tokenizer.chat_template or CHATML
+        """The template in the file `custom`, else the model's own, else ChatML as far as the model has its tokens."""
+        source = tokenizer.chat_template or _usual(tokenizer)
         if custom is not None:
             try:
                 source = Path(custom).read_text(encoding="utf-8")
@@ -109,7 +115,11 @@ class ChatTemplate:
             def find(texts: list[str]) -> list[Span]:
                 whole, pairs = texts[0], [*texts[1:], texts[0]]
                 ends = zip(pairs[0::2], pairs[1::2], strict=False)
-                return [self._span(whole, before, upto, number) for number, (before, upto) in enumerate(ends, 1)]
+                told = [bool(messages[i].get("content")) for i in answers]
+                return [
+                    self._span(whole, before, upto, number, said)
+                    for number, ((before, upto), said) in enumerate(zip(ends, told, strict=True), 1)
+                ]
 
             return requests, find
 
@@ -119,8 +129,11 @@ class ChatTemplate:
         """Ends the worker process."""
         self._worker.stop()
 
-    def _span(self, whole: str, before: str, upto: str, number: int) -> Span:
-        """Of answer `number`: before is rendered up to its start, upto with it as the last message."""
+    def _span(self, whole: str, before: str, upto: str, number: int, said: bool) -> Span:
+        """Of answer `number`: before is rendered up to its start, upto with it as the last message.
+
+        said: whether its content is not empty.
+        """
         refusal = DataError(
             f"the chat template renders answer {number} differently depending on what follows it, so what to train on "
             "is not certain; split the conversation after each answer, or give another template with --template"
@@ -137,7 +150,7 @@ class ChatTemplate:
             raise refusal
         # Later turns may drop the reasoning in front of an answer, nothing else.
         content, content_within = upto[start : alone.start()], whole[start : within.start()]
-        if not content.endswith(content_within) or (content and not content_within):
+        if not content.endswith(content_within) or (said and content and not content_within):
             raise refusal
         return start, within.end()
 
@@ -166,6 +179,15 @@ class ChatTemplate:
                 "take it out of the message"
             )
         return Rendered(text, find(texts), literal)
+
+
+def _usual(tokenizer: Tokenizer) -> str:
+    """ChatML; where the model has no token for its end of turn, Gemma's turns, or ChatML's with the model's own end."""
+    if {"<start_of_turn>", "<end_of_turn>"} <= tokenizer.control_texts:
+        return _GEMMA
+    if "<|im_end|>" in tokenizer.control_texts or tokenizer.eos_id is None:
+        return CHATML
+    return CHATML.replace("'<|im_end|>\n'", "eos_token + '\n'")
 
 
 _Request = tuple[Messages, Any, bool]
