@@ -34,14 +34,17 @@ def _weights(path: str | Path, device_options: Mapping[str, Any]) -> Iterator[We
             device.close()
 
 
-def logits(path: str | Path, tokens: Sequence[int], precision: str = "f32", **device_options: Any) -> Array:
-    """(len(tokens), vocabulary), through the cache that `generate` uses."""
+def logits(
+    path: str | Path, tokens: Sequence[int], precision: str = "f32", last: int | None = None, **device_options: Any
+) -> Array:
+    """(len(tokens), vocabulary), or after the `last` tokens only, through the cache that `generate` uses."""
     n = len(tokens)
     with _weights(path, device_options) as weights:
-        decoder = Decoder(weights, cache_rows=n, tokens=n, outputs=n, precision=precision)
+        decoder = Decoder(weights, cache_rows=n, tokens=n, outputs=last or n, precision=precision)
         try:
             at = np.arange(n, dtype=np.int32)
-            return decoder.logits(np.array(tokens, np.int32), at, np.zeros_like(at), at + 1, at, at)
+            index = at[n - last :] if last else at
+            return decoder.logits(np.array(tokens, np.int32), at, np.zeros_like(at), at + 1, at, index)
         finally:
             decoder.close()
 

@@ -12,11 +12,12 @@ pytest.importorskip("transformers", reason="parity needs torch, transformers and
 pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
 
 from tests.parity import ours  # noqa: E402
+from tests.parity.biomedical import SUBJECTS, Subject  # noqa: E402
 from tests.parity.reference import Reference  # noqa: E402
 from tests.parity.rows import Row, batches  # noqa: E402
 from tests.support.compare import flat, relative_error, rms_error  # noqa: E402
-from tests.support.paths import shared, smollm2  # noqa: E402
-from tests.support.random_models import SMALL, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+from tests.support.paths import shared  # noqa: E402
+from tests.support.random_models import PRESETS, SMALL, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
 
 SHAPES = {
     **SMALL,
@@ -89,60 +90,74 @@ def test_llama3_frequencies_are_those_of_transformers() -> None:
 # ---- the real model ----
 
 
+@pytest.fixture(scope="module", params=SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """A real model."""
+    found: Subject = SUBJECTS[request.param]
+    found.path()
+    return found
+
+
 @pytest.fixture(scope="module")
-def real_rows() -> list[Row]:
+def real_rows(subject: Subject) -> list[Row]:
     """The two shortest biomedical rows as plain text, trained from the answer on."""
+    from fabric.text.encode import prompt_ids
     from fabric.text.tokenizer import Tokenizer
     from fabric.weights.gguf import GGUF
 
     lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()
-    with GGUF.open(smollm2()) as gguf:
+    with GGUF.open(subject.path()) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         found = []
         for line in sorted(lines, key=lambda line: len(json.loads(line)["text"]))[:2]:
             question, answer = json.loads(line)["text"].split("\nA:")
-            parts = [tokenizer.encode(question + "\nA:"), tokenizer.encode(answer)]
+            parts = [prompt_ids(tokenizer, question + "\nA:"), tokenizer.encode(answer)]
             found.append(Row(parts[0] + parts[1], [0] * len(parts[0]) + [1] * len(parts[1])))
         return found
 
 
 @pytest.fixture(scope="module")
-def truth(real_rows: list[Row]) -> dict[str, np.ndarray]:
-    """Of SmolLM2 in f64: logits of the first row, gradients of both."""
-    return _measure(Reference(smollm2(), torch.float64, "sdpa"), real_rows)
+def truth(subject: Subject, real_rows: list[Row]) -> dict[str, np.ndarray]:
+    """In f64: logits of the first row, gradients of both."""
+    return _measure(subject, torch.float64, real_rows)
 
 
-def _real_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return random_pairs(Shape(576, 30, 9, 3, 64, 1536, 49152), rank=8, b_std=0.02)
+def _real_pairs(subject: Subject) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return random_pairs(PRESETS[subject.shape], rank=8, b_std=0.02)
 
 
-def _measure(reference: Reference, rows: list[Row]) -> dict[str, np.ndarray]:
+def _measure(subject: Subject, dtype: torch.dtype, rows: list[Row]) -> dict[str, np.ndarray]:
+    reference = Reference(subject.path(), dtype, "sdpa")
     found = {"logits": reference.logits(rows[0].tokens)}
-    reference.add_lora(_real_pairs(), ALPHA)
+    reference.add_lora(_real_pairs(subject), ALPHA)
     reference.backward(rows)
     for name, (a, b) in reference.gradients().items():
         found[f"{name}:A"], found[f"{name}:B"] = a, b
     return found
 
 
-def _ours(rows: list[Row], precision: str) -> dict[str, np.ndarray]:
-    found = {"logits": ours.logits(smollm2(), rows[0].tokens, precision)}
-    for name, (a, b) in ours.gradients(smollm2(), _real_pairs(), ALPHA, rows, precision)[1].items():
+def _ours(subject: Subject, rows: list[Row], precision: str) -> dict[str, np.ndarray]:
+    found = {"logits": ours.logits(subject.path(), rows[0].tokens, precision)}
+    for name, (a, b) in ours.gradients(subject.path(), _real_pairs(subject), ALPHA, rows, precision)[1].items():
         found[f"{name}:A"], found[f"{name}:B"] = a, b
     return found
 
 
-def test_smollm2_in_f32_agrees_with_pytorch(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
-    """Summing the head's 49,152 terms one after the other would alone cost 7e-4 here; PyTorch's own f32 costs 3e-4."""
-    got = _ours(real_rows, "f32")
+def test_real_models_in_f32_agree_with_pytorch(
+    subject: Subject, real_rows: list[Row], truth: dict[str, np.ndarray]
+) -> None:
+    """Summing the terms of SmolLM2's head one after the other would alone cost 7e-4; PyTorch's own f32 costs 3e-4."""
+    got = _ours(subject, real_rows, "f32")
     assert relative_error(got.pop("logits"), truth["logits"]) < 1e-5
     for name, value in got.items():
         assert relative_error(value, truth[name]) < 1e-4, name
 
 
-def test_smollm2_in_bf16_is_as_close_to_the_truth_as_peft(real_rows: list[Row], truth: dict[str, np.ndarray]) -> None:
-    peft = _measure(Reference(smollm2(), torch.bfloat16, "sdpa"), real_rows)
-    got = _ours(real_rows, "bf16")
+def test_real_models_in_bf16_are_as_close_to_the_truth_as_peft(
+    subject: Subject, real_rows: list[Row], truth: dict[str, np.ndarray]
+) -> None:
+    peft = _measure(subject, torch.bfloat16, real_rows)
+    got = _ours(subject, real_rows, "bf16")
     assert rms_error(got.pop("logits"), truth["logits"]) < 1.2 * rms_error(peft.pop("logits"), truth["logits"])
     want = {name: truth[name] for name in got}
     theirs = {name: peft[name] for name in got}

@@ -138,9 +138,10 @@ class Llama:
             raise RuntimeError("llama.cpp needs more room for the tokens than the text has bytes")
         return list(ids[:count])
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """(len(tokens), vocabulary) after each token, from an empty cache."""
+    def logits(self, tokens: Sequence[int], last: int | None = None) -> npt.NDArray[np.float32]:
+        """(len(tokens), vocabulary) after each token, or after the `last` ones, from an empty cache."""
         lib, n = self._lib, len(tokens)
+        first = n - last if last else 0
         if n > self.n_ctx:
             raise ValueError(f"{n} tokens do not fit a context of {self.n_ctx}")
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
@@ -149,11 +150,12 @@ class Llama:
             batch.n_tokens = n
             for i, token in enumerate(tokens):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), i, 1
-                batch.seq_id[i][0], batch.logits[i] = 0, 1
+                batch.seq_id[i][0], batch.logits[i] = 0, i >= first
             if lib.llama_decode(self._context, batch) != 0:
                 raise RuntimeError("llama.cpp does not evaluate the tokens")
             rows = [
-                np.ctypeslib.as_array(lib.llama_get_logits_ith(self._context, i), (self.n_vocab,)) for i in range(n)
+                np.ctypeslib.as_array(lib.llama_get_logits_ith(self._context, i), (self.n_vocab,))
+                for i in range(first, n)
             ]
             return np.stack(rows)
         finally:
