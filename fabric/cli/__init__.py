@@ -5,12 +5,15 @@ Nothing is imported before it is needed: `fabric --help` reads a table, and a co
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
 
 def main() -> NoReturn:
     """Runs the `fabric` command of this process and exits with its code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C among the imports ends without a traceback
     from fabric.cli.app import run
 
     sys.exit(run(sys.argv[1:]))

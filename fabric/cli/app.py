@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 import os
 import signal
 import sys
@@ -69,7 +70,10 @@ class Command(typer.core.TyperCommand):
         defaults, origins = config.defaults(self)
         given = list(args)
         try:
-            return super().make_context(info_name, args, parent, default_map=defaults, **extra)
+            ctx = super().make_context(info_name, args, parent, default_map=defaults, **extra)
+            for param in self.params:
+                _bounded(ctx, param, ctx.params.get(param.name or ""))
+            return ctx
         except click.MissingParameter:
             raise
         except click.BadParameter as error:
@@ -147,6 +151,8 @@ def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         command = group()
         with command.make_context("fabric", list(argv)) as top:
             command.invoke(top)
@@ -216,6 +222,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[f"fabric.{param.name}"] = value
+
+
+def _bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """Refuses numbers that no setting means: infinite ones, NaN, and counts that no file or machine holds."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number to work with.", ctx, param)
+    if type(value) is int and abs(value) >= 1 << (64 if param.name == "seed" else 31):
+        raise click.BadParameter(f"{value} is too large.", ctx, param)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from fabric.errors import UsageError
 
 if TYPE_CHECKING:
     from fabric.weights.settings import AdapterInput, WriteResult
+
+LARGEST_SCALE = 1e6  # what is beyond is a slip, and would leave the range of the weights
 
 
 def command(
@@ -49,9 +52,12 @@ def adapter_input(text: str) -> AdapterInput:
     if not path:
         return AdapterInput(text)
     try:
-        return AdapterInput(path, float(scale))
+        number = float(scale)
     except ValueError:
-        raise UsageError(f"--adapter {text}: after `=` comes a scale such as 0.5") from None
+        number = math.nan
+    if not abs(number) <= LARGEST_SCALE:
+        raise UsageError(f"--adapter {text}: after `=` comes a scale such as 0.5")
+    return AdapterInput(path, number)
 
 
 def tell(verb: str, result: WriteResult) -> None:

@@ -17,7 +17,9 @@ def command(
     metrics: Annotated[
         str | None, Option(metavar="FILE", help="JSONL, one object a step; default: as `train` was told")
     ] = None,
-    threads: Annotated[int | None, Option("--threads", metavar="N", min=0, help="CPU threads; 0: one a core")] = None,
+    threads: Annotated[
+        int | None, Option("--threads", metavar="N", min=0, max=512, help="CPU threads; 0: one a core")
+    ] = None,
 ) -> None:
     """Continues the newest valid checkpoint of a run; the adapter is the one an uninterrupted run writes."""
     run.resume(run_dir, output, metrics, threads)

@@ -24,12 +24,13 @@ def pick(logits: npt.NDArray[np.float32], settings: GenerateSettings, row: int, 
         raise DataError(f"{settings.model}: the logits are not numbers; the model or an adapter is damaged")
     if settings.temperature == 0:
         return best
-    scaled = logits.astype(np.float64) / settings.temperature
+    with np.errstate(over="ignore"):  # a temperature next to 0 leaves only the likeliest
+        scaled = (logits.astype(np.float64) - float(logits[best])) / settings.temperature
     chosen = np.arange(len(scaled))
     if 0 < settings.top_k < len(scaled):
         chosen = np.sort(np.argpartition(-scaled, settings.top_k - 1)[: settings.top_k])
     chosen = chosen[np.argsort(-scaled[chosen], kind="stable")]
-    cumulative = np.cumsum(np.exp(scaled[chosen] - scaled[best]))
+    cumulative = np.cumsum(np.exp(scaled[chosen]))
     kept = int(np.searchsorted(cumulative, settings.top_p * cumulative[-1])) + 1
     drawn = uniform(settings.seed, row, position) * cumulative[min(kept, len(chosen)) - 1]
     return int(chosen[np.searchsorted(cumulative, drawn, side="right")])
