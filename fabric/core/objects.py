@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.core._native import ffi, lib
-from fabric.errors import DeviceError, FabricError
+from fabric.errors import DataError, DeviceError, FabricError
 
 Tensor = int
 F32, BF16, I32 = lib.FB_F32, lib.FB_BF16, lib.FB_I32
@@ -160,17 +160,18 @@ NO_LORA = Lora(-1, -1, 0.0)
 
 
 class Graph:
-    """Records a forward pass. Ops are those of fabric.h, by the same names, and return tensors."""
+    """Records a forward pass. Ops are those of fabric.h, by the same names, and return tensors. `source`: the file
+    that shapes come from, to be named in the DataError of an op that they do not fit."""
 
-    def __init__(self, device: Device, tokens: int, trained: int, precision: int) -> None:
+    def __init__(self, device: Device, tokens: int, trained: int, precision: int, source: str = "the graph") -> None:
+        self.source = source
         self.device, self.tokens, self.trained, self.precision = device, tokens, trained, precision
         self.c = _handle(lib.fb_graph_new(device.c, tokens, trained, precision))
         self.inputs: list[tuple[Tensor, int, int]] = []
 
-    @staticmethod
-    def _tensor(t: int) -> Tensor:
+    def _tensor(self, t: int) -> Tensor:
         if t < 0:
-            raise FabricError(_error())
+            raise DataError(f"{self.source}: its shapes and sizes do not fit together: {_error()}")
         return t
 
     def leaf(self, kind: int, buffer: Buffer, offset: int, dtype: int, rows: int, cols: int) -> Tensor:

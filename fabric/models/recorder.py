@@ -85,7 +85,7 @@ class Recorder:
         cache_rows: int = 0,
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
-        self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision])
+        self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
         self.loras, self.cache_rows = loras, cache_rows
         self.used_loras: set[str] = set()
         self.caches: list[Buffer] = []

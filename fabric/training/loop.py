@@ -16,7 +16,7 @@ import numpy as np
 
 from fabric.core import Buffer, Cancelled, Device, Feed, Optimizer, Plan, Progress, StepResult
 from fabric.data.pack import build_feed, plan_epoch
-from fabric.errors import DivergedError, StoppedError
+from fabric.errors import DataError, DivergedError, StoppedError
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
 from fabric.models.recorder import Recorder, Weights
@@ -164,6 +164,9 @@ class Loop:
         result: StepResult = self._wait(
             worker.submit(self.machine.plan.step, feeds, optimizer, progress), progress
         )  # fmt: skip
+        if not result.finite and step == 1:
+            name = self.machine.weights.gguf.name
+            raise DataError(f"{name}: the loss is not a number before any step; the model or an adapter is damaged")
         if not result.finite:
             self._checkpoint()
             raise DivergedError(

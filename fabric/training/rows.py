@@ -39,7 +39,8 @@ def load_rows(settings: TrainSettings, gguf: GGUF) -> Rows:
         ]
         notes.extend(f"{path}: {n} of {report.rows} rows {text}" for n, text in what if n)
         if not examples:
-            raise DataError(f"{path}: none of {report.rows} rows has anything to train on")
+            cut = f": {report.cut} were cut to {settings.ctx} tokens, raise --ctx" if report.cut else ""
+            raise DataError(f"{path}: none of {report.rows} rows has anything to train on{cut}")
         return examples
 
     try:
