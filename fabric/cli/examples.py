@@ -14,7 +14,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "train": [
         ("an adapter from rows", "fabric train rows.jsonl -m base.gguf -o adapter.gguf"),
-        ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .planned_bytes"),
+        ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .peak_bytes"),
         (
             "watch the loss from another tool",
             "fabric train rows.jsonl -m base.gguf -o a.gguf --metrics - | jq -c '[.step,.loss]'",

@@ -173,6 +173,7 @@ def plan(settings: TrainSettings) -> None:
         ["micro-batch", f"{values['micro_batch_tokens']:,} tokens in {values['precision']}"],
         ["memory to allocate", console.human_bytes(values["planned_bytes"])],
         ["mapped model file", console.human_bytes(values["model_bytes"])],
+        ["peak of the process", f"{console.human_bytes(values['peak_bytes'])}, the mapped file included"],
         ["device", f"{device['name']} ({device['isa']}, {device['threads']} threads)"],
     ]
     console.report(values, console.table(rows, "<<"), result=True)

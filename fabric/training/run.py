@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.core import Device
-from fabric.errors import DataError, DeviceError, OutputError, UsageError
+from fabric.errors import DataError, DeviceError, FabricError, OutputError, UsageError
 from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
@@ -55,9 +58,11 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
     check_settings(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
     with _new_run(directory):
-        settings = replace(settings, data=_spool(settings.data, directory), run_dir=str(directory))
-        with _writable(settings.output), _setup(settings) as setup:
-            write_run(directory, {"settings": settings.to_json(), **_identity(settings, setup)})
+        _check_writable(settings)
+        settings = replace(settings, run_dir=str(directory))
+        with _keeping(settings, directory) as settings, _setup(settings) as setup:
+            told = {"settings": _findable(settings).to_json(), "settings_sha256": settings.fingerprint()}
+            write_run(directory, {**told, **_identity(settings, setup)})
             return _run(settings, setup, directory, ui, resumed=False)
 
 
@@ -72,8 +77,8 @@ def _new_run(directory: Path) -> Iterator[None]:
             yield
         finally:
             if not (directory / "run.json").exists():
-                (directory / "data.jsonl").unlink(missing_ok=True)
-                (directory / "lock").unlink(missing_ok=True)
+                for name in [*_KEPT.values(), "lock"]:
+                    (directory / name).unlink(missing_ok=True)
                 if not existed:
                     with contextlib.suppress(OSError):
                         directory.rmdir()
@@ -88,29 +93,41 @@ def resume(
     """
     directory = Path(run_dir)
     kept = read_run(directory)
-    settings = TrainSettings.from_json(kept["settings"])
+    try:
+        settings = TrainSettings.from_json(kept["settings"])
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{directory / 'run.json'}: not the settings of a run: {error}") from error
+    here = {field: directory / name for field, name in _KEPT.items()}
+    settings = replace(settings, **{k: str(path) for k, path in here.items() if path.exists()})  # type: ignore[arg-type]
     changes = {"output": output, "metrics": metrics, "threads": threads}
     settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
     check_streams([], [settings.output, settings.metrics])
-    with lock_run(directory), _writable(settings.output), _setup(settings) as setup:
-        for key, value in _identity(settings, setup).items():
-            if kept.get(key) != value:
-                what = key.removesuffix("_sha256")
-                raise DataError(f"{directory}: the {what} has changed since this run began; restore it, or train anew")
-        return _run(settings, setup, directory, ui, resumed=True)
+    if settings.fingerprint() != kept.get("settings_sha256"):
+        raise DataError(f"{directory / 'run.json'}: the settings have changed since this run began; restore them")
+    with lock_run(directory):
+        _check_writable(settings)
+        with _setup(settings) as setup:
+            for key, value in _identity(settings, setup).items():
+                if kept.get(key) != value:
+                    what = key.removesuffix("_sha256")
+                    raise DataError(
+                        f"{directory}: the {what} has changed since this run began; restore it, or train anew"
+                    )
+            return _run(settings, setup, directory, ui, resumed=True)
 
 
 def plan_run(settings: TrainSettings) -> dict[str, Any]:
     """What a run would do and take: rows, tokens, steps, parameters, bytes. Runs and writes nothing."""
     check_settings(settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = replace(settings, data=_spool(settings.data, Path(scratch)))
-        with _setup(settings) as setup:
-            return _describe(settings, setup)
+    with tempfile.TemporaryDirectory() as scratch, _keeping(settings, Path(scratch)) as kept, _setup(kept) as setup:
+        return _describe(kept, setup)
 
 
 def check_settings(s: TrainSettings) -> None:
     """UsageError for values that make no sense."""
+    for name in ("alpha", "epochs", "lr", "weight_decay", "clip"):
+        if not math.isfinite(getattr(s, name)):
+            raise UsageError(f"--{name.replace('_', '-')} must be a finite number, not {getattr(s, name)}")
     positive = {"rank": s.rank, "alpha": s.alpha, "lr": s.lr, "batch": s.batch, "accumulate": s.accumulate}
     for name, value in positive.items():
         if not value > 0:
@@ -126,7 +143,15 @@ def check_settings(s: TrainSettings) -> None:
             raise UsageError(f"--{name} must not be negative")
     if not 0 <= s.warmup_ratio <= 1:
         raise UsageError(f"--warmup-ratio must lie between 0 and 1, not {s.warmup_ratio}")
-    check_streams([s.data, s.model, s.adapter, s.val], [s.output, s.metrics])
+    inputs = [s.data, s.model, s.adapter, s.val, s.template]
+    check_streams(inputs, [s.output, s.metrics])
+    if s.metrics and s.metrics != "-" and any(_same(s.metrics, other) for other in [*inputs, s.output]):
+        raise UsageError(f"--metrics {s.metrics}: that file is an input, or the --output; name another")
+
+
+def _same(place: str, other: str | None) -> bool:
+    known = other is not None and (Path(place).is_file() or not Path(place).exists())
+    return known and os.path.realpath(place) == os.path.realpath(str(other))
 
 
 def default_run_dir(settings: TrainSettings) -> str:
@@ -135,29 +160,54 @@ def default_run_dir(settings: TrainSettings) -> str:
     return str(Path(".fabric") / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{tag}")
 
 
-def _spool(data: str, directory: Path) -> str:
-    """Rows from a pipe are kept in the run directory, or the run could not be resumed."""
-    if data != "-":
-        return data
-    target = directory / "data.jsonl"
-    with seekable_input("-") as source, open_output(target) as out:
-        while piece := source.read(1 << 20):
-            out.write(piece)
-    return str(target)
+_KEPT = {"data": "data.jsonl", "val": "val.jsonl", "adapter": "start.gguf", "template": "template.jinja"}
 
 
 @contextlib.contextmanager
-def _writable(output: str | None) -> Iterator[None]:
-    """Fails now, not after hours, where the output cannot be written."""
-    if output is not None and output != "-":
-        if Path(output).is_dir():
-            raise OutputError(f"{output} cannot be written: it is a directory")
-        if not Path(output).exists() or Path(output).is_file():
-            try:
-                tempfile.TemporaryFile(dir=Path(output).resolve().parent).close()
-            except OSError as error:
-                raise OutputError(f"{output} cannot be written: {error.strerror}") from error
-    yield
+def _keeping(settings: TrainSettings, directory: Path) -> Iterator[TrainSettings]:
+    """The settings with what comes through stdin kept in the run directory, or the run could not be resumed.
+
+    What is wrong with it before the run begins is said of stdin: the copy goes away again.
+    """
+    for field, name in _KEPT.items():
+        if getattr(settings, field) != "-":
+            continue
+        target = directory / name
+        with seekable_input("-") as source, open_output(target) as out:
+            while piece := source.read(1 << 20):
+                out.write(piece)
+        try:
+            yield replace(settings, **{field: str(target)})  # type: ignore[arg-type]
+        except FabricError as error:
+            if (directory / "run.json").exists():
+                raise
+            raise type(error)(str(error).replace(str(target), "stdin")) from error
+        return
+    yield settings
+
+
+def _findable(settings: TrainSettings) -> TrainSettings:
+    """The settings with absolute paths, so that `resume` finds the files from any folder."""
+    fraction = settings.val and not Path(settings.val).exists()
+    names = ["data", "model", "output", "adapter", "template", "metrics", *([] if fraction else ["val"])]
+    told = {name: getattr(settings, name) for name in names}
+    return replace(settings, **{k: str(Path(v).absolute()) for k, v in told.items() if v and v != "-"})  # type: ignore[arg-type]
+
+
+def _check_writable(settings: TrainSettings) -> None:
+    """Fails now, not after hours, where the output or the metrics cannot be written."""
+    for place in (settings.output, settings.metrics):
+        if place is None or place == "-":
+            continue
+        try:
+            if Path(place).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if Path(place).is_file() and not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not Path(place).exists() or Path(place).is_file():
+                tempfile.TemporaryFile(dir=Path(place).resolve().parent).close()
+        except OSError as error:
+            raise OutputError(f"{place} cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -225,8 +275,8 @@ def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
         "precision": machine.precision,
         "checkpointing": machine.checkpointing,
         "planned_bytes": machine.planned_bytes(),
-        "peak_bytes": peak_bytes() + machine.planned_bytes(),
-        "model_bytes": sum(t.nbytes for t in setup.gguf.tensors.values()),
+        "peak_bytes": peak_bytes() + machine.planned_bytes() + len(setup.gguf.buffer),
+        "model_bytes": len(setup.gguf.buffer),
         "device": setup.weights.device.info._asdict(),
         "flops_per_token": machine.plan.stats.flops_per_token,
         "flops_per_trained": machine.plan.stats.flops_per_trained,

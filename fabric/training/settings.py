@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -71,10 +74,28 @@ class TrainSettings:
         """As JSON values; `from_json` is the inverse."""
         return dataclasses.asdict(self)
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the settings that the result depends on."""
+        told = {k: v for k, v in self.to_json().items() if k not in _NO_RESULT and (k != "val" or _is_number(v))}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
     @staticmethod
     def from_json(values: dict[str, Any]) -> TrainSettings:
         """Inverse of `to_json`."""
         return TrainSettings(**{**values, "modules": tuple(values["modules"])})
+
+
+def _is_number(val: str | None) -> bool:
+    try:
+        return val is not None and math.isfinite(float(val))
+    except ValueError:
+        return False
+
+
+_NO_RESULT = {
+    "data", "model", "output", "adapter", "template", "run_dir", "metrics", "threads", "eval_every", "checkpoint_every",
+    "checkpointing",
+}  # fmt: skip
 
 
 class TrainUI(Protocol):

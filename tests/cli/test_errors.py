@@ -176,6 +176,51 @@ def test_a_full_disk_is_told(name: str, tiny: Path, rows: Path, adapter: Path, t
     one_sentence(piped, 74, "space")
 
 
+def test_metrics_that_cannot_be_written_are_told_before_any_work(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    place = tmp_path / "no" / "such" / "m.jsonl"
+    ended = fabric("train", rows, "-m", tiny, "--metrics", place, "--run-dir", tmp_path / "run", *TRAIN)
+    one_sentence(ended, 74, str(place))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_came_through_a_pipe_are_called_stdin(tiny: Path, tmp_path: Path) -> None:
+    bad = (chat("a", "b") + "\nnot json\n").encode()
+    ended = fabric("train", "-m", tiny, "--run-dir", "run", *TRAIN, cwd=tmp_path, stdin=bad)
+    one_sentence(ended, 65, "stdin:2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_context_that_is_too_short_is_told_as_the_reason(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    ended = fabric("train", rows, "-m", tiny, "--ctx", "8", "--run-dir", tmp_path / "run")
+    one_sentence(ended, 65, "rows.jsonl", "cut to 8 tokens", "--ctx")
+
+
+def with_number(path: Path, target: Path, key: bytes, value: int) -> Path:
+    content = bytearray(path.read_bytes())
+    at = content.index(key) + len(key) + 4
+    struct.pack_into("<I", content, at, value)
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "generate", "bench"])
+def test_metadata_that_does_not_fit_the_tensors_is_refused(
+    name: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    lying = with_number(tiny, tmp_path / "lying.gguf", b"llama.attention.head_count_kv", 1)
+    ended = fabric(*call(name, tmp_path, model=lying, rows=rows, adapter=adapter), cwd=tmp_path)
+    one_sentence(ended, 65, "lying.gguf", "do not fit")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_rate(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    content = bytearray(tiny.read_bytes())
+    content[-4:] = struct.pack("<f", float("nan"))
+    (tmp_path / "nan.gguf").write_bytes(content)
+    ended = fabric("train", rows, "-m", tmp_path / "nan.gguf", "-q", "--run-dir", tmp_path / "run", *TRAIN)
+    one_sentence(ended, 65, "nan.gguf", "damaged")
+
+
 def test_unreadable_files_are_named(tiny: Path, tmp_path: Path) -> None:
     one_sentence(fabric("prepare", tmp_path / "nothing.jsonl"), 66, "nothing.jsonl")
     one_sentence(
@@ -201,6 +246,14 @@ def test_flags_that_make_no_sense_are_refused(tiny: Path, rows: Path) -> None:
         ["train", rows, "-m", tiny, "--lr", "-1"],
         ["train", rows, "-m", tiny, "--epochs", "0"],
         ["train", rows, "-m", tiny, "--modules", "mlp"],
+        ["train", rows, "-m", tiny, "--lr", "inf"],
+        ["train", rows, "-m", tiny, "--epochs", "inf"],
+        ["train", rows, "-m", tiny, "--weight-decay", "nan"],
+        ["train", rows, "-m", tiny, "--rank", "99999999999"],
+        ["train", rows, "-m", tiny, "--threads", "99999999999"],
+        ["train", rows, "-m", tiny, "--metrics", rows],
+        ["train", rows, "-m", tiny, "--metrics", "x", "-o", "./x"],
+        ["merge", "-m", tiny, "-a", f"{tiny}=nan", "-o", "z"],
         ["train", rows],
         ["merge", "-m", tiny, "-a", "x=y", "-o", "z"],
         ["merge", "-m", tiny, "-a", tiny, "--type", "q9_9", "-o", "z"],

@@ -1,0 +1,68 @@
+"""What a run needs to go on: inputs that came through a pipe, from any folder, and only if nothing has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.shell import fabric, one_sentence
+
+RUN = ("--steps", "4", "--rank", "2", "--ctx", "64", "--batch", "4")
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("flag", ["DATA", "--val", "--adapter", "--template"])
+def test_what_came_through_a_pipe_is_there_to_resume(
+    flag: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    piped = {"--adapter": adapter.read_bytes(), "--template": TEMPLATE.encode()}.get(flag, rows.read_bytes())
+    where = ["-"] if flag == "DATA" else [str(rows), flag, "-"]
+    done = fabric("train", *where, "-m", tiny, "-o", "a.gguf", "--run-dir", "run", *RUN, stdin=piped, cwd=tmp_path)
+    assert done.code == 0, done.err
+    whole = (tmp_path / "a.gguf").read_bytes()
+    (tmp_path / "a.gguf").unlink()
+    for newer in (tmp_path / "run").glob("step-*4.ckpt"):
+        newer.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = (tmp_path / "run").rename(elsewhere / "moved")
+    resumed = fabric("resume", moved.name, cwd=elsewhere)
+    assert resumed.code == 0, resumed.err
+    assert (tmp_path / "a.gguf").read_bytes() == whole
+
+
+@pytest.fixture
+def ended(tiny: Path, rows: Path, tmp_path: Path) -> Path:
+    """A run directory beside its own data and model."""
+    (tmp_path / "rows.jsonl").write_bytes(rows.read_bytes())
+    (tmp_path / "base.gguf").write_bytes(tiny.read_bytes())
+    done = fabric("train", "rows.jsonl", "-m", "base.gguf", "--run-dir", "run", *RUN, cwd=tmp_path)
+    assert done.code == 0, done.err
+    return tmp_path
+
+
+def test_a_changed_input_is_named(ended: Path) -> None:
+    rows, base = ended / "rows.jsonl", ended / "base.gguf"
+    before = rows.read_bytes()
+    rows.write_bytes(before + before)
+    one_sentence(fabric("resume", ended / "run"), 65, "data has changed")
+    rows.write_bytes(before)
+    content = bytearray(base.read_bytes())
+    content[-100] ^= 1
+    base.write_bytes(content)
+    one_sentence(fabric("resume", ended / "run"), 65, "model has changed")
+    base.unlink()
+    one_sentence(fabric("resume", ended / "run"), 66, "base.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", 1e-3), ("rank", 8), ("rank", "x"), ("seed", None), ("modules", 7), ("colour", "red")]
+)
+def test_changed_settings_are_refused(key: str, value: object, ended: Path) -> None:
+    path = ended / "run" / "run.json"
+    run = json.loads(path.read_text())
+    run["settings"][key] = value
+    path.write_text(json.dumps(run))
+    one_sentence(fabric("resume", ended / "run"), 65, "run.json", "settings")
