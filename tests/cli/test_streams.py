@@ -59,6 +59,24 @@ def test_a_reader_that_leaves_early_ends_the_command_without_a_word(
     assert ended.code in (0, 128 + signal.SIGPIPE)
 
 
+@pytest.mark.parametrize(
+    "line", ["merge -m {tiny} -a {adapter}", "inspect {tiny}", "devices", "train {rows} -m {tiny} -o - {QUICK} -q"]
+)
+def test_a_closed_stdout_is_a_failed_write_and_no_traceback(
+    line: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    command = line.format(tiny=tiny, rows=rows, adapter=adapter, QUICK=QUICK)
+    one_sentence(shell(f"fabric {command} >&-", tmp_path), 74, "bad file descriptor")
+
+
+def test_a_closed_stderr_leaves_stdout_to_the_result(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    merged = f"merge -m {tiny} -a {adapter}"
+    ended = shell(f"fabric {merged} > whole.gguf && fabric {merged} 2>&- > quiet.gguf", tmp_path)
+    assert ended.code == 0
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "quiet.gguf").read_bytes()
+    assert shell("fabric quantize nowhere.gguf 2>&-", tmp_path).out == b""
+
+
 def test_a_short_stream_is_refused_by_whoever_reads_it(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     cut = shell(f"fabric merge -m {tiny} -a {adapter} | head -c 20000 | fabric quantize -o out.gguf", tmp_path)
     assert cut.code == 65 and "cut short" in cut.err
