@@ -21,15 +21,22 @@ from fabric.errors import MissingInputError, OutputError, UsageError
 
 STDIO = "-"
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d+)")
+_STDIN = {STDIO, "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 _STANDARD = {STDIO: 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | Path | None]) -> None:
     """Raise UsageError when two inputs would share stdin or two outputs stdout. None: not given."""
-    if sum(str(path) == STDIO for path in inputs if path is not None) > 1:
+    if sum(str(path) in _STDIN for path in inputs) > 1:
         raise UsageError("two inputs are '-', but there is one stdin: give at least one of them as a file")
-    if sum(str(path) == STDIO for path in outputs if path is not None) > 1:
+    if sum(_descriptor(str(path)) == 1 for path in outputs if path is not None) > 1:
         raise UsageError("two outputs are '-', but there is one stdout: write at least one of them to a file")
+
+
+def is_terminal(target: str | Path) -> bool:
+    """Whether an output, under any of the names that a standard stream has, is a terminal."""
+    descriptor = _descriptor(str(target))
+    return descriptor is not None and os.isatty(descriptor)
 
 
 @contextlib.contextmanager

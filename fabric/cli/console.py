@@ -84,8 +84,10 @@ def stdin_source(source: str | None) -> str:
 
 def refuse_terminal(output: str | None) -> None:
     """Refuses to send a binary result to a terminal, before any work."""
-    if output == "-" and sys.stdout.isatty():
-        raise UsageError("--output -: a GGUF file does not belong on a terminal; name a file, or pipe it on")
+    from fabric.files import is_terminal
+
+    if output is not None and is_terminal(output):
+        raise UsageError(f"--output {output}: a GGUF file does not belong on a terminal; name a file, or pipe it on")
 
 
 def human_bytes(count: float) -> str:

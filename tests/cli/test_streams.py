@@ -109,11 +109,20 @@ def test_metrics_on_stdout_are_one_object_a_step(tiny: Path, rows: Path, tmp_pat
 def test_two_inputs_never_share_stdin_and_two_outputs_never_stdout(tiny: Path, rows: Path) -> None:
     one_sentence(fabric("merge", "-m", "-", "-a", "-", "-o", "x"), 2, "stdin")
     one_sentence(fabric("train", rows, "-m", tiny, "-o", "-", "--metrics", "-"), 2, "stdout")
+    one_sentence(fabric("train", rows, "-m", tiny, "-o", "/dev/stdout", "--metrics", "-"), 2, "stdout")
     one_sentence(fabric("train", "-", "-m", "-", "-o", "x"), 2, "stdin")
+    one_sentence(fabric("train", "-", "-m", "/dev/stdin", "-o", "x"), 2, "stdin")
 
 
 @pytest.mark.parametrize(
-    "command", ["merge -m {tiny} -a {adapter}", "quantize {tiny}", "train {rows} -m {tiny} -o -", "plot x -o -"]
+    "command",
+    [
+        "merge -m {tiny} -a {adapter}",
+        "quantize {tiny}",
+        "train {rows} -m {tiny} -o -",
+        "train {rows} -m {tiny} -o /dev/stdout",
+        "plot x -o -",
+    ],
 )
 def test_binary_never_reaches_a_terminal(command: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n')
