@@ -190,9 +190,9 @@ def _explain(where: str, error: BaseException) -> int:
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return _fail(where, f"{error.filename}: {error.strerror}", 66)
     if isinstance(error, OSError):
-        file = f"{error.filename}: " if error.filename else ""
+        file = f"{error.filename}: " if error.filename else "reading or writing failed: "
         hint = "; make room and run it again" if error.errno == errno.ENOSPC else ""
-        return _fail(where, f"{file}{error.strerror or error}{hint}", 74)
+        return _fail(where, f"{file}{(error.strerror or str(error)).lower()}{hint}", 74)
     kind = type(error).__name__
     return _fail(where, f"internal error, {kind}: {error}; --debug shows where, please report it", 70)
 
