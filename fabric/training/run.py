@@ -155,8 +155,9 @@ def _same(place: str, other: str | None) -> bool:
 
 
 def default_run_dir(settings: TrainSettings) -> str:
-    """.fabric/runs/<time>-<hash of the settings>."""
-    tag = hashlib.sha256(json.dumps(settings.to_json(), sort_keys=True).encode()).hexdigest()[:6]
+    """.fabric/runs/<time>-<hash of the settings and the process>, so that equal runs can start together."""
+    told = json.dumps({**settings.to_json(), "process": os.getpid()}, sort_keys=True)
+    tag = hashlib.sha256(told.encode()).hexdigest()[:6]
     return str(Path(".fabric") / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{tag}")
 
 

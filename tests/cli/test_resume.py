@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.shell import fabric, one_sentence
+from tests.cli.shell import fabric, one_sentence, shell
 
 RUN = ("--steps", "4", "--rank", "2", "--ctx", "64", "--batch", "4")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -31,6 +31,13 @@ def test_what_came_through_a_pipe_is_there_to_resume(
     resumed = fabric("resume", moved.name, cwd=elsewhere)
     assert resumed.code == 0, resumed.err
     assert (tmp_path / "a.gguf").read_bytes() == whole
+
+
+def test_equal_runs_can_start_together(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    line = f"fabric train {rows} -m {tiny} -q {' '.join(RUN)}"
+    ended = shell(f"{line} & {line} & {line} & wait", tmp_path)
+    assert ended.err == ""
+    assert len(list((tmp_path / ".fabric" / "runs").glob("*/adapter.gguf"))) == 3
 
 
 @pytest.fixture
