@@ -242,7 +242,7 @@ static void lower_loss(fb_autodiff *d) {
         if (trains(d, a)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, a), du, xs);
         if (trains(d, w)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, w), logits, xs);
         if (dx < 0) continue;
-        fb_tensor dxs = fresh(d, index, width, FB_F32);
+        fb_tensor dxs = fresh(d, index, width, d->p->tensors[x].type);
         EMIT(FB_OP_LINEAR_DX, dxs, logits, w, du, a < 0 ? FB_NONE : a);
         EMIT(FB_OP_SCATTER, dx, dxs, index);
     }

@@ -19,6 +19,8 @@ typedef struct attention {
     int64_t keys, first;      /* rows of k, and the number of the first */
     int64_t from, to;         /* rows of k that any query sees */
     int32_t window;
+    int bf16;                 /* scores are products of bf16 pairs: exact, as the operands are bf16 themselves */
+    int bf16_grad;            /* the same of the scores' gradients, v times the output's gradient */
     float scale, softcap;
 } attention;
 
@@ -45,6 +47,11 @@ static attention attention_of(const fb_launch *l, const fb_view *lo, const fb_vi
     at.window = s->window;
     at.scale = s->scale;
     at.softcap = s->softcap;
+#ifdef FB_SIMD_DP
+    const fb_view *grad = l->op == FB_OP_ATTENTION ? NULL : &l->v[7];
+    at.bf16 = is_16bit(at.q) && is_16bit(at.k);
+    at.bf16_grad = grad && is_16bit(grad) && is_16bit(at.v);
+#endif
     return at;
 }
 
@@ -79,13 +86,14 @@ static int64_t sums_floats(int64_t hd, int64_t rows) {
 }
 
 /* Rows from .. to of every head, parted among the threads by tile. */
-static void pack_dots(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to) {
+static void pack_dots(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to,
+                      int bf16) {
     const int64_t t0 = from / MR, tiles = to > from ? (to + MR - 1) / MR - t0 : 0;
     for (int64_t i; (i = fb_next(w)) < heads * tiles;) {
         fb_view h = head_of(v, i % heads, hd);
         int64_t t = t0 + i / heads;
         float *dst = packed + (i % heads) * dots_floats(hd, v->rows) + t * round_up(hd * MR + VW, 16);
-        pack_across(dst, MR, MR, &h, t * MR, at_most(v->rows - t * MR, MR), 0, hd, 0, NULL);
+        pack_across(dst, MR, MR, &h, t * MR, at_most(v->rows - t * MR, MR), 0, hd, bf16, NULL);
     }
     fb_sync(w);
 }
@@ -104,9 +112,10 @@ static void pack_sums(fb_worker *w, float *packed, const fb_view *v, int64_t hea
 }
 
 /* One chunk of `tiles` row tiles from tile t0: scores[row][lane]. */
-static void chunk_dots(const float *packed, int64_t hd, int64_t t0, int64_t tiles, const float *lanes, float *scores) {
+static void chunk_dots(const float *packed, int64_t hd, int64_t t0, int64_t tiles, const float *lanes, float *scores,
+                       int bf16) {
     for (int64_t t = 0; t < tiles; t++)
-        tile_f32(hd, packed + (t0 + t) * round_up(hd * MR + VW, 16), lanes, scores + t * MR * NR, 0);
+        tile(bf16, NR, units_of(bf16, hd), packed + (t0 + t) * round_up(hd * MR + VW, 16), lanes, scores + t * MR * NR, 0);
 }
 
 /* result[d][lane] += rows of the chunk * p[row][lane] */
@@ -214,12 +223,12 @@ static void attention_item(const attention *at, const fb_launch *l, int64_t item
     k_dots += h / at->group * dots_floats(hd, at->keys);
     v_sums += h / at->group * sums_floats(hd, at->keys);
     query_lanes(at, r0, lo, hi, &from, &to);
-    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, 0, NULL);
+    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     for (int i = 0; i < NR; i++) top[i] = -INFINITY, sum[i] = 0;
     for (int64_t t = from / MR; t * MR < to; t += CHUNK_TILES) {
         int64_t tiles = at_most((to + MR - 1) / MR - t, CHUNK_TILES);
-        chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p);
+        chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p, at->bf16);
         softmax_chunk(at, room.p, t * MR, tiles * MR, lo, hi, top, sum, fade);
         for (int64_t d = 0; d < hd; d++)
             for (int j = 0; j < NR; j += VW)
@@ -299,7 +308,7 @@ static void run_attention(fb_worker *w, const fb_launch *l, char *scratch) {
         for (int64_t i; (i = fb_next(w)) < at.kv_heads * at.q->rows;) attention_few(&at, l, i, room);
         return;
     }
-    pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to);
+    pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to, at.bf16);
     pack_sums(w, v_sums, at.v, at.kv_heads, at.hd, at.from, at.to);
     for (int64_t i; (i = fb_next(w)) < at.heads * ((at.q->rows + NR - 1) / NR);)
         attention_item(&at, l, i, k_dots, v_sums, room);
@@ -330,13 +339,13 @@ static void dq_item(const attention *at, const fb_launch *l, int64_t item, const
         ((float *)fb_row(&l->v[1], r0 + i))[h] = delta[i];
     }
     query_lanes(at, r0, lo, hi, &from, &to);
-    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, 0, NULL);
-    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, 0, NULL);
+    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
+    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, at->bf16_grad, NULL);
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     for (int64_t t = from / MR; t * MR < to; t += CHUNK_TILES) {
         int64_t tiles = at_most((to + MR - 1) / MR - t, CHUNK_TILES);
-        chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p);
-        chunk_dots(v_dots, hd, t, tiles, room.lanes2, room.ds);
+        chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p, at->bf16);
+        chunk_dots(v_dots, hd, t, tiles, room.lanes2, room.ds, at->bf16_grad);
         for (int j = 0; j < NR; j += VW) {
             const vi a = load_ints(lo + j), b = load_ints(hi + j);
             const vf base = v_load(lse + j), minus = v_load(delta + j);
@@ -358,8 +367,8 @@ static void run_attention_dq(fb_worker *w, const fb_launch *l, char *scratch) {
     float *k_dots = (float *)scratch, *v_dots = k_dots + at.kv_heads * dots_floats(at.hd, at.keys);
     float *k_sums = v_dots + at.kv_heads * dots_floats(at.hd, at.keys);
     attention_room room = room_of(w, k_sums + at.kv_heads * sums_floats(at.hd, at.keys), at.hd);
-    pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to);
-    pack_dots(w, v_dots, at.v, at.kv_heads, at.hd, at.from, at.to);
+    pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to, at.bf16);
+    pack_dots(w, v_dots, at.v, at.kv_heads, at.hd, at.from, at.to, at.bf16_grad);
     pack_sums(w, k_sums, at.k, at.kv_heads, at.hd, at.from, at.to);
     for (int64_t i; (i = fb_next(w)) < at.heads * ((at.q->rows + NR - 1) / NR);)
         dq_item(&at, l, i, k_dots, v_dots, k_sums, room);
@@ -417,16 +426,16 @@ static void dkv_item(const attention *at, const fb_launch *l, int64_t item, cons
     fb_view dk = head_of(&l->v[0], kv, hd), dv = head_of(&l->v[1], kv, hd);
     for (int64_t i = 0; i < NR; i++) one[i] = 1;
     query_tiles(at, key, &t0, &t1);
-    pack_across(room.lanes, NR, NR, &k, key, n, 0, hd, 0, NULL);
-    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, 0, NULL);
+    pack_across(room.lanes, NR, NR, &k, key, n, 0, hd, at->bf16, NULL);
+    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, at->bf16_grad, NULL);
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     memset(room.result2, 0, (size_t)result_floats(hd) * 4);
     for (int64_t h = kv * at->group; h < (kv + 1) * at->group; h++)
         for (int64_t t = t0; t < t1; t += CHUNK_TILES) {
             int64_t tiles = at_most(t1 - t, CHUNK_TILES);
             int64_t dots = h * dots_floats(hd, rows), sums = h * sums_floats(hd, rows);
-            chunk_dots(packed->q_dots + dots, hd, t, tiles, room.lanes, room.p);
-            chunk_dots(packed->do_dots + dots, hd, t, tiles, room.lanes2, room.ds);
+            chunk_dots(packed->q_dots + dots, hd, t, tiles, room.lanes, room.p, at->bf16);
+            chunk_dots(packed->do_dots + dots, hd, t, tiles, room.lanes2, room.ds, at->bf16_grad);
             dkv_chunk(at, l, h, t * MR, tiles * MR, key, room);
             chunk_sums(packed->do_sums + sums, hd, rows, t, tiles, room.p, room.result2);
             chunk_sums(packed->q_sums + sums, hd, rows, t, tiles, room.ds, room.result);
@@ -444,8 +453,8 @@ static void run_attention_dkv(fb_worker *w, const fb_launch *l, char *scratch) {
     packed.q_sums = packed.do_dots + dots;
     packed.do_sums = packed.q_sums + sums;
     attention_room room = room_of(w, packed.do_sums + sums, at.hd);
-    pack_dots(w, packed.q_dots, at.q, at.heads, at.hd, 0, rows);
-    pack_dots(w, packed.do_dots, &l->v[7], at.heads, at.hd, 0, rows);
+    pack_dots(w, packed.q_dots, at.q, at.heads, at.hd, 0, rows, at.bf16);
+    pack_dots(w, packed.do_dots, &l->v[7], at.heads, at.hd, 0, rows, at.bf16_grad);
     pack_sums(w, packed.q_sums, at.q, at.heads, at.hd, 0, rows);
     pack_sums(w, packed.do_sums, &l->v[7], at.heads, at.hd, 0, rows);
     for (int64_t i; (i = fb_next(w)) < at.kv_heads * ((at.keys + NR - 1) / NR);) dkv_item(&at, l, i, &packed, room);

@@ -1,21 +1,24 @@
 /* products.h - LINEAR, LINEAR_DX and LINEAR_DW as one product out (m, n) = a (m, k) b (k, n), in which the weight stays
  * in its blocks and is decoded panel by panel.
  *
- * a is packed once, by all threads, into tiles of MR rows: [tile][k][MR]. Then each item of work is a block of rows
- * times a panel of PN columns: for every KC steps of the reduction the panel is decoded to [PN/NR][k][NR], small enough
- * to stay in L2, and a register tile of MR x NR sums runs over all rows. Sums of an item live in its thread's scratch
- * until the reduction is through; the low-rank term is a few steps more. With 16-bit products a packed element is a pair
- * of bf16 along k, so "unit" below is what fills 32 bits: one k in f32, two in bf16. */
+ * The reduction is cut into stretches of KC steps; those of the low-rank term are a few stretches more. a is packed once,
+ * by all threads, into tiles of MR rows: [stretch][tile][k][MR]. Then each item of work is a block of rows times a panel
+ * of columns: for every stretch the panel is decoded to [column/NR][k][NR], small enough to stay in L2, and a register
+ * tile of MR x NR sums runs over all rows. Sums of an item live in its thread's scratch until the reduction is through.
+ * With 16-bit products a packed element is a pair of bf16 along k, so "unit" below is what fills 32 bits: one k in f32,
+ * two in bf16. */
 #ifndef FB_CPU_PRODUCTS_H
 #define FB_CPU_PRODUCTS_H
 #include "rows.h"
 
 enum {
-    PN = 64,          /* columns of a panel: whole blocks of 32 */
-    KC = 256,         /* reduction steps decoded at a time: whole blocks of 32 */
-    BLOCK_TILES = 48, /* most row tiles of an item */
-    ENOUGH = 16,      /* items below which row blocks are cut smaller */
-    FEW = 8           /* rows up to which weights are streamed once instead */
+    NARROW = 64, WIDE = 128,    /* columns of a panel: whole blocks of 32 */
+    KC = 256,                   /* steps of a stretch: whole blocks of 32 */
+    BLOCK_TILES = 48,           /* most row tiles of an item */
+    ENOUGH = 16,                /* items below which panels are narrow, then row blocks smaller */
+    FEW = 8,                    /* rows up to which weights are streamed once instead */
+    TILE_FLOATS = (KC * MR + VW + 15) / 16 * 16, /* a packed tile; packing may spill a vector past its end */
+    BUF_FLOATS = VW * KC        /* decoded stretches of the rows that are packed crosswise together */
 };
 
 typedef struct product {
@@ -26,14 +29,12 @@ typedef struct product {
     const fb_view *u, *low, *bias, *acc, *out; /* u (m, rank) and low, laid out as b */
     float scale;
     int bf16;
-    int64_t tiles, units, rank_units, stride; /* of packed a: units a tile, floats a tile */
-    int64_t panels, blocks, block_tiles;
+    int64_t tiles, stretches, low_stretches; /* of packed a */
+    int64_t panel, panels, blocks, block_tiles;
 } product;
 
-/* Rows from which the reduction is packed crosswise: buf holds VW decoded stretches. */
-enum { BUF_FLOATS = 16 * KC };
-
 static inline int is_16bit(const fb_view *v) { return fb_has(v) && v->type == FB_BF16; }
+static inline int64_t units_of(int bf16, int64_t n) { return bf16 ? (n + 1) / 2 : n; }
 
 static product product_of(const fb_launch *l) {
     const fb_view *v = l->v;
@@ -57,12 +58,11 @@ static product product_of(const fb_launch *l) {
 #ifdef FB_SIMD_DP
     p.bf16 = is_16bit(p.a) || is_16bit(p.out) || (l->op == FB_OP_LINEAR_DW && is_16bit(p.b));
 #endif
-    int pair = p.bf16 ? 2 : 1;
     p.tiles = (p.m + MR - 1) / MR;
-    p.units = (p.k + pair - 1) / pair;
-    p.rank_units = (p.rank + pair - 1) / pair;
-    p.stride = ((p.units + p.rank_units) * MR + VW + 15) / 16 * 16;
-    p.panels = (p.n + PN - 1) / PN;
+    p.stretches = (p.k + KC - 1) / KC;
+    p.low_stretches = (p.rank + KC - 1) / KC;
+    p.panel = p.bf16 && p.n >= ENOUGH * WIDE ? WIDE : NARROW;
+    p.panels = (p.n + p.panel - 1) / p.panel;
     p.blocks = (p.tiles + BLOCK_TILES - 1) / BLOCK_TILES;
     if (p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
     p.block_tiles = (p.tiles + p.blocks - 1) / p.blocks;
@@ -71,58 +71,67 @@ static product product_of(const fb_launch *l) {
 
 /* ---- packing ---- */
 
-/* VW units of a row from element k; elements from k1 on are 0. */
-static inline vf load_units(const void *row, int32_t type, int64_t k, int64_t k1, int bf16) {
-    if (!bf16) return k < k1 ? a_load(row, type, k, k1 - k) : v_set(0);
-#ifdef FB_SIMD_DP
-    if (type == FB_BF16 && k + 2 * VW <= k1) return v_load((const float *)(const void *)((const uint16_t *)row + k));
-    vf lo = k < k1 ? a_load(row, type, k, k1 - k) : v_set(0);
-    vf hi = k + VW < k1 ? a_load(row, type, k + VW, k1 - k - VW) : v_set(0);
-    return (vf)(__m512)_mm512_cvtne2ps_pbh((__m512)hi, (__m512)lo);
-#else
-    return v_set(0);
-#endif
+/* to[unit * stride + lane] from n elements of VW rows; a last odd one is paired with 0. */
+static inline __attribute__((always_inline)) void across(float *to, int stride, const char *const *src, int32_t type,
+                                                         int64_t n, int bf16) {
+    const int step = bf16 ? 2 * VW : VW, size = type == FB_F32 ? 4 : 2;
+    for (int64_t k = 0; k < n; k += step, to += VW * stride) {
+        const int64_t left = units_of(bf16, at_most(n - k, step));
+        char rest[VW][2 * VW * 4];
+        vf x[VW];
+        if (k + step > n) {
+            memset(rest, 0, sizeof rest);
+            for (int i = 0; i < VW; i++) memcpy(rest[i], src[i] + k * size, (size_t)((n - k) * size));
+        }
+        _Pragma("GCC unroll 16") for (int i = 0; i < VW; i++) {
+            const char *row = k + step > n ? rest[i] : src[i] + k * size;
+            if (bf16 && type == FB_BF16) memcpy(&x[i], row, sizeof x[i]);
+            else if (bf16) x[i] = v_pairs(a_load(row, type, 0, VW), a_load(row, type, VW, VW));
+            else x[i] = a_load(row, type, 0, VW);
+        }
+        v_transpose(x);
+        _Pragma("GCC unroll 16") for (int i = 0; i < VW; i++)
+            if (i < left) v_store(to + i * stride, x[i]);
+    }
 }
 
-/* One unit a lane out of two rows of the reduction. */
-static inline vf pair_units(vf even, vf odd) {
-#ifdef FB_SIMD_DP
-    __m512i lo = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even));
-    __m512i hi = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd));
-    return (vf)_mm512_or_si512(lo, _mm512_slli_epi32(hi, 16));
-#else
-    (void)odd;
-    return even;
-#endif
-}
-
-/* dst[unit * stride + lane] from `rows` rows (0 beyond them up to `lanes`), elements k0 .. k0 + n of each. A vector may
- * spill past `lanes` into the next unit, which is written later: the last group of lanes goes first. */
+/* dst[unit * stride + lane] from `rows` rows, elements k0 .. k0 + n of each; lanes beyond the rows hold what nobody reads.
+ * A vector may spill past `lanes` into the next unit, which is written later: the last group of lanes goes first. */
 static void pack_across(float *dst, int stride, int lanes, const fb_view *v, int64_t r0, int64_t rows, int64_t k0,
                         int64_t n, int bf16, float *buf) {
-    const int plain = v->type == FB_F32 || v->type == FB_BF16, pair = bf16 ? 2 : 1;
+    const int plain = v->type == FB_F32 || v->type == FB_BF16;
+    const int64_t bytes = (int64_t)fb_type_bytes(v->type, v->ld), skip = (int64_t)fb_type_bytes(v->type, k0);
+    const char *first = fb_row(v, r0);
     for (int g = (lanes - 1) / VW * VW; g >= 0; g -= VW) {
-        const void *src[VW];
+        const char *src[VW];
         for (int i = 0; i < VW; i++) {
-            src[i] = NULL;
-            if (g + i >= rows || g + i >= lanes) continue;
-            const char *row = fb_row(v, r0 + g + i);
-            if (!plain) decode(v->type, row, k0, n, buf + i * KC);
-            src[i] = plain ? row + fb_type_bytes(v->type, k0) : (const char *)(buf + i * KC);
+            const char *row = first + at_most(g + i, rows - 1) * bytes;
+            src[i] = plain ? row + skip : (const char *)(buf + i * KC);
+            if (plain || g + i >= rows) continue;
+            for (int64_t b = 0; b < n; b += 64) __builtin_prefetch(row + VW * bytes + skip + b);
+            decode(v->type, row, k0, n, buf + i * KC);
         }
-        for (int64_t k = 0; k < n; k += VW * pair) {
-            vf x[VW];
-            for (int i = 0; i < VW; i++)
-                x[i] = src[i] ? load_units(src[i], plain ? v->type : FB_F32, k, n, bf16) : v_set(0);
-            v_transpose(x);
-            float *to = dst + k / pair * stride + g;
-            int64_t left = (n - k + pair - 1) / pair;
-            if (left >= VW)
-                for (int i = 0; i < VW; i++) v_store(to + i * stride, x[i]);
-            else
-                for (int i = 0; i < left; i++) v_store(to + i * stride, x[i]);
-        }
+        if (v->type == FB_BF16) {
+            if (bf16) across(dst + g, stride, src, FB_BF16, n, 1);
+            else across(dst + g, stride, src, FB_BF16, n, 0);
+        } else if (bf16) across(dst + g, stride, src, FB_F32, n, 1);
+        else across(dst + g, stride, src, FB_F32, n, 0);
     }
+}
+
+/* One unit a lane out of two rows of the reduction, columns c .. of `left`. */
+static inline __attribute__((always_inline)) vf weave(const char *even, const char *odd, int32_t type, int64_t c,
+                                                      int64_t left, int bf16) {
+    if (!bf16) return a_load(even, type, c, left);
+    if (type == FB_BF16 && left >= VW) return v_weave_bf16(even + 2 * c, odd + 2 * c);
+    return v_weave(a_load(even, type, c, left), a_load(odd, type, c, left));
+}
+
+static inline __attribute__((always_inline)) void along(float *dst, int width, int64_t apart, int lanes, const char *even,
+                                                        const char *odd, int32_t type, int64_t cols, int bf16) {
+    for (int g = 0, c = 0; g < lanes; g += width, dst += apart)
+        for (int i = 0; i < width; i += VW, c += VW)
+            v_store(dst + i, c < cols ? weave(even, odd, type, c, cols - c, bf16) : v_set(0));
 }
 
 /* The same from rows that lie along the reduction: unit u is row k0 + u (or rows k0 + 2u, k0 + 2u + 1), columns c0 .. ;
@@ -130,46 +139,53 @@ static void pack_across(float *dst, int stride, int lanes, const fb_view *v, int
  * that vectors are whole: what is beyond is written over, as above. */
 static void pack_along(float *dst, int width, int64_t apart, int lanes, const fb_view *v, int64_t k0, int64_t n,
                        int64_t c0, int64_t cols, int bf16) {
-    float buf[2][PN + VW] = {{0}};
+    static const char zeros[(WIDE + VW) * 4];
+    float buf[2][WIDE + VW];
     const int64_t bytes = (int64_t)fb_type_bytes(v->type, v->ld);
     const int plain = v->type == FB_F32 || v->type == FB_BF16, pair = bf16 ? 2 : 1;
-    const char *row = fb_row(v, k0);
+    const char *row = fb_row(v, k0), *end;
     cols = at_most(cols, round_up(lanes, VW));
-    for (int64_t k = 0; k < n; k += pair, row += pair * bytes, dst += width) {
-        const int both = bf16 && k + 1 < n;
+    row += fb_type_bytes(v->type, plain ? c0 : 0);
+    const int64_t skip = (int64_t)fb_type_bytes(v->type, c0), size = (int64_t)fb_type_bytes(v->type, cols);
+    for (end = row + n * bytes; row < end; row += pair * bytes, dst += width) {
+        const char *even = row, *odd = row + bytes < end ? row + bytes : zeros;
         if (!plain) {
-            __builtin_prefetch(row + 8 * bytes + fb_type_bytes(v->type, c0));
+            for (int i = 0; i < pair; i++)
+                for (int64_t b = 0; b < size; b += 64) __builtin_prefetch(row + (16 + i) * bytes + skip + b);
             decode(v->type, row, c0, cols, buf[0]);
-            if (both) decode(v->type, row + bytes, c0, cols, buf[1]);
-        }
-        for (int g = 0, c = 0; g * width < lanes; g++)
-            for (int i = 0; i < width; i += VW, c += VW) {
-                vf x = v_set(0), y = x;
-                if (!plain) x = v_load(buf[0] + c), y = both ? v_load(buf[1] + c) : y;
-                else if (c < cols) {
-                    x = a_load(row, v->type, c0 + c, cols - c);
-                    if (both) y = a_load(row + bytes, v->type, c0 + c, cols - c);
-                }
-                v_store(dst + g * apart + i, bf16 ? pair_units(x, y) : x);
+            even = (const char *)buf[0];
+            if (bf16 && odd != zeros) {
+                decode(v->type, odd, c0, cols, buf[1]);
+                odd = (const char *)buf[1];
             }
+        }
+        if (v->type == FB_BF16) {
+            if (bf16) along(dst, width, apart, lanes, even, odd, FB_BF16, cols, 1);
+            else along(dst, width, apart, lanes, even, odd, FB_BF16, cols, 0);
+        } else if (bf16) along(dst, width, apart, lanes, even, odd, FB_F32, cols, 1);
+        else along(dst, width, apart, lanes, even, odd, FB_F32, cols, 0);
     }
+}
+
+static inline float *packed_tile(const product *p, float *packed, int64_t stretch, int64_t tile) {
+    return packed + (stretch * p->tiles + tile) * TILE_FLOATS;
 }
 
 static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
-    float *dst = packed + tile * p->stride;
-    const int pair = p->bf16 ? 2 : 1;
     const int64_t r0 = tile * MR, rows = at_most(p->m - r0, MR);
-    for (int64_t k = 0; k < p->k; k += KC) {
-        int64_t n = at_most(p->k - k, KC);
-        if (p->a_rows) pack_across(dst + k / pair * MR, MR, MR, p->a, r0, rows, k, n, p->bf16, buf);
-        else pack_along(dst + k / pair * MR, MR, 0, MR, p->a, k, n, r0, p->m - r0, p->bf16);
+    for (int64_t s = 0; s < p->stretches; s++) {
+        float *dst = packed_tile(p, packed, s, tile);
+        const int64_t k = s * KC, n = at_most(p->k - k, KC);
+        if (p->a_rows) pack_across(dst, MR, MR, p->a, r0, rows, k, n, p->bf16, buf);
+        else pack_along(dst, MR, 0, MR, p->a, k, n, r0, p->m - r0, p->bf16);
     }
-    for (int64_t k = 0; k < p->rank; k += KC)
-        pack_across(dst + (p->units + k / pair) * MR, MR, MR, p->u, r0, rows, k, at_most(p->rank - k, KC), p->bf16, buf);
+    for (int64_t s = 0; s < p->low_stretches; s++)
+        pack_across(packed_tile(p, packed, p->stretches + s, tile), MR, MR, p->u, r0, rows, s * KC,
+                    at_most(p->rank - s * KC, KC), p->bf16, buf);
 }
 
 static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, int64_t n, int64_t c0, float *buf) {
-    const int64_t units = p->bf16 ? (n + 1) / 2 : n, cols = at_most(p->n - c0, PN);
+    const int64_t units = units_of(p->bf16, n), cols = at_most(p->n - c0, p->panel);
     if (!p->b_rows) pack_along(panel, NR, units * NR, (int)round_up(cols, NR), v, k, n, c0, cols, p->bf16);
     else
         for (int64_t g = 0; g < cols; g += NR, panel += units * NR)
@@ -209,7 +225,6 @@ static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, 
 REGISTER_TILE(tile_f32, NV, v_fma)
 REGISTER_TILE(narrow_f32, 1, v_fma)
 #ifdef FB_SIMD_DP
-static inline vf v_dot2(vf a, vf b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
 REGISTER_TILE(tile_bf16, NV, v_dot2)
 REGISTER_TILE(narrow_bf16, 1, v_dot2)
 #else
@@ -225,63 +240,64 @@ static inline void tile(int bf16, int64_t cols, int64_t units, const float *a, c
 
 /* ---- many rows ---- */
 
-static uint64_t thread_floats(const product *p) {
-    return (uint64_t)at_most(p->tiles, BLOCK_TILES) * MR * PN + (uint64_t)KC * PN + BUF_FLOATS;
-}
+static uint64_t item_floats(const product *p) { return (uint64_t)at_most(p->tiles, BLOCK_TILES) * MR * (uint64_t)p->panel; }
+
+static uint64_t thread_floats(const product *p) { return item_floats(p) + (uint64_t)KC * (uint64_t)p->panel + BUF_FLOATS; }
 
 /* Writes what an item has summed: row by row, + bias + acc, as the output's type. */
 static void product_store(const product *p, const float *sums, int64_t t0, int64_t t1, int64_t c0) {
-    const int64_t cols = at_most(p->n - c0, PN), groups = round_up(cols, NR) / NR;
+    const int64_t cols = at_most(p->n - c0, p->panel), apart = (t1 - t0) * MR * NR;
     const float *bias = p->bias ? (const float *)fb_row(p->bias, 0) : NULL;
-    for (int64_t t = t0; t < t1; t++)
-        for (int64_t i = 0; i < at_most(p->m - t * MR, MR); i++) {
-            char *y = fb_row(p->out, t * MR + i);
-            const char *acc = p->acc ? fb_row(p->acc, t * MR + i) : NULL;
-            const float *row = sums + (t - t0) * groups * MR * NR + i * NR;
-            for (int64_t g = 0; g < groups; g++, row += MR * NR)
-                for (int j = 0; j < NR && g * NR + j < cols; j += VW) {
-                    int64_t c = c0 + g * NR + j, left = cols - g * NR - j;
-                    vf x = v_load(row + j);
-                    if (bias) x += a_load(bias, FB_F32, c, left);
-                    if (acc) x += a_load(acc, p->acc->type, c, left);
-                    a_store(y, p->out->type, c, left, x);
-                }
-        }
+    for (int64_t r = t0 * MR; r < at_most(t1 * MR, p->m); r++) {
+        char *y = fb_row(p->out, r);
+        const char *acc = p->acc ? fb_row(p->acc, r) : NULL;
+        const float *row = sums + (r - t0 * MR) * NR;
+        for (int64_t g = 0; g < cols; g += NR, row += apart)
+            for (int j = 0; j < NR && g + j < cols; j += VW) {
+                int64_t c = c0 + g + j, left = cols - g - j;
+                vf x = v_load(row + j);
+                if (bias) x += a_load(bias, FB_F32, c, left);
+                if (acc) x += a_load(acc, p->acc->type, c, left);
+                a_store(y, p->out->type, c, left, x);
+            }
+    }
 }
 
-/* Adds `n` steps of the reduction to an item's sums. */
-static void product_steps(const product *p, const float *packed, int64_t unit, int64_t n, const float *panel,
-                          float *sums, int64_t t0, int64_t t1, int64_t cols, int add) {
-    const int64_t units = p->bf16 ? (n + 1) / 2 : n;
-    for (int64_t t = t0; t < t1; t++)
-        for (int64_t c = 0; c < cols; c += NR, sums += MR * NR)
-            tile(p->bf16, cols - c, units, packed + t * p->stride + unit * MR, panel + c * units, sums, add);
+/* Adds a stretch of n steps to an item's sums, which lie as [column/NR][row][NR]. */
+static void product_stretch(const product *p, float *packed, int64_t stretch, int64_t n, const float *panel, float *sums,
+                            int64_t t0, int64_t t1, int64_t cols) {
+    const int64_t units = units_of(p->bf16, n);
+    for (int64_t c = 0; c < cols; c += NR, panel += units * NR)
+        for (int64_t t = t0; t < t1; t++, sums += MR * NR)
+            tile(p->bf16, cols - c, units, packed_tile(p, packed, stretch, t), panel, sums, stretch > 0);
 }
 
-static void product_item(const product *p, const float *packed, int64_t item, float *mine) {
-    float *sums = mine, *panel = sums + at_most(p->tiles, BLOCK_TILES) * MR * PN, *buf = panel + KC * PN;
-    const int pair = p->bf16 ? 2 : 1;
-    const int64_t c0 = item % p->panels * PN, t0 = item / p->panels * p->block_tiles;
-    const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), cols = at_most(p->n - c0, PN);
+static void product_item(const product *p, float *packed, int64_t item, float *mine) {
+    float *sums = mine, *panel = sums + item_floats(p), *buf = panel + KC * p->panel;
+    const int64_t c0 = item % p->panels * p->panel, t0 = item / p->panels * p->block_tiles;
+    const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), cols = at_most(p->n - c0, p->panel);
     if (t0 >= t1) return;
-    for (int64_t k = 0; k < p->k; k += KC) {
-        int64_t n = at_most(p->k - k, KC);
-        pack_b(p, panel, p->b, k, n, c0, buf);
-        product_steps(p, packed, k / pair, n, panel, sums, t0, t1, cols, k > 0);
+    for (int64_t s = 0; s < p->stretches; s++) {
+        const int64_t n = at_most(p->k - s * KC, KC);
+        pack_b(p, panel, p->b, s * KC, n, c0, buf);
+        product_stretch(p, packed, s, n, panel, sums, t0, t1, cols);
     }
     if (p->scale != 1.0f)
         for (int64_t i = 0; i < (t1 - t0) * MR * round_up(cols, NR); i += VW) v_store(sums + i, p->scale * v_load(sums + i));
-    for (int64_t k = 0; k < p->rank; k += KC) {
-        int64_t n = at_most(p->rank - k, KC);
-        pack_b(p, panel, p->low, k, n, c0, buf);
-        product_steps(p, packed, p->units + k / pair, n, panel, sums, t0, t1, cols, 1);
+    for (int64_t s = 0; s < p->low_stretches; s++) {
+        const int64_t n = at_most(p->rank - s * KC, KC);
+        pack_b(p, panel, p->low, s * KC, n, c0, buf);
+        product_stretch(p, packed, p->stretches + s, n, panel, sums, t0, t1, cols);
     }
     product_store(p, sums, t0, t1, c0);
 }
 
+static uint64_t packed_floats(const product *p) {
+    return (uint64_t)(p->stretches + p->low_stretches) * (uint64_t)p->tiles * TILE_FLOATS;
+}
+
 static void run_product(fb_worker *w, const product *p, char *scratch) {
-    float *packed = (float *)scratch;
-    float *mine = packed + p->tiles * p->stride + (uint64_t)w->index * thread_floats(p);
+    float *packed = (float *)scratch, *mine = packed + packed_floats(p) + (uint64_t)w->index * thread_floats(p);
     for (int64_t i; (i = fb_next(w)) < p->tiles;) pack_a(p, packed, i, mine);
     fb_sync(w);
     for (int64_t i; (i = fb_next(w)) < p->blocks * p->panels;) product_item(p, packed, i, mine);
@@ -350,7 +366,7 @@ static uint64_t product_scratch(const fb_launch *l, int threads) {
     product p = product_of(l);
     uint64_t few = (uint64_t)FEW * (uint64_t)(p.k + p.rank) * 4; /* a feed may have fewer rows than it was planned for */
     uint64_t most = 0;
-    if (!is_few(&p)) most = ((uint64_t)(p.tiles * p.stride) + (uint64_t)threads * thread_floats(&p)) * 4;
+    if (!is_few(&p)) most = (packed_floats(&p) + (uint64_t)threads * thread_floats(&p)) * 4;
     return most > few ? most : few;
 }
 

@@ -185,6 +185,29 @@ static inline vi v_to_bf16(vf x) { /* nearest even; the value in the low half */
     return (vi)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+#ifdef FB_SIMD_DP
+/* Products of bf16 pairs: a unit is two of them in 32 bits, the one with the lower index in the low half. */
+#if defined(FB_SIMD_AVX512)
+static inline vf v_dot2(vf a, vf b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+static inline vf v_pairs(vf lo, vf hi) { return (vf)(__m512)_mm512_cvtne2ps_pbh((__m512)hi, (__m512)lo); }
+static inline vf v_interleave(__m512i x) { /* its halves, 16 bits at a time */
+    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (vf)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), x);
+}
+static inline vf v_weave(vf even, vf odd) { return v_interleave((__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even)); }
+static inline vf v_weave_bf16(const void *even, const void *odd) {
+    __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256(even));
+    return v_interleave(_mm512_inserti64x4(low, _mm256_loadu_si256(odd), 1));
+}
+#endif
+/* v_pairs: 2 VW consecutive floats as VW units; v_weave: unit i is (even[i], odd[i]), also from bf16 in memory. */
+#else
+static inline vf v_pairs(vf lo, vf hi) { return (void)hi, lo; }
+static inline vf v_weave(vf even, vf odd) { return (void)odd, even; }
+static inline vf v_weave_bf16(const void *even, const void *odd) { return (void)even, (void)odd, v_set(0); }
+#endif
+
 /* Operands of 32 or 16 bits: n elements at p + i elements, n <= VW; lanes beyond n are 0. */
 static inline vf a_load(const void *p, int32_t type, int64_t i, int64_t n) {
     if (n >= VW) return type == FB_F32 ? v_load((const float *)p + i) : v_bf16((const uint16_t *)p + i);
