@@ -263,13 +263,36 @@ static void product_store(const product *p, const float *sums, int64_t t0, int64
     }
 }
 
+/* The pieces of rows that the next stretch will decode: fetched little by little while this one is multiplied. */
+typedef struct ahead {
+    const char *first;
+    int64_t rows, apart, bytes;
+} ahead;
+
+static ahead look_ahead(const product *p, int64_t stretch, int64_t c0) {
+    if (stretch >= p->stretches) return (ahead){0};
+    const int64_t k = stretch * KC, steps = at_most(p->k - k, KC), cols = at_most(p->n - c0, p->panel);
+    const int64_t row = p->b_rows ? c0 : k, from = p->b_rows ? k : c0;
+    return (ahead){.first = fb_row(p->b, row) + fb_type_bytes(p->b->type, from), .rows = p->b_rows ? cols : steps,
+                   .apart = (int64_t)fb_type_bytes(p->b->type, p->b->ld),
+                   .bytes = (int64_t)fb_type_bytes(p->b->type, p->b_rows ? steps : cols)};
+}
+
+static inline void fetch(const ahead *next, int64_t part, int64_t parts) {
+    for (int64_t r = next->rows * part / parts; r < next->rows * (part + 1) / parts; r++)
+        for (int64_t b = 0; b < next->bytes; b += 64) __builtin_prefetch(next->first + r * next->apart + b, 0, 2);
+}
+
 /* Adds a stretch of n steps to an item's sums, which lie as [column/NR][row][NR]. */
 static void product_stretch(const product *p, float *packed, int64_t stretch, int64_t n, const float *panel, float *sums,
-                            int64_t t0, int64_t t1, int64_t cols) {
-    const int64_t units = units_of(p->bf16, n);
-    for (int64_t c = 0; c < cols; c += NR, panel += units * NR)
-        for (int64_t t = t0; t < t1; t++, sums += MR * NR)
+                            int64_t t0, int64_t t1, int64_t c0, int64_t cols) {
+    const int64_t units = units_of(p->bf16, n), parts = (cols + NR - 1) / NR * (t1 - t0);
+    const ahead next = look_ahead(p, stretch + 1, c0);
+    for (int64_t c = 0, part = 0; c < cols; c += NR, panel += units * NR)
+        for (int64_t t = t0; t < t1; t++, part++, sums += MR * NR) {
+            fetch(&next, part, parts);
             tile(p->bf16, cols - c, units, packed_tile(p, packed, stretch, t), panel, sums, stretch > 0);
+        }
 }
 
 static void product_item(const product *p, float *packed, int64_t item, float *mine) {
@@ -280,14 +303,14 @@ static void product_item(const product *p, float *packed, int64_t item, float *m
     for (int64_t s = 0; s < p->stretches; s++) {
         const int64_t n = at_most(p->k - s * KC, KC);
         pack_b(p, panel, p->b, s * KC, n, c0, buf);
-        product_stretch(p, packed, s, n, panel, sums, t0, t1, cols);
+        product_stretch(p, packed, s, n, panel, sums, t0, t1, c0, cols);
     }
     if (p->scale != 1.0f)
         for (int64_t i = 0; i < (t1 - t0) * MR * round_up(cols, NR); i += VW) v_store(sums + i, p->scale * v_load(sums + i));
     for (int64_t s = 0; s < p->low_stretches; s++) {
         const int64_t n = at_most(p->rank - s * KC, KC);
         pack_b(p, panel, p->low, s * KC, n, c0, buf);
-        product_stretch(p, packed, p->stretches + s, n, panel, sums, t0, t1, cols);
+        product_stretch(p, packed, p->stretches + s, n, panel, sums, t0, t1, c0, cols);
     }
     product_store(p, sums, t0, t1, c0);
 }
