@@ -62,6 +62,11 @@ def describe(result: BenchReport) -> str:
             f"{console.human_bytes(result.planned_bytes)} planned, {console.human_bytes(result.peak_bytes)} peak",
         ],
         ["model", f"{console.human_bytes(result.model_bytes)} mapped"],
+        [
+            "decoding",
+            f"{1 / result.decode_token_s:.1f} tokens/s, one at a time; weights at "
+            f"{result.decode_bytes_per_s / 1e9:.1f} GB/s, {100 * result.decode_bytes_per_s / result.read_bytes_per_s:.0f} % of read",
+        ],
     ]
     rows = [["op", "launches", "ms", "share", "GFLOP/s", "GB/s"]]
     total = sum(op["seconds"] for op in result.ops) or 1.0

@@ -1,4 +1,6 @@
-"""How fast a model trains here: tokens/s of whole optimizer steps, share of the measured peak, memory, time by op."""
+"""How fast a model trains here: tokens/s of whole optimizer steps, share of the measured peak, memory, time by op; and
+how fast it decodes, one token at a time.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ import numpy as np
 from fabric.core import Device, Feed
 from fabric.errors import UsageError
 from fabric.models import architecture_of
+from fabric.models.inference import Decoder
 from fabric.models.recorder import Weights
 from fabric.training.loop import Machine
 from fabric.training.metrics import peak_bytes
 from fabric.training.parameters import Layout, initial_values, lora_layout
 from fabric.training.settings import ALL_MODULES, Precision, TrainSettings
 from fabric.weights.gguf import GGUF
+
+DECODED = 48  # tokens of one sequence, of which the first third warms up
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class BenchReport:
     planned_bytes: int
     peak_bytes: int
     model_bytes: int
+    decode_token_s: float
+    decode_bytes_per_s: float  # weights that multiply, read once a token
     ops: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -104,16 +111,35 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             machine.optimizer.t = 1
             machine.plan.step([feed], machine.optimizer)
             ops = sorted(machine.plan.op_stats(), key=lambda op: -op["seconds"])
-        step_s = median(times[1:])
-        weights = sum(t.n_elements for name, t in gguf.tensors.items() if _multiplies(name, gguf) and len(t.shape) == 2)
+        step_s, token_s = median(times[1:]), _decode(settings, gguf, config.vocab_size)
+        factors = [t for name, t in gguf.tensors.items() if _multiplies(name, gguf) and len(t.shape) == 2]
+        weights = sum(t.n_elements for t in factors)
         return BenchReport(
             model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=settings.tokens,
             step_s=step_s, first_step_s=times[0], tokens_per_s=settings.tokens / step_s,
             flops_per_s=(stats.flops_per_token * feed.tokens + stats.flops_per_trained * feed.trained) / step_s,
             nominal_flops_per_s=4 * weights * settings.tokens / step_s, peak_flops_per_s=peaks,
             read_bytes_per_s=read, planned_bytes=planned, peak_bytes=resident,
-            model_bytes=sum(t.nbytes for t in gguf.tensors.values()), ops=ops,
+            model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
+            decode_bytes_per_s=sum(t.nbytes for t in factors) / token_s, ops=ops,
         )  # fmt: skip
+
+
+def _decode(settings: BenchSettings, gguf: GGUF, vocab: int) -> float:
+    """Median seconds of a token, one sequence over a cache."""
+    with contextlib.ExitStack() as stack:
+        device = Device(settings.device, settings.threads, settings.isa)
+        stack.callback(device.close)
+        weights = Weights(gguf, device)
+        stack.callback(weights.close)
+        decoder = Decoder(weights, DECODED, 1, 1, settings.precision)
+        stack.callback(decoder.close)
+        zero, times = np.zeros(1, np.int32), []
+        for at in range(DECODED):
+            began, slot = time.perf_counter(), np.array([at], np.int32)
+            decoder.logits(slot * 7919 % vocab, slot, zero, slot + 1, slot, zero)
+            times.append(time.perf_counter() - began)
+        return median(times[DECODED // 3 :])
 
 
 def _multiplies(name: str, gguf: GGUF) -> bool:

@@ -361,33 +361,80 @@ static inline void dots_row(const fb_view *w, int64_t r, const float *x, int64_t
     for (int t = 0; t < rows; t++) y[t] = v_sum(sum[t]);
 }
 
+/* One row of x times four rows of blocks without a buffer between: a block's sum is formed first and scaled once. */
+static inline vf block_q8_0(const uint8_t *src, const float *x) {
+    vf sum = v_float(v_i8(src + 2)) * v_load(x);
+    _Pragma("GCC unroll 8") for (int j = VW; j < 32; j += VW) sum = v_fma(v_float(v_i8(src + 2 + j)), v_load(x + j), sum);
+    return sum;
+}
+
+static inline vf block_q4_0(const uint8_t *src, const float *x) {
+    vf sum = v_set(0);
+    _Pragma("GCC unroll 4") for (int j = 0; j < 16; j += VW) {
+        vi q = v_u8(src + 2 + j);
+        sum = v_fma(v_float((q & 15) - 8), v_load(x + j), sum);
+        sum = v_fma(v_float((q >> 4) - 8), v_load(x + 16 + j), sum);
+    }
+    return sum;
+}
+
+enum { FOUR = 4 };
+#define FOUR_ROWS(NAME, BLOCK_BYTES, BLOCK)                                                                        \
+    static void NAME(const uint8_t *w, int64_t apart, const float *x, int64_t blocks, float *y) {                   \
+        vf sum[FOUR];                                                                                              \
+        for (int i = 0; i < FOUR; i++) sum[i] = v_set(0);                                                          \
+        for (int64_t b = 0; b < blocks; b++, w += BLOCK_BYTES, x += 32)                                            \
+            _Pragma("GCC unroll 4") for (int i = 0; i < FOUR; i++) {                                               \
+                __builtin_prefetch(w + (i + FOUR) * apart);                                                        \
+                sum[i] = v_fma(v_set(load_half(w + i * apart)), BLOCK(w + i * apart, x), sum[i]);                  \
+            }                                                                                                      \
+        for (int i = 0; i < FOUR; i++) y[i] = v_sum(sum[i]);                                                       \
+    }
+FOUR_ROWS(four_q8_0, 34, block_q8_0)
+FOUR_ROWS(four_q4_0, 18, block_q4_0)
+
+/* y[i][t] of `n` columns from c; the way is fixed by shape and type alone. */
+static void few_columns(const product *p, int64_t c, int64_t n, const float *x, float y[][FEW]) {
+    const int type = p->b->type;
+    float four[FOUR];
+    int64_t i = 0;
+    for (; p->m == 1 && (type == FB_Q8_0 || type == FB_Q4_0) && i + FOUR <= n; i += FOUR) {
+        const uint8_t *w = (const uint8_t *)fb_row(p->b, c + i);
+        (type == FB_Q8_0 ? four_q8_0 : four_q4_0)(w, (int64_t)fb_type_bytes(type, p->b->ld), x, p->k / 32, four);
+        for (int j = 0; j < FOUR; j++) y[i + j][0] = four[j];
+    }
+    for (; i < n; i++) dots_row(p->b, c + i, x, p->k, p->m, y[i]);
+}
+
+/* Every thread decodes the rows for itself: they are few, and meeting would take longer. */
 static void run_few(fb_worker *w, const product *p, char *scratch) {
     enum { OUTPUTS = 16 };
-    const int64_t t4 = p->m > 4 ? FEW : p->m;
-    float *x = (float *)scratch, *u = x + t4 * p->k;
-    for (int64_t t; (t = fb_next(w)) < p->m;) {
+    float *x = (float *)scratch + (int64_t)w->index * FEW * (p->k + p->rank), *u = x + p->m * p->k;
+    float y[OUTPUTS][FEW];
+    for (int64_t t = 0; t < p->m; t++) {
         decode(p->a->type, fb_row(p->a, t), 0, p->k, x + t * p->k);
         if (p->u) decode(p->u->type, fb_row(p->u, t), 0, p->rank, u + t * p->rank);
     }
-    fb_sync(w);
-    for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;)
-        for (int64_t c = c0; c < at_most(c0 + OUTPUTS, p->n); c++) {
-            float y[FEW], low[FEW] = {0}, bias = p->bias ? ((const float *)fb_row(p->bias, 0))[c] : 0;
-            dots_row(p->b, c, x, p->k, p->m, y);
+    for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;) {
+        const int64_t n = at_most(p->n - c0, OUTPUTS);
+        few_columns(p, c0, n, x, y);
+        for (int64_t i = 0, c = c0; i < n; i++, c++) {
+            float low[FEW] = {0}, bias = p->bias ? ((const float *)fb_row(p->bias, 0))[c] : 0;
             if (p->u) dots_row(p->low, c, u, p->rank, p->m, low);
             for (int64_t t = 0; t < p->m; t++) {
-                vf sum = v_set(p->scale * y[t] + low[t] + bias);
+                vf sum = v_set(p->scale * y[i][t] + low[t] + bias);
                 if (p->acc) sum += a_load(fb_row(p->acc, t), p->acc->type, c, 1);
                 a_store(fb_row(p->out, t), p->out->type, c, 1, sum);
             }
         }
+    }
 }
 
 static inline int is_few(const product *p) { return p->b_rows && p->m <= FEW; }
 
 static uint64_t product_scratch(const fb_launch *l, int threads) {
     product p = product_of(l);
-    uint64_t few = (uint64_t)FEW * (uint64_t)(p.k + p.rank) * 4; /* a feed may have fewer rows than it was planned for */
+    uint64_t few = (uint64_t)threads * FEW * (uint64_t)(p.k + p.rank) * 4; /* a feed may have fewer rows than it was planned for */
     uint64_t most = 0;
     if (!is_few(&p)) most = (packed_floats(&p) + (uint64_t)threads * thread_floats(&p)) * 4;
     return most > few ? most : few;
