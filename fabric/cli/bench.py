@@ -62,11 +62,7 @@ def describe(result: BenchReport) -> str:
             f"{console.human_bytes(result.planned_bytes)} planned, {console.human_bytes(result.peak_bytes)} peak",
         ],
         ["model", f"{console.human_bytes(result.model_bytes)} mapped"],
-        [
-            "decoding",
-            f"{1 / result.decode_token_s:.1f} tokens/s, one at a time; weights at "
-            f"{result.decode_bytes_per_s / 1e9:.1f} GB/s, {100 * result.decode_bytes_per_s / result.read_bytes_per_s:.0f} % of read",
-        ],
+        ["decoding", f"{1 / result.decode_token_s:.1f} tokens/s, one at a time; {_reading(result)}"],
     ]
     rows = [["op", "launches", "ms", "share", "GFLOP/s", "GB/s"]]
     total = sum(op["seconds"] for op in result.ops) or 1.0
@@ -76,3 +72,8 @@ def describe(result: BenchReport) -> str:
         share = f"{100 * op['seconds'] / total:.1f} %"
         rows.append([op["op"], str(op["launches"]), f"{1000 * op['seconds']:.1f}", share, *rates])
     return f"{console.table(facts, '<<')}\n\n{console.table(rows, '<')}"
+
+
+def _reading(result: BenchReport) -> str:
+    rate = result.decode_bytes_per_s
+    return f"weights at {rate / 1e9:.1f} GB/s, {100 * rate / result.read_bytes_per_s:.0f} % of read"
