@@ -165,7 +165,7 @@ complete -c fabric -n '__fish_seen_subcommand_from bench' -l checkpointing -l no
 complete -c fabric -n '__fish_seen_subcommand_from bench' -l steps -r -f -d 'timed steps; the median counts'
 complete -c fabric -n '__fish_seen_subcommand_from bench' -l threads -r -f -d 'CPU threads; 0: one a core'
 complete -c fabric -n '__fish_seen_subcommand_from bench' -l device -r -f -d 'a name from `fabric devices`'
-complete -c fabric -n '__fish_seen_subcommand_from bench' -l isa -r -f -d 'CPU: generic, avx2, avx512, avx512_bf16 or neon'
+complete -c fabric -n '__fish_seen_subcommand_from bench' -l isa -r -f -d 'CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16'
 complete -c fabric -n '__fish_seen_subcommand_from bench' -s q -l quiet -d 'errors only'
 complete -c fabric -n '__fish_seen_subcommand_from bench' -l json -d 'report as one JSON object'
 complete -c fabric -n '__fish_seen_subcommand_from bench' -l debug -d 'show a traceback on errors'

@@ -8,7 +8,12 @@
 #include <string.h>
 
 #define LINE_BYTES 64
-#define HUGE_BYTES ((uint64_t)2 << 20)
+#define HUGE_BYTES ((uint64_t)2 << 20) /* also a multiple of every page size in use */
+
+static uint64_t padded(uint64_t bytes) {
+    uint64_t pages = bytes >= 2 * HUGE_BYTES ? 65536 : LINE_BYTES;
+    return bytes ? (bytes + pages - 1) / pages * pages : LINE_BYTES;
+}
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -35,7 +40,10 @@ uint64_t fb_os_memory_bytes(void) {
     return GlobalMemoryStatusEx(&status) ? status.ullTotalPhys : 0;
 }
 
-static void *alloc_aligned(uint64_t bytes, uint64_t align) { return _aligned_malloc((size_t)bytes, (size_t)align); }
+static void *alloc_zeroed(uint64_t bytes) {
+    void *memory = _aligned_malloc((size_t)bytes, LINE_BYTES);
+    return memory ? memset(memory, 0, (size_t)bytes) : NULL;
+}
 
 void fb_os_free(void *memory, uint64_t bytes) {
     (void)bytes;
@@ -90,6 +98,8 @@ static void gate_broadcast(fb_gate *gate) { WakeAllConditionVariable(&gate->chan
 #include <unistd.h>
 #ifdef __APPLE__
 #include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 double fb_os_seconds(void) {
@@ -118,18 +128,31 @@ uint64_t fb_os_memory_bytes(void) {
 #endif
 }
 
-static void *alloc_aligned(uint64_t bytes, uint64_t align) {
+/* Large memory is mapped: the system gives it zeroed, page by page, to the thread that touches it first. */
+static int is_large(uint64_t bytes) { return bytes >= 2 * HUGE_BYTES; }
+
+static void *alloc_zeroed(uint64_t bytes) {
     void *memory = NULL;
-    if (posix_memalign(&memory, (size_t)align, (size_t)bytes)) return NULL;
+    if (!is_large(bytes)) {
+        if (posix_memalign(&memory, LINE_BYTES, (size_t)bytes)) return NULL;
+        return memset(memory, 0, (size_t)bytes);
+    }
+    char *all = mmap(NULL, (size_t)(bytes + HUGE_BYTES), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) return NULL;
+    size_t before = (size_t)(-(uintptr_t)all % HUGE_BYTES), after = (size_t)HUGE_BYTES - before;
+    memory = all + before;
+    if (before) munmap(all, before);
+    munmap((char *)memory + bytes, after);
 #ifdef MADV_HUGEPAGE
-    if (align == HUGE_BYTES) madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
+    madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
 #endif
     return memory;
 }
 
 void fb_os_free(void *memory, uint64_t bytes) {
-    (void)bytes;
-    free(memory);
+    bytes = padded(bytes);
+    if (is_large(bytes)) munmap(memory, (size_t)bytes);
+    else free(memory);
 }
 
 struct fb_thread {
@@ -177,12 +200,8 @@ static void gate_broadcast(fb_gate *gate) { pthread_cond_broadcast(&gate->change
 /* ---- the same everywhere ---- */
 
 void *fb_os_alloc(uint64_t bytes) {
-    if (bytes > SIZE_MAX - HUGE_BYTES) return NULL;
-    uint64_t align = bytes >= 2 * HUGE_BYTES ? HUGE_BYTES : LINE_BYTES;
-    uint64_t padded = (bytes + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
-    void *memory = alloc_aligned(padded ? padded : LINE_BYTES, align);
-    if (memory) memset(memory, 0, (size_t)(padded ? padded : LINE_BYTES));
-    return memory;
+    if (bytes > SIZE_MAX - 2 * HUGE_BYTES) return NULL;
+    return alloc_zeroed(padded(bytes));
 }
 
 fb_thread *fb_thread_start(void (*body)(void *), void *arg) {
@@ -217,6 +236,19 @@ void fb_gate_wake(fb_gate *gate) {
     gate_lock(gate);
     gate_broadcast(gate);
     gate_unlock(gate);
+}
+
+int fb_os_arm_bf16(void) {
+#if defined(__aarch64__) && defined(__linux__)
+    enum { CAPABILITIES_2 = 26, BF16 = 1 << 14 }; /* AT_HWCAP2, HWCAP2_BF16: older headers have no names for them */
+    return (getauxval(CAPABILITIES_2) & BF16) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, NULL, 0) == 0 && has;
+#else
+    return 0;
+#endif
 }
 
 void fb_os_cpu_name(char *name, size_t size) {

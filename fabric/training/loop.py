@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -134,8 +135,9 @@ class Loop:
 
     def __init__(
         self, machine: Machine, train: list[Example], val: list[Example], directory: Path, ui: TrainUI, start: int,
-        totals: Totals,
+        totals: Totals, before_checkpoint: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
+        self.before_checkpoint = before_checkpoint
         self.machine, self.train, self.val, self.directory, self.ui = machine, train, val, directory, ui
         self.settings = machine.settings
         self.step, self.totals = start, totals
@@ -250,6 +252,8 @@ class Loop:
     def _checkpoint(self) -> None:
         if self.saved == self.step and self.step:
             return
+        if self.before_checkpoint:
+            self.before_checkpoint()
         write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals))
         self.saved = self.step
 

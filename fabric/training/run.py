@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,16 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
     with _new_run(directory):
         _check_writable(settings)
         settings = replace(settings, run_dir=str(directory))
-        with _keeping(settings, directory) as settings, _setup(settings) as setup:
+        with (
+            _keeping(settings, directory) as settings,
+            _setup(settings) as setup,
+            ThreadPoolExecutor(1, "fabric-identity") as side,
+        ):
             told = {"settings": _findable(settings).to_json(), "settings_sha256": settings.fingerprint()}
-            write_run(directory, {**told, **_identity(settings, setup)})
-            return _run(settings, setup, directory, ui, resumed=False)
+            known = side.submit(  # hashing a large base takes as long as a step
+                lambda: write_run(directory, {**told, **_identity(settings, setup)})
+            )
+            return _run(settings, setup, directory, ui, known.result)
 
 
 @contextlib.contextmanager
@@ -113,7 +120,7 @@ def resume(
                     raise DataError(
                         f"{directory}: the {what} has changed since this run began; restore it, or train anew"
                     )
-            return _run(settings, setup, directory, ui, resumed=True)
+            return _run(settings, setup, directory, ui, None)
 
 
 def plan_run(settings: TrainSettings) -> dict[str, Any]:
@@ -284,10 +291,13 @@ def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
     }
 
 
-def _run(settings: TrainSettings, setup: _Setup, directory: Path, ui: TrainUI, resumed: bool) -> TrainReport:
+def _run(
+    settings: TrainSettings, setup: _Setup, directory: Path, ui: TrainUI, identity: Callable[[], None] | None
+) -> TrainReport:
+    """Trains on. `identity` waits until run.json is there, which must come before any checkpoint; None: resumed."""
     machine, totals, step = setup.machine, Totals(), 0
     _check_fits(machine)
-    found = newest_checkpoint(directory) if resumed else None
+    found = None if identity else newest_checkpoint(directory)
     if found:
         machine.restore(found)
         totals, step = Totals(**found.totals), found.step
@@ -296,7 +306,7 @@ def _run(settings: TrainSettings, setup: _Setup, directory: Path, ui: TrainUI, r
     for note in setup.rows.notes:
         ui.message(note)
     ui.start({**_describe(settings, setup), "run_dir": str(directory), "from_step": step})
-    loop = Loop(machine, setup.rows.train, setup.rows.val, directory, ui, step, totals)
+    loop = Loop(machine, setup.rows.train, setup.rows.val, directory, ui, step, totals, identity)
     with MetricsLog(directory, settings.metrics, step) as metrics:
         loop.run(metrics)
     adapter = _adapter(settings, setup, loop.values())

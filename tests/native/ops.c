@@ -7,11 +7,11 @@
 #include "speed.h"
 
 static const fb_backend *backend = &fb_backend_cpu;
-static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16", "neon"};
+static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"};
 static const int WEIGHTS[] = {FB_Q8_0, FB_F32,  FB_F16,  FB_BF16, FB_Q4_0,   FB_Q4_1,  FB_Q5_0,  FB_Q5_1, FB_Q2_K,
                               FB_Q3_K, FB_Q4_K, FB_Q5_K, FB_Q6_K, FB_IQ4_NL, FB_TQ1_0, FB_TQ2_0, FB_MXFP4};
 static const int THREADS[] = {1, 2, 5};
-enum { MOST_SHAPES = 10, N_ISAS = 5, N_WEIGHTS = sizeof WEIGHTS / sizeof *WEIGHTS, N_THREADS = 3 };
+enum { MOST_SHAPES = 10, N_ISAS = 6, N_WEIGHTS = sizeof WEIGHTS / sizeof *WEIGHTS, N_THREADS = 3 };
 
 typedef struct row {
     const char *name;

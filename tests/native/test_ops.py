@@ -48,10 +48,13 @@ def test_no_op_reads_or_writes_outside_its_operands(tmp_path: Path) -> None:
     run(str(build(os.environ.get("CC", "cc"), tmp_path / "ops", *flags)), "quick")
 
 
-@pytest.mark.skipif(platform.machine() == "aarch64", reason="the plain test runs NEON here")
-def test_neon_kernels_are_right_under_emulation(tmp_path: Path) -> None:
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="the plain test runs these kernels here")
+def test_arm_kernels_are_right_and_chosen_by_what_the_processor_has(tmp_path: Path) -> None:
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static")
     if compiler is None or emulator is None:
         pytest.skip("aarch64-linux-gnu-gcc or qemu-aarch64-static is not installed")
     program = build(compiler, tmp_path / "ops", "-O2", "-static")
-    assert "instruction set: neon" in run(emulator, "-cpu", "max", str(program), "quick")
+    for cpu, bf16 in {"max": True, "neoverse-n1": False, "cortex-a53": False}.items():
+        output = run(emulator, "-cpu", cpu, str(program), "quick")
+        assert "instruction set: neon\n" in output
+        assert ("instruction set: neon_bf16\n" in output) == bf16

@@ -25,6 +25,9 @@ static int usable(const fb_kernels *found[4]) {
     found[n++] = &fb_kernels_generic;
 #if defined(__aarch64__)
     found[n++] = &fb_kernels_neon;
+#if defined(FB_HAS_NEON_BF16)
+    if (fb_os_arm_bf16()) found[n++] = &fb_kernels_neon_bf16;
+#endif
 #elif defined(__x86_64__)
     unsigned a, b, c, d, vendor, leaf1_c, leaf7_b, leaf7_a = 0, kept, high;
     if (!__get_cpuid(0, &a, &vendor, &c, &d)) return n;
@@ -233,6 +236,7 @@ static int cpu_peak(void *self, int kind, double seconds, double *per_second) {
         code = fb_fail(FB_E_MEMORY, "Could not allocate the 256 MiB that measuring needs.");
         goto end;
     }
+    if (memory) memset(memory, 0, (size_t)bytes); /* pages never written are all one page, and would stay in cache */
     measure m = {device->kernels, kind, 2000, memory, (int64_t)(bytes / sizeof(float) / PEAK_ITEMS), done};
     for (double start = fb_os_seconds(), now = start; now - start < seconds || best == 0;) {
         double before = now, sum = 0;

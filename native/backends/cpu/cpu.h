@@ -20,6 +20,11 @@ extern const fb_kernels fb_kernels_generic;
 extern const fb_kernels fb_kernels_avx2, fb_kernels_avx512, fb_kernels_avx512_bf16;
 #elif defined(__aarch64__)
 extern const fb_kernels fb_kernels_neon;
+/* Older clang knows the intrinsics only when the whole file is built for them. */
+#if !defined(__clang__) || __clang_major__ >= 17 || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define FB_HAS_NEON_BF16
+extern const fb_kernels fb_kernels_neon_bf16;
+#endif
 #endif
 
 static inline int fb_has(const fb_view *v) { return v->mem != NULL; }

@@ -200,6 +200,21 @@ static inline vf v_weave_bf16(const void *even, const void *odd) {
     __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256(even));
     return v_interleave(_mm512_inserti64x4(low, _mm256_loadu_si256(odd), 1));
 }
+#elif defined(FB_SIMD_NEON)
+static inline vf v_dot2(vf a, vf b, vf c) {
+    return (vf)vbfdotq_f32((float32x4_t)c, vreinterpretq_bf16_f32((float32x4_t)a), vreinterpretq_bf16_f32((float32x4_t)b));
+}
+static inline vf v_pairs(vf lo, vf hi) {
+    return (vf)vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32((float32x4_t)lo), (float32x4_t)hi));
+}
+static inline vf v_interleave(uint16x4_t even, uint16x4_t odd) {
+    return (vf)vreinterpretq_f32_u16(vcombine_u16(vzip1_u16(even, odd), vzip2_u16(even, odd)));
+}
+static inline vf v_weave(vf even, vf odd) {
+    return v_interleave(vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)even)),
+                        vreinterpret_u16_bf16(vcvt_bf16_f32((float32x4_t)odd)));
+}
+static inline vf v_weave_bf16(const void *even, const void *odd) { return v_interleave(vld1_u16(even), vld1_u16(odd)); }
 #endif
 /* v_pairs: 2 VW consecutive floats as VW units; v_weave: unit i is (even[i], odd[i]), also from bf16 in memory. */
 #else
