@@ -11,7 +11,7 @@
 #define FB_CPU_ATTENTION_H
 #include "products.h"
 
-enum { CHUNK_TILES = 4, CHUNK_ROWS = CHUNK_TILES * MR };
+enum { CHUNK_TILES = 6, CHUNK_ROWS = CHUNK_TILES * MR };
 
 typedef struct attention {
     const fb_view *q, *k, *v, *lo, *hi;
