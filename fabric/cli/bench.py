@@ -23,7 +23,9 @@ def command(
     steps: Annotated[int, Option(metavar="N", min=1, help="timed steps; the median counts")] = 3,
     threads: options.Threads = 0,
     device: options.Device = "cpu",
-    isa: Annotated[str | None, Option(metavar="NAME", help="CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16")] = None,
+    isa: Annotated[
+        str | None, Option(metavar="NAME", help="CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16")
+    ] = None,
 ) -> None:
     """Measures training steps on random tokens: tokens/s, share of peak, memory, and a table by op."""
     from fabric.cli.run import modules_of
