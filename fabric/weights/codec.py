@@ -25,14 +25,20 @@ def decode(type: int, data: Bytes, n: int) -> Floats:
     return out
 
 
-def encode(type: int, values: Floats) -> memoryview:
-    """Encode (rows, cols) float32, cols whole blocks, to the bytes of that type."""
+def encode(type: int, values: Floats, importance: Floats | None = None) -> memoryview:
+    """Encode (rows, cols) float32, cols whole blocks, to the bytes of that type.
+
+    `importance`, (cols,) for Q4_K, Q5_K and Q6_K: how much the squared error of a column counts.
+    """
     row = FORMATS[type]
     values = np.ascontiguousarray(values, np.float32)
     rows, cols = values.shape
     out = np.empty(rows * (cols // row.block) * row.block_bytes, np.uint8)
     source = ffi.from_buffer("float[]", values)
-    _check(lib.fb_encode(type, source, ffi.from_buffer(out), rows, cols, ffi.NULL))
+    weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", importance)
+    if importance is not None and (importance.shape != (cols,) or importance.dtype != np.float32):
+        raise FabricError(f"importance of {cols} columns must be {cols} float32")
+    _check(lib.fb_encode(type, source, ffi.from_buffer(out), rows, cols, weights))
     return out.data
 
 

@@ -362,9 +362,9 @@ static void encode_steps(const float *x, const float *w, step_block *b) {
     for (int i = 0; i < SMALLS; i++) {
         g[i] = group_of(x + i * SMALL, w + i * SMALL, SMALL);
         step[i] = fit_step(&g[i]);
-        largest = fabsf(step[i]) > largest ? fabsf(step[i]) : largest;
+        largest = fabsf(step[i]) > fabsf(largest) ? step[i] : largest;
     }
-    b->d = as_half(largest / 127.0f);
+    b->d = as_half(largest / -128.0f);
     for (int round = 0; round < ROUNDS; round++) {
         float ss = 0.0f, sx = 0.0f;
         for (int i = 0; i < SMALLS; i++) {

@@ -2,7 +2,8 @@
  * shapes, with F32, BF16 and mixed activations and every block format. Launches go through `const fb_backend *` alone.
  *     ops            all of it; one line an op, exit 1 if any is wrong
  *     ops quick      the smaller shapes (for emulators and sanitizers)
- *     ops speed [isa [threads]]   operations/s of products and attention beside the measured peak */
+ *     ops speed [isa [threads [type]]]   operations/s of products and attention beside the measured peak; type is the
+ *                                        number of the weights' format, 8 (Q8_0) if none is given */
 #include "ops.h"
 #include "speed.h"
 
@@ -195,7 +196,8 @@ static int check(int quick) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc > 1 && !strcmp(argv[1], "speed")) speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0);
+    if (argc > 1 && !strcmp(argv[1], "speed"))
+        speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0, argc > 4 ? atoi(argv[4]) : FB_Q8_0);
     else return check(argc > 1 && !strcmp(argv[1], "quick"));
     return 0;
 }

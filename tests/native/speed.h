@@ -104,7 +104,7 @@ static void speed_cache(const fb_backend *b, void *device) {
     for (int i = 0; i < 7; i++) b->free(device, &m[i]);
 }
 
-static void speed(const fb_backend *b, const char *isa, int threads) {
+static void speed(const fb_backend *b, const char *isa, int threads, int weight) {
     fb_device_options options = {.threads = threads, .isa = isa};
     fb_device_info info;
     void *device;
@@ -116,20 +116,21 @@ static void speed(const fb_backend *b, const char *isa, int threads) {
            peak[0] / 1e9, peak[1] / 1e9, peak[2] / 1e9);
     for (int act = 0; act < 2; act++) {
         int type = act ? FB_BF16 : FB_F32;
-        printf(" %s activations, Q8_0 weights; share of the %s peak\n", act ? "BF16" : "F32", act ? "bf16" : "f32");
-        speed_products(b, device, type, FB_Q8_0, TOKENS, peak[act]);
+        printf(" %s activations, %s weights; share of the %s peak\n", act ? "BF16" : "F32", fb_format_get(weight)->name,
+               act ? "bf16" : "f32");
+        speed_products(b, device, type, weight, TOKENS, peak[act]);
         speed_lora(b, device, type, TOKENS);
         speed_attention(b, device, type, peak[0]);
     }
     speed_cache(b, device);
-    printf(" one token, share of the read peak by the weights' bytes, Q8_0\n");
+    printf(" one token, share of the read peak by the weights' bytes, %s\n", fb_format_get(weight)->name);
     for (int s = 0; s < N_SHAPES; s++) {
         int n = 8 * SHAPES[s][0], k = SHAPES[s][1];
         fb_mem m[3];
         fb_view x = make_view(b, device, &m[0], FB_F32, 1, k), y = make_view(b, device, &m[1], FB_F32, 1, n);
-        fb_view w = make_view(b, device, &m[2], FB_Q8_0, n, k);
+        fb_view w = make_view(b, device, &m[2], weight, n, k);
         fb_launch l = {.op = FB_OP_LINEAR, .attr.scale = 1, .v = {y, x, w}};
-        double rate = (double)fb_type_bytes(FB_Q8_0, (int64_t)n * k) / best_of(b, device, &l, 0.2);
+        double rate = (double)fb_type_bytes(weight, (int64_t)n * k) / best_of(b, device, &l, 0.2);
         printf("  N %5d K %4d: %5.1f GB/s %3.0f %%\n", n, k, rate / 1e9, 100 * rate / peak[2]);
         for (int i = 0; i < 3; i++) b->free(device, &m[i]);
     }

@@ -107,7 +107,7 @@ def test_merged_smollm2_in_f32_is_the_same_model_in_stock_llama_cpp(work: Path, 
             assert abs(np.expm1(mean_nll(got, tokens) - mean_nll(theirs, tokens))) < 1e-3
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_1", "q4_k_m"])
 def test_quantized_smollm2_is_the_same_model_in_stock_llama_cpp(
     kind: str, work: Path, texts: list[list[int]], tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def _lib() -> ctypes.CDLL:
         ("llama_set_adapters_lora", i32, p, ctypes.POINTER(p), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)),
         ("llama_free", None, p),
         ("llama_model_free", None, p),
+        ("ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, p, p, *[ctypes.c_int64] * 3, p),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -82,6 +83,16 @@ def _lib() -> ctypes.CDLL:
     lib.llama_backend_init()
     _library = lib
     return lib
+
+
+def encode(type: int, values: npt.NDArray[np.float32], room: int, importance: npt.NDArray[np.float32] | None) -> bytes:
+    """Rows of values as stock llama.cpp encodes them, in `room` bytes; importance: one weight a column."""
+    values, out = np.ascontiguousarray(values, np.float32), ctypes.create_string_buffer(room)
+    weights = None if importance is None else importance.ctypes.data
+    done = _lib().ggml_quantize_chunk(type, values.ctypes.data, out, 0, *values.shape, weights)
+    if done != room:
+        raise RuntimeError(f"llama.cpp encodes to {done} bytes, not {room}")
+    return out.raw
 
 
 def _context_params(lib: ctypes.CDLL, n_ctx: int) -> _Params:

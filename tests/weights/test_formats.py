@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import gguf
 import numpy as np
 import pytest
@@ -16,13 +14,16 @@ from hypothesis.extra import numpy as hnp
 from fabric.core import _native
 from fabric.weights.codec import decode, encode
 from fabric.weights.formats import BY_NAME, FORMATS, encodable, tensor_bytes
+from fabric.weights.gguf import GGUF, decode_tensor
 from tests.support import llama_cpp
+from tests.support.paths import gemma3
 
 ffi, lib = _native.ffi, _native.lib
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 BLOCKS = [name for name in TYPES if BY_NAME[name].block > 1]
-READ_ONLY = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "TQ1_0", "TQ2_0"]
+FITTED = ["Q4_K", "Q5_K", "Q6_K"]  # encoders of our own; what must not differ is what is lost
+DECODED = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "TQ1_0", "TQ2_0"]
 SCALES_AT = {
     "Q2_K": (80, 82),
     "Q3_K": (108,),
@@ -57,7 +58,7 @@ def normal_rows(seed: int, rows: int = 64, cols: int = 256) -> np.ndarray:
     return (rng.standard_normal((rows, cols)) * np.exp(rng.uniform(-9, 4, (rows, 1)))).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", TYPES + READ_ONLY)
+@pytest.mark.parametrize("name", TYPES + DECODED)
 @quick
 @given(data=st.data())
 def test_any_bytes_decode_as_everywhere_else(name: str, data: st.DataObject) -> None:
@@ -73,7 +74,7 @@ def test_every_16_bit_number_decodes_exactly(name: str) -> None:
     assert same_floats(decode(BY_NAME[name].type, raw, 1 << 16), reference_decode(name, raw))
 
 
-@pytest.mark.parametrize("name", BLOCKS + READ_ONLY)
+@pytest.mark.parametrize("name", BLOCKS + DECODED)
 @pytest.mark.parametrize("scale", [0x7E00, 0x7C00, 0xFC00, 0x0001, 0x8000, 0x7BFF])
 def test_scales_that_are_nan_infinite_or_tiny_decode_as_everywhere_else(name: str, scale: int) -> None:
     row = BY_NAME[name]
@@ -83,7 +84,7 @@ def test_scales_that_are_nan_infinite_or_tiny_decode_as_everywhere_else(name: st
     assert same_floats(decode(row.type, raw, row.block), reference_decode(name, bytes(raw)))
 
 
-@pytest.mark.parametrize("name", TYPES + READ_ONLY)
+@pytest.mark.parametrize("name", TYPES + DECODED)
 def test_tensors_at_odd_addresses_are_read(name: str) -> None:
     row = BY_NAME[name]
     raw = np.random.default_rng(3).integers(0, 256, 1 + 4 * row.block_bytes, np.uint8).tobytes()
@@ -116,20 +117,9 @@ def test_encoding_loses_no_more_than_the_gguf_package(name: str, values: np.ndar
 @pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
 @pytest.mark.parametrize("name", TYPES[1:])
 def test_encoding_gives_the_bytes_that_stock_llama_cpp_gives(name: str) -> None:
-    library = llama_cpp._lib()
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        *[ctypes.c_int64] * 3,
-        ctypes.c_void_p,
-    ]
     values = normal_rows(11)
     type = BY_NAME[name].type
-    theirs = ctypes.create_string_buffer(tensor_bytes(type, values.shape))
-    library.ggml_quantize_chunk(type, values.ctypes.data, theirs, 0, *values.shape, None)
-    assert bytes(encode(type, values)) == theirs.raw
+    assert bytes(encode(type, values)) == llama_cpp.encode(type, values, tensor_bytes(type, values.shape), None)
 
 
 @pytest.mark.parametrize(("name", "overflow"), [("BF16", 3.4e38), ("F16", 65520.0)])
@@ -148,19 +138,76 @@ def test_16_bit_rounding_is_to_nearest_even_and_keeps_nan(name: str, overflow: f
     assert np.signbit(found[5])
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", BLOCKS + FITTED)
 def test_values_that_are_no_numbers_do_not_crash_the_encoder(name: str) -> None:
-    values = normal_rows(5, 4, 64)
+    values = normal_rows(5, 4)
     values[0, :3] = [np.nan, np.inf, -np.inf]
     values[1] = 0.0
     values[2] = 1e-42
     values[3] = np.float32(3e38)
     found = decode(BY_NAME[name].type, encode(BY_NAME[name].type, values), values.size)
-    assert (found.reshape(4, 64)[1] == 0).all()
+    assert (found.reshape(4, -1)[1] == 0).all()
+
+
+def matrices() -> dict[str, np.ndarray]:
+    """Weights of several kinds: normal, with outliers, with columns of their own size, all of one sign, hardly any."""
+    rng = np.random.default_rng(4)
+    sparse = rng.standard_normal((48, 512)) * (rng.random((48, 512)) < 0.02)
+    made = {
+        "normal": rng.standard_normal((48, 512)) * 0.02,
+        "wide": rng.standard_normal((24, 1024)) * 0.02,
+        "outliers": rng.standard_t(3, (48, 512)) * 0.01,
+        "columns": rng.standard_normal((48, 512)) * np.exp(rng.normal(0, 1, 512)),
+        "positive": rng.random((48, 512)) + 1,
+        "negative": rng.random((48, 512)) - 2,
+        "sparse": sparse,
+        "tiny": rng.standard_normal((48, 512)) * 1e-4,
+    }
+    return {name: values.astype(np.float32) for name, values in made.items()}
+
+
+def lost(name: str, values: np.ndarray, data: bytes | memoryview, weights: np.ndarray | float = 1.0) -> float:
+    off = decode(BY_NAME[name].type, data, values.size).reshape(values.shape) - values.astype(np.float64)
+    return float(np.sqrt((weights * off**2).mean()))
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("name", FITTED)
+def test_fitted_formats_lose_no_more_than_in_stock_llama_cpp(name: str, weighed: bool) -> None:
+    type = BY_NAME[name].type
+    for kind, values in matrices().items():
+        importance = np.random.default_rng(5).chisquare(1, values.shape[1]).astype(np.float32) if weighed else None
+        theirs = llama_cpp.encode(type, values, tensor_bytes(type, values.shape), importance)
+        weights = 1.0 if importance is None else importance
+        ours = lost(name, values, encode(type, values, importance), weights)
+        assert ours <= 1.02 * lost(name, values, theirs, weights), kind
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("name", FITTED)
+def test_matrices_of_gemma_lose_no_more_than_in_stock_llama_cpp(name: str) -> None:
+    type = BY_NAME[name].type
+    with GGUF.open(gemma3()) as model:
+        for tensor in ("blk.0.attn_output.weight", "blk.7.ffn_down.weight", "blk.17.ffn_down.weight"):
+            values = decode_tensor(model, tensor)
+            theirs = llama_cpp.encode(type, values, tensor_bytes(type, values.shape), None)
+            assert lost(name, values, encode(type, values)) <= 1.02 * lost(name, values, theirs), tensor
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_columns_of_importance_are_kept_best(name: str) -> None:
+    values = matrices()["normal"]
+    importance = np.where(np.arange(512) % 8 == 0, 1.0, 0.0).astype(np.float32)
+    plain, weighed = (encode(BY_NAME[name].type, values, given) for given in (None, importance))
+    assert lost(name, values, weighed, importance) < 0.7 * lost(name, values, plain, importance)
+    assert lost(name, values, weighed) < 3 * lost(name, values, plain)
+    none = np.zeros(512, np.float32)
+    assert bytes(encode(BY_NAME[name].type, values, none)) == bytes(plain)
 
 
 def test_the_core_and_the_reader_agree_on_every_size() -> None:
-    assert [row.name for row in encodable()] == sorted(TYPES, key=lambda name: BY_NAME[name].type)
+    assert [row.name for row in encodable()] == sorted(TYPES + FITTED, key=lambda name: BY_NAME[name].type)
     for type, (block, block_bytes) in gguf.GGML_QUANT_SIZES.items():
         assert (FORMATS[int(type)].block, FORMATS[int(type)].block_bytes) == (block, block_bytes)
         assert FORMATS[int(type)].name == type.name
