@@ -28,6 +28,7 @@ SHAPES = {
     "heads_wider_than_the_model": Shape(heads=4, kv_heads=2, head_dim=32),
     "odd_sizes": Shape(hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16, ffn=160, vocab=389),
     "gemma3_without_scaling": replace(SMALL["gemma3"], layers=6, window=5, linear_scaling=1.0),
+    "gemma3_of_other_periods": replace(SMALL["gemma3"], layers=4, period=3, local_base=5000.0),
     "gemma3_heads_of_256": Shape(64, 6, 2, 1, 256, 96, window=16, architecture="gemma3"),
 }
 WHOLE_BLOCKS = Shape(hidden=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn=512)

@@ -84,7 +84,9 @@ VECTORS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """An architecture and its sizes. `window` and `linear_scaling` (of RoPE, in the layers that see all): gemma3."""
+    """An architecture and its sizes. Of gemma3 alone: `window` and `local_base` (of RoPE) of most layers, and
+    `linear_scaling` of every `period`-th, which sees all.
+    """
 
     hidden: int = 64
     layers: int = 2
@@ -100,6 +102,8 @@ class Shape:
     tied: bool = True
     architecture: str = "llama"
     window: int = 0
+    period: int = 6
+    local_base: float = 10000.0
     linear_scaling: float = 1.0
 
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -211,6 +215,10 @@ def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     if shape.window:
         writer.add_sliding_window(shape.window)
+    if shape.period != 6:
+        writer.add_sliding_window_pattern(shape.period)
+    if shape.local_base != 10000.0:
+        writer.add_rope_freq_base_swa(shape.local_base)
     if shape.linear_scaling != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(shape.linear_scaling)

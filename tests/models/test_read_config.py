@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gguf", reason="the small models are written by the gguf package")
+
+from fabric.errors import DataError
+from fabric.models import architecture_of, architectures
+from fabric.weights.gguf import GGUF
+from tests.support.random_models import SMALL, write_model
+
+WRONG = [
+    ("llama", "rope.freq_base", 0.0),
+    ("llama", "rope.freq_base", float("inf")),
+    ("llama", "rope.freq_base", "much"),
+    ("llama", "rope.scaling.type", "yarn"),
+    ("qwen2", "attention.head_count", 0),
+    ("qwen2", "attention.head_count_kv", 3),
+    ("qwen3", "attention.key_length", -32),
+    ("qwen3", "rope.dimension_count", 33),
+    ("gemma3", "attention.sliding_window", None),
+    ("gemma3", "attention.sliding_window", 0),
+    ("gemma3", "attention.sliding_window_pattern", [True, False]),
+    ("gemma3", "rope.freq_base_swa", -1.0),
+    ("gemma3", "rope.scaling.factor", 0.0),
+    ("gemma3", "rope.scaling.factor", None),
+    ("gemma3", "final_logit_softcapping", 30.0),
+]
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_small_models_can_be_read(name: str, tmp_path: Path) -> None:
+    with GGUF.open(write_model(tmp_path / "m.gguf", SMALL[name])) as gguf:
+        config = architecture_of(gguf).read_config(gguf)
+        assert (config.n_layers, config.head_dim) == (SMALL[name].layers, SMALL[name].head_dim)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), WRONG)
+def test_a_key_that_makes_no_sense_is_named(name: str, key: str, value: object, tmp_path: Path) -> None:
+    with GGUF.open(write_model(tmp_path / "m.gguf", SMALL[name])) as gguf:
+        metadata = {**gguf.metadata, f"{name}.{key}": value}
+        if value is None:
+            del metadata[f"{name}.{key}"]
+        gguf.metadata = metadata
+        with pytest.raises(DataError, match=r"m\.gguf: ") as error:
+            architecture_of(gguf).read_config(gguf)
+        assert len(str(error.value).splitlines()) == 1
