@@ -48,8 +48,8 @@ def test_no_op_is_known_beyond_its_tables_and_the_graph() -> None:
 
 
 def test_an_architecture_is_one_file() -> None:
-    # Kinds of tokenizers have names too, some of them the same; and a converter knows its foreign formats by theirs.
-    rooms = {"models", "text", "huggingface", "__pycache__"}
+    """Beside which only `convert` knows it, and tokenizers, some kinds of which have the same names."""
+    rooms = {"models", "huggingface", "text", "__pycache__"}
     others = [p for p in (ROOT / "fabric").rglob("*.py") if p.parent.name not in rooms]
     for name in architectures():
         for path in others:
