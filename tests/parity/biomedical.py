@@ -42,7 +42,13 @@ SUBJECTS = {
         "{}<|im_end|>\n",
         {"base": (3.685, 0.33), 1: (2.459, 0.33), 2: (2.415, 0.52), 3: (2.414, 0.52)},
     ),
-    "gemma3": Subject(gemma3, "gemma3-270m", "Q: {}\nA:", " {}<eos>", {}),
+    "gemma3": Subject(
+        gemma3,
+        "gemma3-270m",
+        "Q: {}\nA:",
+        " {}<eos>",
+        {"base": (3.492, 0.36), 1: (2.370, 0.48), 2: (2.441, 0.52), 3: (2.649, 0.58)},
+    ),
 }
 """SmolLM2 is a chat model, Gemma-3-270M a plain one."""
 
