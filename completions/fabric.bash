@@ -28,6 +28,7 @@ _fabric() {
         template:--stride) return ;;
         train:-m|train:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:-o|train:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        train:--type) return ;;
         train:--rank) return ;;
         train:--alpha) return ;;
         train:--modules) return ;;
@@ -113,7 +114,7 @@ _fabric() {
     case "$command" in
         prepare) words="-o --output --format --as --field --keep --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --debug -h --help" ;;
-        train) words="-m --model -o --output --rank --alpha --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --weight-decay --clip --optimizer --batch --ctx --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --checkpoint-every --run-dir --metrics --dry-run -q --quiet --json --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --weight-decay --clip --optimizer --batch --ctx --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --checkpoint-every --run-dir --metrics --dry-run -q --quiet --json --debug -h --help" ;;
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads -q --quiet --json --debug -h --help" ;;

@@ -23,6 +23,13 @@ def flag(name: str) -> bool:
     return bool(ctx and ctx.meta.get(f"fabric.{name}"))
 
 
+def given(*names: str) -> list[str]:
+    """Those flags that were typed on the command line, as opposed to configured or left at their defaults."""
+    ctx = click.get_current_context()
+    typed = (name for name in names if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE)
+    return [f"--{name.replace('_', '-')}" for name in typed]
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal."""
     if not flag("quiet"):

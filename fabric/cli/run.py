@@ -172,6 +172,7 @@ def plan(settings: TrainSettings) -> None:
         ["parameters that train", f"{values['trained_params']:,}"],
         ["micro-batch", f"{values['micro_batch_tokens']:,} tokens in {values['precision']}"],
         ["memory to allocate", console.human_bytes(values["planned_bytes"])],
+        *([f"  {name.replace('_', ' ')}", console.human_bytes(n)] for name, n in values["memory"].items()),
         ["mapped model file", console.human_bytes(values["model_bytes"])],
         ["peak of the process", f"{console.human_bytes(values['peak_bytes'])}, the mapped file included"],
         ["device", f"{device['name']} ({device['isa']}, {device['threads']} threads)"],
@@ -182,7 +183,7 @@ def plan(settings: TrainSettings) -> None:
 def tell(report: TrainReport, *outputs: str | None) -> None:
     """Says what a finished run came to."""
     validation = f", validation {report.val_loss:.4f}" if report.val_loss is not None else ""
-    sizes = f"adapter {console.human_bytes(report.adapter_bytes)}, peak {console.human_bytes(report.peak_bytes)}"
+    sizes = f"{report.kind} {console.human_bytes(report.output_bytes)}, peak {console.human_bytes(report.peak_bytes)}"
     console.report(
         dataclasses.asdict(report),
         f"{report.steps:,} steps in {report.seconds:.1f} s, {report.tokens_per_s:.0f} tokens/s: loss {report.loss:.4f}"

@@ -1,4 +1,4 @@
-"""`fabric train`: records and a base model in, a LoRA adapter out."""
+"""`fabric train`: records and a base model in, a LoRA adapter or (--full) a whole model out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import Annotated, Literal
 from typer import Option
 
 from fabric.cli import console, options
+from fabric.errors import UsageError
 
 
 def command(
     data: options.Records = None,
     model: options.Model = ...,  # type: ignore[assignment]
     output: Annotated[
-        str | None, Option("-o", "--output", metavar="FILE", help="the adapter; `-`: stdout", show_default=False)
+        str | None,
+        Option("-o", "--output", metavar="FILE", help="the adapter or model; `-`: stdout", show_default=False),
+    ] = None,
+    full: Annotated[
+        bool, Option("--full/--no-full", help="train whole weights and write a model, not LoRA pairs and an adapter")
+    ] = False,
+    type: Annotated[
+        str | None,
+        Option(metavar="TYPE", help="of a --full model's matrices, or keep; default: their own, bf16 for blocks"),
     ] = None,
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
     alpha: Annotated[float, Option(metavar="X", help="LoRA scale is alpha / rank")] = 32.0,
@@ -30,7 +39,7 @@ def command(
     lr: Annotated[float, Option(metavar="X", min=0.0, help="highest learning rate")] = 2e-4,
     schedule: Annotated[Literal["constant", "linear", "cosine"], Option(help="of the learning rate")] = "cosine",
     warmup_ratio: Annotated[float, Option(metavar="X", min=0.0, max=1.0, help="part of the steps that warm up")] = 0.1,
-    weight_decay: Annotated[float, Option(metavar="X", min=0.0, help="decoupled")] = 0.01,
+    weight_decay: Annotated[float, Option(metavar="X", min=0.0, help="decoupled; not of norms and biases")] = 0.01,
     clip: Annotated[float, Option(metavar="X", min=0.0, help="largest gradient norm; 0: any")] = 1.0,
     optimizer: Annotated[Literal["adamw", "sgd"], Option(help="of the flat parameters")] = "adamw",
     batch: Annotated[int, Option(metavar="ROWS", min=1, help="rows an optimizer step")] = 8,
@@ -54,7 +63,7 @@ def command(
     metrics: Annotated[str | None, Option(metavar="FILE", help="JSONL, one object a step; `-`: stdout")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="plan, say what it needs, train nothing")] = False,
 ) -> None:
-    """Fine-tunes a GGUF model on records and writes a stock llama.cpp LoRA adapter.
+    """Fine-tunes a GGUF model on records; writes a stock llama.cpp LoRA adapter, or with --full a new GGUF model.
 
     Ctrl-C checkpoints and stops; `fabric resume` continues to the same bits.
     """
@@ -62,17 +71,23 @@ def command(
     from fabric.files import check_streams
     from fabric.training.settings import TrainSettings
 
+    if full and (pairs := console.given("rank", "alpha", "modules", "adapter")):
+        raise UsageError(
+            f"--full trains whole weights, and {' and '.join(pairs)} would be of LoRA pairs: leave one out"
+        )
     source = console.stdin_source(data)
     check_streams([source, model, adapter, val, template], [output, metrics])
     settings = TrainSettings(
         data=source,
         model=model,
         output=output,
+        full=full,
+        type=type.lower() if type and (full or console.given("type")) else None,
         rank=rank,
         alpha=alpha,
         modules=run.modules_of(modules),
         seed=seed,
-        adapter=adapter,
+        adapter=None if full else adapter,
         epochs=epochs,
         steps=steps,
         lr=lr,

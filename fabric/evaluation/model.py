@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fabric.core import Device
 from fabric.models import architecture_of
 from fabric.models.inference import frozen_loras, pick_precision
-from fabric.models.recorder import LoraSource, Weights
+from fabric.models.recorder import Source, Weights
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.adapter import check_adapter, read_adapter
@@ -31,7 +31,7 @@ class Model:
     """Base weights on a device; `loras`: the adapters, scaled and joined."""
 
     weights: Weights
-    loras: Mapping[str, LoraSource]
+    loras: Mapping[str, Source]
     precision: str
 
 

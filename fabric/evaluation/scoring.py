@@ -12,11 +12,11 @@ import numpy.typing as npt
 from fabric.data.pack import build_feed, plan_epoch
 from fabric.evaluation.model import Model
 from fabric.models.inference import Decoder, Scorer
-from fabric.models.recorder import LoraSource
+from fabric.models.recorder import Source
 from fabric.text.encode import Example
 
 Ids = tuple[int, ...]
-Loras = Mapping[str, LoraSource]
+Loras = Mapping[str, Source]
 Done = Callable[[int], None]  # called with the tokens of each feed that ran
 
 _PLAN_ROWS = 256  # packed at a time

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fabric.core import FROZEN, Buffer, Device, Feed, Plan
 from fabric.models import architecture_of
-from fabric.models.recorder import LoraSource, Recorder, Weights
+from fabric.models.recorder import Recorder, Source, Weights
 from fabric.weights.adapter import Adapter
 from fabric.weights.gguf import GGUF
 
@@ -21,16 +21,17 @@ F32Array = npt.NDArray[np.float32]
 I32Array = npt.NDArray[np.int32]
 
 
-def frozen_loras(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, LoraSource]:
-    """Pairs of several scaled adapters, joined along their rank: one pair a weight."""
+def frozen_loras(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) -> dict[str, Source]:
+    """Pairs of several scaled adapters, joined along their rank: one pair a weight, its scale folded into A."""
     sources = {}
     for name in {name: None for adapter, _ in adapters for name in adapter.pairs}:
         found = [(adapter.pairs[name], scale * adapter.scale(name))
                  for adapter, scale in adapters if name in adapter.pairs]  # fmt: skip
         a = np.concatenate([pair.a * np.float32(scale) for pair, scale in found], axis=0)
         b = np.concatenate([pair.b for pair, _ in found], axis=1)
-        buffer = weights.constant(np.concatenate([a.ravel(), b.ravel()]).astype(np.float32))
-        sources[name] = LoraSource(FROZEN, buffer, 0, a.size * 4, a.shape[0], 1.0)
+        for part, array in (("lora_a", a), ("lora_b", b)):
+            buffer = weights.constant(array.astype(np.float32))
+            sources[f"{name}.{part}"] = Source(FROZEN, buffer, 0, *array.shape)
     return sources
 
 
@@ -47,7 +48,7 @@ class Scorer:
         weights: Weights,
         tokens: int,
         precision: str = "auto",
-        loras: Mapping[str, LoraSource] | None = None,
+        loras: Mapping[str, Source] | None = None,
         trained: int | None = None,
     ) -> None:
         self.tokens = tokens
@@ -55,7 +56,7 @@ class Scorer:
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, tokens if trained is None else trained, precision, loras or {})
         self.nll_tensor = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
-        recorder.check_loras()
+        recorder.check_sources()
         self.plan = Plan(recorder.graph)
         recorder.graph.close()
 
@@ -84,7 +85,7 @@ class Decoder:
         tokens: int = 256,
         outputs: int = 8,
         precision: str = "auto",
-        loras: Mapping[str, LoraSource] | None = None,
+        loras: Mapping[str, Source] | None = None,
     ) -> None:
         arch = architecture_of(weights.gguf)
         config = arch.read_config(weights.gguf)
@@ -92,7 +93,7 @@ class Decoder:
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, outputs, precision, loras or {}, cache_rows)
         self.logits_tensor = recorder.logits(arch.build(recorder, config))
-        recorder.check_loras()
+        recorder.check_sources()
         self.caches: list[Buffer] = recorder.caches
         self.plan = Plan(recorder.graph)
         recorder.graph.close()

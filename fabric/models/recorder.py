@@ -1,4 +1,5 @@
-"""What model files write with: weights by their GGUF names, LoRA pairs beside them, inputs, caches, the head.
+"""What model files write with: weights by their GGUF names, LoRA pairs beside them, inputs, caches, the head. A matrix
+of a buffer (a `Source`) may take the place of any weight, which is how both whole weights and pairs train.
 
 Leans on fabric.core and fabric.weights; knows no architecture.
 """
@@ -32,15 +33,15 @@ from fabric.weights.gguf import GGUF, check_decodable, decode_tensor
 
 
 @dataclass(frozen=True)
-class LoraSource:
-    """Where a pair lies: `kind` PARAM or FROZEN, byte offsets of a (rank, K) and b (N, rank) in `buffer`."""
+class Source:
+    """An F32 matrix (rows, cols) at byte `offset` of `buffer`, `kind` PARAM or FROZEN. By the name of a tensor of the
+    file it takes that one's place; by NAME.lora_a (rank, K) and NAME.lora_b (N, rank) it stands beside NAME."""
 
     kind: int
     buffer: Buffer
-    a_offset: int
-    b_offset: int
-    rank: int
-    scale: float
+    offset: int
+    rows: int
+    cols: int
 
 
 class Weights:
@@ -73,7 +74,10 @@ class Weights:
 
 
 class Recorder:
-    """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions."""
+    """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions.
+
+    A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files.
+    """
 
     def __init__(
         self,
@@ -81,13 +85,13 @@ class Recorder:
         tokens: int,
         trained: int,
         precision: str,
-        loras: Mapping[str, LoraSource],
+        sources: Mapping[str, Source],
         cache_rows: int = 0,
+        alpha: float = 0.0,
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
-        self.loras, self.cache_rows = loras, cache_rows
-        self.used_loras: set[str] = set()
+        self.sources, self.cache_rows, self.alpha = sources, cache_rows, alpha
         self.caches: list[Buffer] = []
         self.leaves: dict[str, Tensor] = {}
         self.tokens = self.graph.input(I32, TOKENS)
@@ -100,8 +104,17 @@ class Recorder:
         if not cache_rows:
             self.targets = self.graph.input(I32, TRAINED)
 
+    def source(self, name: str) -> Tensor:
+        """A matrix of the sources."""
+        if name not in self.leaves:
+            s = self.sources[name]
+            self.leaves[name] = self.graph.leaf(s.kind, s.buffer, s.offset, F32, s.rows, s.cols)
+        return self.leaves[name]
+
     def weight(self, name: str) -> Tensor:
-        """A matrix of the file, in its own block format."""
+        """A matrix of the file, in its own block format, or what takes its place."""
+        if name in self.sources:
+            return self.source(name)
         if name not in self.leaves:
             buffer, info = self.weights.buffer(name), self.gguf.tensors[name]
             rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
@@ -113,7 +126,7 @@ class Recorder:
     def vector(self, name: str) -> Tensor:
         """A norm's weight or a bias, as F32."""
         info = self.gguf.tensors.get(name)
-        if info is None or info.type == F32:
+        if info is None or info.type == F32 or name in self.sources:
             return self.weight(name)
         if name not in self.leaves:
             self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(-1))
@@ -126,14 +139,10 @@ class Recorder:
 
     def lora(self, name: str) -> Lora:
         """The pair beside a weight, if it has one."""
-        source = self.loras.get(name)
-        if source is None:
+        a, b = f"{name}.lora_a", f"{name}.lora_b"
+        if a not in self.sources:
             return NO_LORA
-        self.used_loras.add(name)
-        n_out, n_in = self.gguf.tensors[name].shape
-        a = self.graph.leaf(source.kind, source.buffer, source.a_offset, F32, source.rank, n_in)
-        b = self.graph.leaf(source.kind, source.buffer, source.b_offset, F32, n_out, source.rank)
-        return Lora(a, b, source.scale)
+        return Lora(self.source(a), self.source(b), self.alpha / self.sources[a].rows if self.alpha else 1.0)
 
     def embed(self, scale: float = 1.0) -> Tensor:
         """(T, width) F32."""
@@ -186,8 +195,9 @@ class Recorder:
         name = self.head_name
         return self.graph.logits(hidden, self.weight(name), self.index, self.lora(name), softcap)
 
-    def check_loras(self) -> None:
+    def check_sources(self) -> None:
         """DataError when a pair belongs to no linear layer of this model."""
-        unused = sorted(set(self.loras) - self.used_loras)
+        unused = sorted(set(self.sources) - set(self.leaves))
         if unused:
-            raise DataError(f"no layer of this model can carry a LoRA pair for {unused[0]}")
+            name = unused[0].removesuffix(".lora_a")
+            raise DataError(f"no layer of this model can carry a LoRA pair for {name}")

@@ -20,7 +20,7 @@ from fabric.models.inference import Decoder
 from fabric.models.recorder import Weights
 from fabric.training.loop import Machine
 from fabric.training.metrics import peak_bytes
-from fabric.training.parameters import Layout, initial_values, lora_layout
+from fabric.training.parameters import Layout, drawn, fill, lora_layout
 from fabric.training.settings import ALL_MODULES, Precision, TrainSettings
 from fabric.weights.gguf import GGUF
 
@@ -159,7 +159,7 @@ def _feed(settings: BenchSettings, vocab: int) -> Feed:
 def _machine(settings: TrainSettings, gguf: GGUF, device: Device, layout: Layout, tokens: int) -> Iterator[Machine]:
     weights = Weights(gguf, device)
     machine = Machine(settings, weights, layout, settings.alpha, tokens)
-    machine.params.write(initial_values(layout, settings.seed))
+    fill(layout, machine.params, drawn(settings.seed))
     machine.optimizer.lr = settings.lr
     try:
         yield machine

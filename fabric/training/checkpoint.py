@@ -4,12 +4,15 @@ run.json             settings and the hashes of data and base
 data.jsonl           rows that came through stdin
 metrics.jsonl        one object a step
 step-00000042.ckpt   a line of JSON, then params, m and v as F32, then the SHA-256 of all before it
+
+Checkpoints of whole models take gigabytes, so they are written and read in pieces.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,14 +24,40 @@ from fabric.files import open_output
 
 F32Array = npt.NDArray[np.float32]
 KEPT = 2
+_PIECE_BYTES = 1 << 22
+
+
+class Snapshot(NamedTuple):
+    """All that a run needs to go on: the optimizer steps done, running totals, and arrays of `size` elements, each in
+    pieces."""
+
+    step: int
+    totals: dict[str, Any]
+    size: int
+    arrays: Sequence[Iterable[F32Array]]
 
 
 class Checkpoint(NamedTuple):
-    """All that a run needs to go on: flat arrays (n,), the optimizer steps done, and running totals."""
+    """A snapshot in a file that was found whole; its arrays begin at byte `start`."""
 
+    path: Path
     step: int
-    arrays: tuple[F32Array, ...]
     totals: dict[str, Any]
+    size: int
+    arrays: int
+    start: int
+
+    def pieces(self, array: int) -> Iterator[F32Array]:
+        """An array from its first element to its last."""
+        with self.path.open("rb") as source:
+            source.seek(self.start + array * self.size * 4)
+            left = self.size * 4
+            while left:
+                piece = source.read(min(left, _PIECE_BYTES))
+                if not piece:
+                    raise OutputError(f"{self.path} was cut while it was read")
+                left -= len(piece)
+                yield np.frombuffer(piece, np.float32)
 
 
 def lock_run(directory: Path) -> IO[bytes]:
@@ -70,17 +99,21 @@ def read_run(directory: Path) -> dict[str, Any]:
     return values
 
 
-def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
+def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
     """Writes one atomically, then drops all but the newest two."""
-    head = {"step": checkpoint.step, "n": int(checkpoint.arrays[0].size), "arrays": len(checkpoint.arrays),
-            "totals": checkpoint.totals}  # fmt: skip
-    path = directory / f"step-{checkpoint.step:08d}.ckpt"
+    head = {"step": snapshot.step, "n": snapshot.size, "arrays": len(snapshot.arrays), "totals": snapshot.totals}
+    path = directory / f"step-{snapshot.step:08d}.ckpt"
     digest = hashlib.sha256()
     with open_output(path) as out:
-        pieces: list[bytes | memoryview] = [json.dumps(head).encode() + b"\n"]
-        for piece in pieces + [a.data.cast("B") for a in checkpoint.arrays]:
+
+        def put(piece: bytes | memoryview) -> None:
             digest.update(piece)
             out.write(piece)
+
+        put(json.dumps(head).encode() + b"\n")
+        for array in snapshot.arrays:
+            for piece in array:
+                put(piece.data.cast("B"))
         out.write(digest.digest())
     for old in sorted(directory.glob("step-*.ckpt"))[:-KEPT]:
         old.unlink(missing_ok=True)
@@ -89,17 +122,20 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """None for one that is cut or damaged."""
+    digest = hashlib.sha256()
     try:
-        data = path.read_bytes()
+        with path.open("rb") as source:
+            left = path.stat().st_size - digest.digest_size
+            while left > 0 and (piece := source.read(min(left, _PIECE_BYTES))):
+                digest.update(piece)
+                left -= len(piece)
+            if left or source.read() != digest.digest():
+                return None
+            source.seek(0)
+            head = json.loads(source.readline())
+            return Checkpoint(path, head["step"], head["totals"], head["n"], head["arrays"], source.tell())
     except OSError:
         return None
-    if len(data) < 32 or hashlib.sha256(memoryview(data)[:-32]).digest() != data[-32:]:
-        return None
-    line, _, rest = data[:-32].partition(b"\n")
-    head = json.loads(line)
-    n, count = head["n"], head["arrays"]
-    arrays = tuple(np.frombuffer(rest, np.float32, n, i * n * 4).copy() for i in range(count))
-    return Checkpoint(head["step"], arrays, head["totals"])
 
 
 def newest_checkpoint(directory: Path) -> Checkpoint | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -17,18 +17,19 @@ import numpy as np
 
 from fabric.core import Buffer, Cancelled, Device, Feed, Optimizer, Plan, Progress, StepResult
 from fabric.data.pack import build_feed, plan_epoch
-from fabric.errors import DataError, DivergedError, StoppedError
+from fabric.errors import DataError, DeviceError, DivergedError, StoppedError
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
 from fabric.models.recorder import Recorder, Weights
 from fabric.text.encode import Example
-from fabric.training.checkpoint import Checkpoint, write_checkpoint
+from fabric.training.checkpoint import Checkpoint, Snapshot, write_checkpoint
 from fabric.training.metrics import MetricsLog, peak_bytes
-from fabric.training.parameters import F32Array, Layout, trained_sources
+from fabric.training.parameters import F32Array, Layout
 from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 
 POLL_S = 0.05
+_PIECE_BYTES = 1 << 22
 
 
 @dataclass
@@ -79,16 +80,17 @@ class Machine:
         s = self.settings
         self.precision = pick_precision(device, s.precision)
         self.arrays = 3 if s.optimizer == "adamw" else 1
+        self._check_fits()
         self.state = [Buffer(device, self.layout.size * 4) for _ in range(self.arrays)]
         self.params = self.state[0]
         self.grads = Buffer(device, self.layout.size * 4)
         arch = architecture_of(self.weights.gguf)
         recorder = Recorder(
-            self.weights, self.capacity, self.capacity, self.precision,
-            trained_sources(self.layout, self.params, self.alpha),
+            self.weights, self.capacity, self.capacity, self.precision, self.layout.sources(self.params),
+            alpha=self.alpha,
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
-        recorder.check_loras()
+        recorder.check_sources()
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=bool(s.checkpointing))
         self.checkpointing = bool(s.checkpointing)
         if s.checkpointing is None and self.plan.stats.arena_bytes > device.info.memory_bytes // 32:
@@ -97,31 +99,58 @@ class Machine:
             self.checkpointing = True
         self.scorer = Plan(recorder.graph) if s.val else None
         recorder.graph.close()
+        self._check_fits(self.planned_bytes())
         self.optimizer = Optimizer(
             m=self.state[1] if self.arrays > 1 else None, v=self.state[2] if self.arrays > 1 else None,
             ranges=self.layout.ranges(), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
         )  # fmt: skip
 
-    def planned_bytes(self) -> int:
-        """Of the device: plans, parameters, gradients, optimizer state; the mapped base comes on top."""
-        plans = [self.plan, *([self.scorer] if self.scorer else [])]
-        sums = (p.stats.arena_bytes + p.stats.scratch_bytes + p.stats.input_bytes for p in plans)
-        return sum(sums) + (self.arrays + 1) * self.layout.size * 4
+    def memory(self) -> dict[str, int]:
+        """Bytes of the device by what they are for; the mapped base comes on top."""
+        flat = self.layout.size * 4
+        stats = [plan.stats for plan in (self.plan, self.scorer) if plan]
+        return {
+            "trained_weights": flat, "gradients": flat, "optimizer_state": (self.arrays - 1) * flat,
+            "activations": sum(s.arena_bytes for s in stats), "scratch": sum(s.scratch_bytes for s in stats),
+            "inputs": sum(s.input_bytes for s in stats),
+        }  # fmt: skip
 
-    def snapshot(self, step: int, totals: Totals) -> Checkpoint:
+    def planned_bytes(self) -> int:
+        """All of it."""
+        return sum(self.memory().values())
+
+    def _check_fits(self, planned: int = 0) -> None:
+        """DeviceError where the flat space alone, or all that is planned, is more than the device has."""
+        needed, there = planned or (self.arrays + 1) * self.layout.size * 4, self.weights.device.info.memory_bytes
+        if there and needed > there:
+            way = "train LoRA pairs, without --full" if self.settings.full else "lower --rank"
+            raise DeviceError(
+                f"this run needs {needed / 2**30:.1f} GiB of memory and the device has {there / 2**30:.1f}: "
+                f"lower --ctx, leave --checkpointing on, or {way}"
+            )
+
+    def snapshot(self, step: int, totals: Totals) -> Snapshot:
         """Everything that another process needs to go on."""
-        return Checkpoint(step, tuple(b.read() for b in self.state), dict(totals.__dict__))
+        return Snapshot(step, dict(totals.__dict__), self.layout.size, [_pieces(b) for b in self.state])
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes a snapshot's place."""
-        for buffer, array in zip(self.state, checkpoint.arrays, strict=True):
-            buffer.write(array)
+        for i, buffer in enumerate(self.state):
+            at = 0
+            for piece in checkpoint.pieces(i):
+                buffer.write(piece, at)
+                at += piece.nbytes
 
     def close(self) -> None:
         """Frees everything but the weights."""
         for closing in [self.plan, self.scorer, self.grads, *self.state]:
             if closing is not None:
                 closing.close()
+
+
+def _pieces(buffer: Buffer) -> Iterator[F32Array]:
+    for at in range(0, buffer.nbytes, _PIECE_BYTES):
+        yield buffer.read(at, min(_PIECE_BYTES, buffer.nbytes - at))
 
 
 def to_feed(examples: list[Example]) -> Feed:
@@ -256,7 +285,3 @@ class Loop:
             self.before_checkpoint()
         write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals))
         self.saved = self.step
-
-    def values(self) -> F32Array:
-        """The flat parameters as they are now."""
-        return self.machine.params.read()

@@ -1,9 +1,11 @@
-"""LoRA pairs in one flat space of F32: where each lies, how they begin, and how they become an adapter."""
+"""The matrices that train, LoRA pairs or whole weights, in one flat space of F32: which they are, where each lies, and
+how it begins. A matrix goes by the name of the tensor that it becomes in the file to come.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,42 +13,62 @@ import numpy.typing as npt
 
 from fabric.core import PARAM, Buffer, Range
 from fabric.errors import DataError, UsageError
-from fabric.models.recorder import LoraSource
+from fabric.models import architecture_of
+from fabric.models.recorder import Recorder, Source, Weights
 from fabric.training.settings import MODULES
-from fabric.weights.adapter import Adapter, LoraPair
+from fabric.weights.adapter import Adapter
+from fabric.weights.codec import decode
 from fabric.weights.gguf import GGUF
 
 F32Array = npt.NDArray[np.float32]
 ALIGN = 16  # elements: every matrix starts on a cache line
+_PIECE_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
-class PairSlot:
-    """a (rank, n_in) at element `a`, b (n_out, rank) at element `b` of the flat space."""
+class Slot:
+    """A matrix (rows, cols) that trains, at element `first` of the flat space."""
 
     name: str
-    rank: int
-    n_in: int
-    n_out: int
-    a: int
-    b: int
+    rows: int
+    cols: int
+    first: int
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.rows * self.cols
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay applies: not to norms and biases, the vectors of a model."""
+        return self.rows > 1 or self.name.endswith((".lora_a", ".lora_b"))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All pairs, in file order of the weights they stand beside; `size` in elements, padding included."""
+    """All slots, in file order; `size` in elements, padding included."""
 
-    pairs: tuple[PairSlot, ...]
+    slots: tuple[Slot, ...]
     size: int
 
     @property
     def trained(self) -> int:
         """Parameters that train, padding left out."""
-        return sum(p.rank * (p.n_in + p.n_out) for p in self.pairs)
+        return sum(slot.size for slot in self.slots)
 
     def ranges(self) -> list[Range]:
-        """One range: every pair has the same rate and decay."""
-        return [Range(0, self.size)]
+        """Runs of slots that decay alike."""
+        found: list[Range] = []
+        for slot, end in zip(self.slots, [*(s.first for s in self.slots[1:]), self.size], strict=True):
+            decay = float(slot.decays)
+            before = found.pop() if found and found[-1].decay_scale == decay else Range(slot.first, 0, 1.0, decay)
+            found.append(before._replace(n=end - before.first))
+        return found
+
+    def sources(self, params: Buffer) -> dict[str, Source]:
+        """The slots as trained leaves of a graph."""
+        return {s.name: Source(PARAM, params, s.first * 4, s.rows, s.cols) for s in self.slots}
 
 
 def lora_layout(gguf: GGUF, modules: tuple[str, ...], rank: int) -> Layout:
@@ -65,67 +87,89 @@ def lora_layout(gguf: GGUF, modules: tuple[str, ...], rank: int) -> Layout:
     for module in modules:
         if module not in MODULES or not any(module in name.split(".") for name in names):
             raise UsageError(f"no layer of this model has a module '{module}'; choose from {', '.join(MODULES)}")
-    ranks = dict.fromkeys(names, rank)
-    return _layout(gguf, ranks)
+    return _place(_pairs(gguf, ((name, rank) for name in names)))
 
 
 def adapter_layout(gguf: GGUF, adapter: Adapter) -> Layout:
     """The pairs of an adapter, each with its own rank."""
-    return _layout(gguf, {name: adapter.pairs[name].a.shape[0] for name in gguf.tensors if name in adapter.pairs})
+    return _place(_pairs(gguf, ((name, adapter.pairs[name].rank) for name in gguf.tensors if name in adapter.pairs)))
 
 
-def _layout(gguf: GGUF, ranks: Mapping[str, int]) -> Layout:
-    pairs, at = [], 0
+def full_layout(weights: Weights) -> Layout:
+    """Every tensor that the model computes with as a weight: matrices, norms, biases, embedding, head."""
+    arch, gguf = architecture_of(weights.gguf), weights.gguf
+    recorder = Recorder(weights, 1, 1, "f32", {})
+    recorder.loss(arch.build(recorder, arch.read_config(gguf)))
+    recorder.graph.close()
+    read = [info for name, info in gguf.tensors.items() if name in recorder.leaves]
+    return _place((info.name, info.n_elements // info.shape[-1], info.shape[-1]) for info in read)
 
-    def take(count: int) -> int:
-        nonlocal at
-        first, at = at, at + (count + ALIGN - 1) // ALIGN * ALIGN
-        return first
 
-    for name, rank in ranks.items():
+def _pairs(gguf: GGUF, ranks: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
+    for name, rank in ranks:
         shape = gguf.tensors[name].shape
         if len(shape) != 2:
             raise DataError(f"{gguf.path}: tensor {name} is no matrix, so no LoRA pair can stand beside it")
-        n_out, n_in = shape
-        pairs.append(PairSlot(name, rank, n_in, n_out, take(rank * n_in), take(n_out * rank)))
-    return Layout(tuple(pairs), at)
+        yield f"{name}.lora_a", rank, shape[1]
+        yield f"{name}.lora_b", shape[0], rank
 
 
-def initial_values(layout: Layout, seed: int) -> F32Array:
+def _place(matrices: Iterable[tuple[str, int, int]]) -> Layout:
+    slots, at = [], 0
+    for name, rows, cols in matrices:
+        slots.append(Slot(name, rows, cols, at))
+        at += (rows * cols + ALIGN - 1) // ALIGN * ALIGN
+    return Layout(tuple(slots), at)
+
+
+# ---- how they begin: the elements of a slot, in pieces ----
+
+Start = Callable[[Slot], Iterable[F32Array]]
+
+
+def fill(layout: Layout, params: Buffer, start: Start) -> None:
+    """Writes the first values, a piece at a time."""
+    for slot in layout.slots:
+        at = slot.first * 4
+        for piece in start(slot):
+            params.write(piece, at)
+            at += piece.nbytes
+
+
+def drawn(seed: int) -> Start:
     """A uniform in +-1/sqrt(n_in), keyed by seed and name (no two alike); B zero, so training starts at the base."""
-    flat = np.zeros(layout.size, np.float32)
-    for p in layout.pairs:
-        key = hashlib.sha256(f"{seed}:{p.name}".encode()).digest()
-        raw = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(p.rank * p.n_in)
+
+    def start(slot: Slot) -> Iterator[F32Array]:
+        if slot.name.endswith(".lora_b"):
+            yield np.zeros(slot.size, np.float32)
+            return
+        key = hashlib.sha256(f"{seed}:{slot.name.removesuffix('.lora_a')}".encode()).digest()
+        raw = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(slot.size)
         unit = (raw >> np.uint64(40)).astype(np.float64) * 2.0**-24
-        flat[p.a : p.a + p.rank * p.n_in] = ((2 * unit - 1) / np.sqrt(p.n_in)).astype(np.float32)
-    return flat
+        yield ((2 * unit - 1) / np.sqrt(slot.cols)).astype(np.float32)
+
+    return start
 
 
-def adapter_values(layout: Layout, adapter: Adapter) -> F32Array:
-    """The flat values of an adapter's pairs."""
-    flat = np.zeros(layout.size, np.float32)
-    for p in layout.pairs:
-        pair = adapter.pairs[p.name]
-        flat[p.a : p.a + pair.a.size] = pair.a.ravel()
-        flat[p.b : p.b + pair.b.size] = pair.b.ravel()
-    return flat
+def of_adapter(adapter: Adapter) -> Start:
+    """The pairs of an adapter."""
+
+    def start(slot: Slot) -> Iterator[F32Array]:
+        name, _, part = slot.name.rpartition(".")
+        pair = adapter.pairs[name]
+        yield np.ascontiguousarray(pair.a if part == "lora_a" else pair.b, np.float32)
+
+    return start
 
 
-def as_pairs(layout: Layout, flat: F32Array) -> dict[str, LoraPair]:
-    """The pairs by the names of the weights they stand beside."""
-    return {
-        p.name: LoraPair(
-            flat[p.a : p.a + p.rank * p.n_in].reshape(p.rank, p.n_in),
-            flat[p.b : p.b + p.n_out * p.rank].reshape(p.n_out, p.rank),
-        )
-        for p in layout.pairs
-    }
+def of_base(gguf: GGUF) -> Start:
+    """The weights of the base, decoded some rows at a time."""
 
+    def start(slot: Slot) -> Iterator[F32Array]:
+        info, data = gguf.tensors[slot.name], gguf.data(slot.name)
+        row_bytes, step = info.nbytes // slot.rows, max(1, _PIECE_ELEMENTS // slot.cols)
+        for first in range(0, slot.rows, step):
+            rows = min(step, slot.rows - first)
+            yield decode(info.type, data[first * row_bytes : (first + rows) * row_bytes], rows * slot.cols)
 
-def trained_sources(layout: Layout, params: Buffer, alpha: float) -> dict[str, LoraSource]:
-    """The pairs as trainable leaves of a graph; scale = alpha / rank, 1 where alpha is 0."""
-    return {
-        p.name: LoraSource(PARAM, params, p.a * 4, p.b * 4, p.rank, alpha / p.rank if alpha else 1.0)
-        for p in layout.pairs
-    }
+    return start

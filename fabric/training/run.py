@@ -1,4 +1,4 @@
-"""Runs from start to adapter: `train`, `resume`, and `plan_run` (what a run would take, without running it)."""
+"""Runs from start to result: `train`, `resume`, and `plan_run` (what a run would take, without running it)."""
 
 from __future__ import annotations
 
@@ -14,30 +14,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from fabric.core import Device
-from fabric.errors import DataError, DeviceError, FabricError, OutputError, UsageError
+from fabric.errors import DataError, FabricError, OutputError, UsageError
 from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
 from fabric.training.checkpoint import lock_run, newest_checkpoint, read_run, write_run
 from fabric.training.loop import Loop, Machine, Totals, pack_capacity, total_steps
 from fabric.training.metrics import MetricsLog, peak_bytes
-from fabric.training.parameters import (
-    F32Array,
-    Layout,
-    adapter_layout,
-    adapter_values,
-    as_pairs,
-    initial_values,
-    lora_layout,
-)
+from fabric.training.parameters import fill
 from fabric.training.rows import Rows, load_rows
 from fabric.training.settings import TrainReport, TrainSettings, TrainUI
-from fabric.weights.adapter import Adapter, check_adapter, read_adapter, write_adapter
+from fabric.training.target import Target, target_of
 from fabric.weights.gguf import GGUF
-from fabric.weights.history import Step, join_histories, read_history, step
+from fabric.weights.history import Step, step
 
 
 @dataclass
@@ -46,16 +38,13 @@ class _Setup:
 
     gguf: GGUF
     rows: Rows
-    layout: Layout
-    alpha: float
-    start: F32Array
-    earlier: list[Step]
+    target: Target
     weights: Weights
     machine: Machine
 
 
 def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
-    """Trains an adapter and writes it to `settings.output`. Raises typed errors; leaves a resumable run directory."""
+    """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run."""
     check_settings(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
     with _new_run(directory):
@@ -94,7 +83,7 @@ def _new_run(directory: Path) -> Iterator[None]:
 def resume(
     run_dir: str, ui: TrainUI, output: str | None = None, metrics: str | None = None, threads: int | None = None
 ) -> TrainReport:
-    """Continues a run from its newest valid checkpoint; the adapter is the one an uninterrupted run would write.
+    """Continues a run from its newest valid checkpoint; what it writes is what an uninterrupted run writes.
 
     Raises DataError when the base, the rows or the starting adapter are no longer those of the run.
     """
@@ -150,6 +139,10 @@ def check_settings(s: TrainSettings) -> None:
             raise UsageError(f"--{name} must not be negative")
     if not 0 <= s.warmup_ratio <= 1:
         raise UsageError(f"--warmup-ratio must lie between 0 and 1, not {s.warmup_ratio}")
+    if s.full and s.adapter:
+        raise UsageError("--full trains whole weights, and --adapter starts LoRA pairs: leave one out")
+    if s.type is not None and not s.full:
+        raise UsageError("--type is of a whole model, so it needs --full; adapters are F32")
     inputs = [s.data, s.model, s.adapter, s.val, s.template]
     check_streams(inputs, [s.output, s.metrics])
     if s.metrics and s.metrics != "-" and any(_same(s.metrics, other) for other in [*inputs, s.output]):
@@ -225,23 +218,16 @@ def _setup(settings: TrainSettings) -> Iterator[_Setup]:
         gguf = GGUF.open(settings.model)
         closing.append(gguf.close)
         architecture_of(gguf)
-        if settings.adapter:
-            first = read_adapter(settings.adapter)
-            check_adapter(first, gguf)
-            layout, alpha = adapter_layout(gguf, first), first.alpha
-        else:
-            first, alpha = None, settings.alpha
-            layout = lora_layout(gguf, settings.modules, settings.rank)
-        rows = load_rows(settings, gguf)
-        start = adapter_values(layout, first) if first else initial_values(layout, settings.seed)
         device = Device(settings.device, threads=settings.threads)
         closing.append(device.close)
         weights = Weights(gguf, device)
         closing.append(weights.close)
+        target = target_of(settings, weights)
+        rows = load_rows(settings, gguf)
         capacity = pack_capacity(settings, rows.train, *([rows.val] if rows.val else []))
-        machine = Machine(settings, weights, layout, alpha, capacity)
+        machine = Machine(settings, weights, target.layout, target.alpha, capacity)
         closing.append(machine.close)
-        yield _Setup(gguf, rows, layout, alpha, start, first.history if first else [], weights, machine)
+        yield _Setup(gguf, rows, target, weights, machine)
     finally:
         for close in reversed(closing):
             close()
@@ -276,12 +262,13 @@ def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
         "val_rows": len(rows.val),
         "tokens": sum(len(e.tokens) for e in rows.train),
         "trained_tokens": sum(int(e.train.sum()) for e in rows.train),
-        "notes": rows.notes,
+        "notes": rows.notes + setup.target.notes,
         "steps": total_steps(settings, len(rows.train)),
-        "trained_params": setup.layout.trained,
+        "trained_params": setup.target.layout.trained,
         "micro_batch_tokens": machine.capacity,
         "precision": machine.precision,
         "checkpointing": machine.checkpointing,
+        "memory": machine.memory(),
         "planned_bytes": machine.planned_bytes(),
         "peak_bytes": peak_bytes() + machine.planned_bytes() + len(setup.gguf.buffer),
         "model_bytes": len(setup.gguf.buffer),
@@ -296,55 +283,63 @@ def _run(
 ) -> TrainReport:
     """Trains on. `identity` waits until run.json is there, which must come before any checkpoint; None: resumed."""
     machine, totals, step = setup.machine, Totals(), 0
-    _check_fits(machine)
     found = None if identity else newest_checkpoint(directory)
     if found:
         machine.restore(found)
         totals, step = Totals(**found.totals), found.step
     else:
-        machine.params.write(setup.start)
-    for note in setup.rows.notes:
+        fill(setup.target.layout, machine.params, setup.target.start)
+    for note in setup.rows.notes + setup.target.notes:
         ui.message(note)
     ui.start({**_describe(settings, setup), "run_dir": str(directory), "from_step": step})
     loop = Loop(machine, setup.rows.train, setup.rows.val, directory, ui, step, totals, identity)
     with MetricsLog(directory, settings.metrics, step) as metrics:
         loop.run(metrics)
-    adapter = _adapter(settings, setup, loop.values())
-    if settings.output:
-        with open_output(settings.output) as out:
-            write_adapter(out, adapter)
-    with open_output(directory / "adapter.gguf") as out:
-        write_adapter(out, adapter)
-    written = (directory / "adapter.gguf").read_bytes()
+    size, sha256 = _write(settings, setup, directory)
     return TrainReport(
         steps=loop.step, loss=totals.loss, val_loss=totals.val_loss, tokens=totals.tokens,
         trained_tokens=totals.trained_tokens, seconds=totals.seconds,
         tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
-        adapter_bytes=len(written), run_dir=str(directory), sha256=hashlib.sha256(written).hexdigest(),
+        kind=setup.target.kind, output_bytes=size, run_dir=str(directory), sha256=sha256,
     )  # fmt: skip
 
 
-def _check_fits(machine: Machine) -> None:
-    needed, there = machine.planned_bytes(), machine.weights.device.info.memory_bytes
-    if there and needed > there:
-        raise DeviceError(
-            f"this run needs {needed / 2**30:.1f} GiB of memory and the device has {there / 2**30:.1f}: "
-            "lower --ctx or --rank, or leave --checkpointing on"
-        )
+def _write(settings: TrainSettings, setup: _Setup, directory: Path) -> tuple[int, str]:
+    """Writes the result; returns its size and SHA-256. An adapter stays in the run directory too, a model only where
+    no output was named."""
+    made = _step(settings, setup)
+    kept = str(directory / f"{setup.target.kind}.gguf")
+    places = [settings.output] if settings.output and settings.full else [settings.output, kept]
+    size, digest = 0, hashlib.sha256()
+    for place in places:
+        if place is not None:
+            digest = hashlib.sha256()
+            with open_output(place) as out:
+                size = setup.target.write(cast(BinaryIO, _Hashed(out, digest)), setup.machine.params, made)
+    return size, digest.hexdigest()
 
 
-def _adapter(settings: TrainSettings, setup: _Setup, values: F32Array) -> Adapter:
-    told = {k: v for k, v in settings.to_json().items() if k in _RESULT_SETTINGS}
+class _Hashed:
+    """An output whose bytes are hashed on their way."""
+
+    def __init__(self, out: BinaryIO, digest: hashlib._Hash) -> None:
+        self.out, self.digest = out, digest
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.digest.update(data)
+        return self.out.write(data)
+
+
+def _step(settings: TrainSettings, setup: _Setup) -> Step:
+    """The history of what this run writes."""
+    known = _RESULT_SETTINGS | set(setup.target.told)
+    told = {k: v for k, v in settings.to_json().items() if k in known}
     told["precision"] = setup.machine.precision
     hashes = {k.removesuffix("_sha256"): v for k, v in _identity(settings, setup).items() if v}
-    made = step("train", told, hashes, settings.seed)
-    return Adapter(
-        architecture=setup.gguf.architecture, alpha=setup.alpha, pairs=as_pairs(setup.layout, values),
-        base_sha256=setup.gguf.sha256(), history=join_histories(read_history(setup.gguf), setup.earlier, [made]),
-    )  # fmt: skip
+    return step("train", told, hashes, settings.seed)
 
 
 _RESULT_SETTINGS = {
-    "rank", "alpha", "modules", "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip",
-    "optimizer", "batch", "ctx", "accumulate", "pack", "shuffle",
+    "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip", "optimizer", "batch", "ctx",
+    "accumulate", "pack", "shuffle",
 }  # fmt: skip

@@ -27,7 +27,11 @@ class TrainSettings:
     model: str
     """The base GGUF."""
     output: str | None = None
-    """Where the adapter goes: a path, or `-` for stdout."""
+    """Where the adapter or model goes: a path, or `-` for stdout."""
+    full: bool = False
+    """Train whole weights and write a model; False: LoRA pairs, and an adapter."""
+    type: str | None = None
+    """Of a whole model's matrices; None: their own, BF16 for those in block formats; "keep": always their own."""
     rank: int = 16
     alpha: float = 32.0
     modules: tuple[str, ...] = ALL_MODULES
@@ -41,6 +45,7 @@ class TrainSettings:
     schedule: Schedule = "cosine"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
+    """Decoupled; norms and biases do not decay."""
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -130,7 +135,9 @@ class TrainReport:
     seconds: float
     tokens_per_s: float
     peak_bytes: int
-    adapter_bytes: int
+    kind: str
+    """What was written: "adapter" or "model"."""
+    output_bytes: int
     run_dir: str
     sha256: str
-    """Of the adapter written."""
+    """Of the file written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite, prod, sqrt
@@ -18,7 +18,7 @@ import numpy as np
 
 from fabric.errors import DataError
 from fabric.weights.adapter import LoraPair
-from fabric.weights.codec import decode, encode
+from fabric.weights.codec import Floats, decode, encode
 from fabric.weights.formats import F32, FORMATS, type_name
 from fabric.weights.gguf import GGUF, TensorInfo, TensorSpec, check_decodable, write_gguf
 from fabric.weights.history import KEY as HISTORY
@@ -38,19 +38,23 @@ _LEFT_ALONE = re.compile(
 
 @dataclass
 class Rewrite:
-    """One tensor on its way: what type it gets, which scaled pairs are added, and what that cost."""
+    """One tensor on its way: what type it gets, which scaled pairs are added, and what that cost.
+
+    `values(first, last)` gives rows that take the place of the file's.
+    """
 
     info: TensorInfo
     type: int
     changes: list[tuple[LoraPair, float]] = field(default_factory=list)
     fallback: str | None = None
+    values: Callable[[int, int], Floats] | None = None
     error: float = 0.0  # sums of squares
     power: float = 0.0
 
     @property
     def copied(self) -> bool:
         """Whether the bytes of the file serve as they are."""
-        return self.type == self.info.type and not self.changes
+        return self.type == self.info.type and not self.changes and not self.values
 
     @property
     def spec(self) -> TensorSpec:
@@ -69,7 +73,7 @@ class Rewrite:
             to_bytes=self.spec.nbytes,
             rmse=rmse,
             relative_rmse=None if rmse is None else sqrt(self.error / self.power) if self.power else 0.0,
-            changed=bool(self.changes),
+            changed=bool(self.changes or self.values),
             fallback=self.fallback,
         )
 
@@ -194,11 +198,14 @@ def _collect(gguf: GGUF, rewrite: Rewrite, future: Future[_Piece]) -> memoryview
 def _encode_rows(gguf: GGUF, rewrite: Rewrite, first: int, last: int) -> _Piece:
     info = rewrite.info
     cols = info.shape[-1]
-    row_bytes = info.nbytes // (info.n_elements // cols)
-    source = gguf.data(info.name)[first * row_bytes : last * row_bytes]
-    if rewrite.copied:
-        return _Piece(source)
-    values = decode(info.type, source, (last - first) * cols).reshape(last - first, cols)
+    if rewrite.values:
+        values = rewrite.values(first, last)
+    else:
+        row_bytes = info.nbytes // (info.n_elements // cols)
+        source = gguf.data(info.name)[first * row_bytes : last * row_bytes]
+        if rewrite.copied:
+            return _Piece(source)
+        values = decode(info.type, source, (last - first) * cols).reshape(last - first, cols)
     for pair, scale in rewrite.changes:
         # einsum, not a BLAS product: its sums run in one order whatever the number of threads
         values += np.float32(scale) * np.einsum("nr,rk->nk", pair.b[first:last], pair.a)

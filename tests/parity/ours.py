@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fabric.core import PARAM, Buffer, Device, Feed, Plan
 from fabric.models import architecture_of
 from fabric.models.inference import Decoder
-from fabric.models.recorder import LoraSource, Recorder, Weights
+from fabric.models.recorder import Recorder, Source, Weights
 from fabric.weights.gguf import GGUF
 from tests.parity.rows import Row
 
@@ -91,29 +91,40 @@ def gradients(
     **device_options: Any,
 ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
     """NLL of each trained token, and gradients of their sum, of all rows packed into one feed."""
-    sizes = {name: (a.size, b.size) for name, (a, b) in pairs.items()}
-    n_bytes = 4 * sum(a + b for a, b in sizes.values())
+    matrices = {f"{name}.lora_{part}": m for name, (a, b) in pairs.items() for part, m in (("a", a), ("b", b))}
+    nll, grads = gradients_of(path, matrices, rows, precision, alpha, **device_options)
+    return nll, {name: (grads[f"{name}.lora_a"], grads[f"{name}.lora_b"]) for name in pairs}
+
+
+def gradients_of(
+    path: str | Path,
+    matrices: Mapping[str, Array],
+    rows: Sequence[Row],
+    precision: str = "f32",
+    alpha: float = 0.0,
+    **device_options: Any,
+) -> tuple[Array, dict[str, Array]]:
+    """The same of any trained matrices, by the names that they have in a file."""
     feed = packed(rows)
+    n_bytes = sum(m.nbytes for m in matrices.values())
     with _weights(path, device_options) as weights:
         params, grads = Buffer(weights.device, n_bytes), Buffer(weights.device, n_bytes)
         sources, offset = {}, 0
-        for name, (a, b) in pairs.items():
-            sources[name] = LoraSource(PARAM, params, offset, offset + a.nbytes, a.shape[0], alpha / a.shape[0])
-            params.write(np.ascontiguousarray(a), offset)
-            params.write(np.ascontiguousarray(b), offset + a.nbytes)
-            offset += a.nbytes + b.nbytes
-        recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources)
+        for name, m in matrices.items():
+            sources[name] = Source(PARAM, params, offset, *np.atleast_2d(m).shape)
+            params.write(np.ascontiguousarray(m), offset)
+            offset += m.nbytes
+        recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources, alpha=alpha)
         arch = architecture_of(weights.gguf)
         nll = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
+        recorder.check_sources()
         plan = Plan(recorder.graph, params, grads)
         recorder.graph.close()
         try:
             plan.run(feed)
-            found = {}
-            for name, source in sources.items():
-                a, b = pairs[name]
-                da = grads.read(source.a_offset, a.nbytes).reshape(a.shape)
-                found[name] = (da, grads.read(source.b_offset, b.nbytes).reshape(b.shape))
+            found = {
+                name: grads.read(sources[name].offset, m.nbytes).reshape(m.shape) for name, m in matrices.items()
+            }  # fmt: skip
             return plan.read(nll, feed.trained, 1)[:, 0], found
         finally:
             plan.close()

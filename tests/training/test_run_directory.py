@@ -10,7 +10,7 @@ import pytest
 
 from fabric.errors import DataError, MissingInputError, OutputError
 from fabric.training.checkpoint import (
-    Checkpoint,
+    Snapshot,
     lock_run,
     newest_checkpoint,
     read_checkpoint,
@@ -20,8 +20,9 @@ from fabric.training.checkpoint import (
 from fabric.training.metrics import MetricsLog
 
 
-def checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step, tuple(np.full(40, step + i, np.float32) for i in range(3)), {"tokens": step})
+def checkpoint(step: int) -> Snapshot:
+    """Three arrays, each in two pieces."""
+    return Snapshot(step, {"tokens": step}, 40, [np.full((2, 20), step + i, np.float32) for i in range(3)])
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert found is not None
     assert found.step == 7
     assert found.totals == {"tokens": 7}
-    assert [a.tolist() for a in found.arrays] == [a.tolist() for a in checkpoint(7).arrays]
+    assert [np.concatenate([*found.pieces(i)]).tolist() for i in range(3)] == [[7.0 + i] * 40 for i in range(3)]
 
 
 @pytest.mark.parametrize("left", [0, 1, 31, 32, 60, 200, -1])

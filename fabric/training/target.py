@@ -1,0 +1,127 @@
+"""What a run trains and what becomes of it: LoRA pairs that become an adapter, or whole weights that become a model.
+The loop knows neither; both are slots of the flat parameters, and both are written as a stream.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from fabric.core import Buffer
+from fabric.errors import UsageError
+from fabric.models.recorder import Weights
+from fabric.training.parameters import (
+    F32Array,
+    Layout,
+    Slot,
+    Start,
+    adapter_layout,
+    drawn,
+    full_layout,
+    lora_layout,
+    of_adapter,
+    of_base,
+)
+from fabric.training.settings import TrainSettings
+from fabric.weights.adapter import Adapter, LoraPair, check_adapter, read_adapter, write_adapter
+from fabric.weights.convert import Rewrite, check_model, is_matrix, write_model
+from fabric.weights.formats import FORMATS, encodable, is_block_format, type_name
+from fabric.weights.gguf import GGUF, TensorInfo
+from fabric.weights.history import Step, join_histories, read_history
+from fabric.weights.merge import KEEP
+from fabric.weights.mix import choose_type, parse_mix
+
+LORA_SETTINGS = ("rank", "alpha", "modules")
+FULL_SETTINGS = ("full", "type")
+
+
+@dataclass(frozen=True)
+class Target:
+    """`layout` trains from `start` on; `write(out, params, made)` writes the file whose last step is `made`."""
+
+    kind: str  # "adapter" or "model"
+    layout: Layout
+    alpha: float
+    start: Start
+    told: tuple[str, ...]  # settings that matter to this target alone
+    notes: list[str]
+    write: Callable[[BinaryIO, Buffer, Step], int]
+
+
+def target_of(settings: TrainSettings, weights: Weights) -> Target:
+    """What the settings ask for, checked against the base. Raises DataError, UsageError."""
+    return _model(settings, weights) if settings.full else _adapter(settings, weights.gguf)
+
+
+def _adapter(settings: TrainSettings, gguf: GGUF) -> Target:
+    if settings.adapter:
+        first = read_adapter(settings.adapter)
+        check_adapter(first, gguf)
+        layout, alpha, start, earlier = adapter_layout(gguf, first), first.alpha, of_adapter(first), first.history
+    else:
+        layout, alpha = lora_layout(gguf, settings.modules, settings.rank), settings.alpha
+        start, earlier = drawn(settings.seed), []
+
+    def write(out: BinaryIO, params: Buffer, made: Step) -> int:
+        history = join_histories(read_history(gguf), earlier, [made])
+        arrays = {slot.name: _rows(params, slot, 0, slot.rows) for slot in layout.slots}
+        names = [slot.name.removesuffix(".lora_a") for slot in layout.slots[::2]]
+        pairs = {name: LoraPair(arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"]) for name in names}
+        return write_adapter(
+            out, Adapter(gguf.architecture, alpha, pairs, base_sha256=gguf.sha256(), history=history)
+        )  # fmt: skip
+
+    return Target("adapter", layout, alpha, start, LORA_SETTINGS, [], write)
+
+
+def _model(settings: TrainSettings, weights: Weights) -> Target:
+    gguf = weights.gguf
+    check_model(gguf)
+    layout = full_layout(weights)
+    file_type = None if settings.type in (None, KEEP) else parse_mix(settings.type).file_type
+    slots = {slot.name: slot for slot in layout.slots}
+    types = {name: written_type(gguf, info, settings.type, name in slots) for name, info in gguf.tensors.items()}
+
+    def write(out: BinaryIO, params: Buffer, made: Step) -> int:
+        lock = threading.Lock()  # rows are encoded by several threads, but a device is read by one at a time
+
+        def trained(slot: Slot) -> Callable[[int, int], F32Array]:
+            def rows(first: int, last: int) -> F32Array:
+                with lock:
+                    return _rows(params, slot, first, last)
+
+            return rows
+
+        rewrites = [
+            Rewrite(info, types[name][0], values=trained(slots[name]) if name in slots else None)
+            for name, info in gguf.tensors.items()
+        ]
+        history = [*read_history(gguf), made]
+        return write_model(out, gguf, rewrites, file_type, history, settings.threads, None)
+
+    notes = [f"{name}: {type_name(type)}, because {why}" for name, (type, why) in types.items() if why]
+    return Target("model", layout, 0.0, of_base(gguf), FULL_SETTINGS, notes, write)
+
+
+def written_type(gguf: GGUF, info: TensorInfo, wanted: str | None, trained: bool) -> tuple[int, str | None]:
+    """The type a tensor gets in the trained model, and why where it is not the one asked for.
+
+    Unless told: a matrix in a block format becomes BF16, so that quantizing happens once and knowingly, and all others
+    keep their type. Vectors always keep theirs. UsageError for a type that cannot be written.
+    """
+    if is_matrix(info) and wanted is not None and wanted != KEEP:
+        return choose_type(gguf, info, parse_mix(wanted))
+    if is_matrix(info) and wanted is None and trained and is_block_format(info.type):
+        return choose_type(gguf, info, parse_mix("bf16"))
+    if trained and FORMATS[info.type] not in encodable():
+        raise UsageError(f"{info.name} is {info.type_name}, which cannot be written; choose another --type than keep")
+    return info.type, None
+
+
+def _rows(params: Buffer, slot: Slot, first: int, last: int) -> F32Array:
+    at, n_bytes = (slot.first + first * slot.cols) * 4, (last - first) * slot.cols * 4
+    return np.reshape(params.read(at, n_bytes), (last - first, slot.cols))
