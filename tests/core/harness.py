@@ -19,9 +19,9 @@ class Lab:
         self.index = self.graph.input(I32, TRAINED)
         self.targets = self.graph.input(I32, TRAINED)
         self.extra: list[np.ndarray] = []
-        self.params = Buffer(device, 1 << 16)
-        self.grads = Buffer(device, 1 << 16)
-        self.values = np.zeros(1 << 14, np.float32)
+        self.params = Buffer(device, 1 << 17)
+        self.grads = Buffer(device, 1 << 17)
+        self.values = np.zeros(1 << 15, np.float32)
         self.used = 0
         self.keep: list[Buffer] = []
 

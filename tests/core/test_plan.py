@@ -10,13 +10,14 @@ import pytest
 
 from fabric.core import BF16, F32, PAIRS, SILU, Buffer, Cancelled, Device, Feed, Lora, Optimizer, Plan, Progress, Range
 from fabric.errors import DeviceError, FabricError
-from tests.core.harness import VOCAB, Lab
+from tests.core.harness import VOCAB, Lab, check_gradients
 
 T, WIDTH, HEADS = 24, 32, 4
 
 
-def decoder(device: Device, blocks: int = 3, precision: int = F32) -> tuple[Lab, int]:
-    """A small decoder with LoRA pairs on all its layers; every feed holds packed rows of 10 and 14."""
+def decoder(device: Device, blocks: int = 3, precision: int = F32, whole: bool = False) -> tuple[Lab, int]:
+    """A small decoder whose every feed holds packed rows of 10 and 14: LoRA pairs on all its layers train, or (whole)
+    every weight does, biases, norms, and an embedding that is the head too."""
     lab = Lab(device, T, precision)
     g = lab.graph
     ids = lab.ints(np.arange(T) * 7 % VOCAB)
@@ -24,60 +25,115 @@ def decoder(device: Device, blocks: int = 3, precision: int = F32) -> tuple[Lab,
     positions = lab.ints(np.where(np.arange(T) < 10, np.arange(T), np.arange(T) - 10))
 
     def weight(rows: int, cols: int) -> int:
+        if whole:
+            return lab.param(rows, cols, cols**-0.5)
         return lab.frozen((lab.random.standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32))
 
+    def norm(x: int) -> int:
+        return g.rms_norm(x, lab.param(1, WIDTH) if whole else lab.frozen(np.ones((1, WIDTH), np.float32)), 1e-5)
+
     def linear(x: int, rows: int, cols: int, residual: int = -1) -> int:
+        if whole:
+            return g.linear(x, weight(rows, cols), lab.param(1, rows, 0.1), residual=residual)
         lora = Lora(lab.param(3, cols, cols**-0.5), lab.param(rows, 3, 0.1), 2.0)
         return g.linear(x, weight(rows, cols), lora=lora, residual=residual)
 
-    x = g.embed(weight(VOCAB, WIDTH), ids)
+    embedding = weight(VOCAB, WIDTH)
+    x = g.embed(embedding, ids, 3.0)
     table = g.rope_table(positions, lab.frozen(np.array([[1.0, 0.3, 0.1, 0.03]], np.float32)))
     for _ in range(blocks):
         g.mark()
-        h = g.rms_norm(x, lab.frozen(np.ones((1, WIDTH), np.float32)), 1e-5)
+        h = norm(x)
         q, k = (g.rope(linear(h, rows, WIDTH), table, 8, PAIRS) for rows in (WIDTH, 16))
         o = g.attention(q, k, linear(h, 16, WIDTH), lo, hi, n_head=HEADS, n_kv_head=2, head_dim=8, scale=8**-0.5)
         x = linear(o, WIDTH, WIDTH, residual=x)
-        h = g.rms_norm(x, lab.frozen(np.ones((1, WIDTH), np.float32)), 1e-5)
+        h = norm(x)
         x = linear(g.glu(linear(h, 48, WIDTH), linear(h, 48, WIDTH), SILU), WIDTH, 48, residual=x)
     g.mark()
-    return lab, lab.loss(x, WIDTH)
+    if not whole:
+        return lab, lab.loss(x, WIDTH)
+    return lab, g.loss(norm(x), embedding, lab.index, lab.targets)
 
 
-def run(device: Device, precision: int = F32, **options: int | bool) -> tuple[np.ndarray, np.ndarray, Plan]:
+def run(
+    device: Device, precision: int = F32, whole: bool = False, **options: int | bool
+) -> tuple[np.ndarray, np.ndarray, Plan]:
     """Losses and gradients of one feed."""
-    lab, nll = decoder(device, precision=precision)
+    lab, nll = decoder(device, precision=precision, whole=whole)
     plan = lab.plan(**options)
     lab.params.write(lab.values)
     plan.run(lab.feed())
     return plan.read(nll, T, 1), lab.grads.read(), plan
 
 
+def test_gradients_of_all_weights_of_a_model_are_the_slope_of_its_loss() -> None:
+    """Tied embedding, norms and biases included; logits come in chunks of 3 rows, so the head's gradient adds up."""
+    lab, nll = decoder(Device("cpu", threads=2), blocks=1, whole=True)
+    check_gradients(lab, nll)
+
+
+def test_the_gradient_of_a_tied_embedding_is_that_of_both_its_uses() -> None:
+    """The rows looked up and the head, each trained alone beside a frozen copy, add up to what both get together."""
+    device, found = Device("cpu"), []
+    for looked_up, head in ((True, False), (False, True), (True, True)):
+        lab = Lab(device, T)
+        values = lab.random.standard_normal((VOCAB, WIDTH)).astype(np.float32)
+        lab.values[: values.size] = values.ravel()
+        trained, frozen = lab.param(VOCAB, WIDTH, 0.0), lab.frozen(values)
+        lab.values[: values.size] = values.ravel()
+        x = lab.graph.embed(trained if looked_up else frozen, lab.ints(np.arange(T) * 7 % VOCAB), 1.7)
+        lab.graph.loss(x, trained if head else frozen, lab.index, lab.targets)
+        lab.params.write(lab.values)
+        lab.plan(logits_bytes=4 * VOCAB * 5).run(lab.feed())
+        found.append(lab.grads.read())
+    assert np.abs(found[0]).max() > 0 and np.abs(found[1]).max() > 0
+    np.testing.assert_allclose(found[0] + found[1], found[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("precision", [F32, BF16])
-def test_checkpointing_changes_no_bit_and_saves_memory(precision: int) -> None:
+def test_checkpointing_changes_no_bit_and_saves_memory(precision: int, whole: bool) -> None:
     device = Device("cpu", threads=2)
-    kept = run(device, precision, checkpoint=False)
-    recomputed = run(device, precision, checkpoint=True)
+    kept = run(device, precision, whole, checkpoint=False)
+    recomputed = run(device, precision, whole, checkpoint=True)
     assert np.array_equal(kept[0], recomputed[0])
     assert np.array_equal(kept[1], recomputed[1])
     assert recomputed[2].stats.arena_bytes < kept[2].stats.arena_bytes
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("threads", [2, 5])
-def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
-    one, many = run(Device("cpu", threads=1)), run(Device("cpu", threads=threads))
+def test_the_number_of_threads_changes_no_bit(threads: int, whole: bool) -> None:
+    one, many = run(Device("cpu", threads=1), whole=whole), run(Device("cpu", threads=threads), whole=whole)
     assert np.array_equal(one[0], many[0])
     assert np.array_equal(one[1], many[1])
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("limit", [3100, 4096, 6000])
-def test_a_forced_binding_limit_changes_nothing_but_the_layout(limit: int) -> None:
-    whole = run(Device("cpu"))
-    tiled = run(Device("cpu", max_binding_bytes=limit))
+def test_a_forced_binding_limit_changes_nothing_but_the_layout(limit: int, whole: bool) -> None:
+    untiled = run(Device("cpu"), whole=whole)
+    tiled = run(Device("cpu", max_binding_bytes=limit), whole=whole)
     assert tiled[2].stats.tiled > 0
-    assert "(tile)" in tiled[2].describe()
-    np.testing.assert_allclose(tiled[0], whole[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(tiled[1], whole[1], rtol=1e-4, atol=1e-5)
+    assert ("linear_dw (tile)" if whole else "linear (tile)") in tiled[2].describe()
+    np.testing.assert_allclose(tiled[0], untiled[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(tiled[1], untiled[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_embedding_beyond_the_binding_limit_is_cut_along_its_rows() -> None:
+    def tied(**options: int) -> tuple[np.ndarray, str]:
+        lab = Lab(Device("cpu", **options), T)
+        embedding = lab.param(100, WIDTH)
+        x = lab.graph.embed(embedding, lab.ints(np.arange(T) * 37 % 100))
+        lab.graph.loss(x, embedding, lab.index, lab.targets)
+        plan = lab.plan()
+        lab.params.write(lab.values)
+        plan.run(lab.feed())
+        return lab.grads.read(), plan.describe()
+
+    (whole, _), (cut, text) = tied(), tied(max_binding_bytes=3100)
+    assert "embed_dw (tile)" in text and "linear_dw (tile)" in text
+    np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_what_no_tile_can_fit_is_refused_in_a_sentence() -> None:
@@ -85,12 +141,13 @@ def test_what_no_tile_can_fit_is_refused_in_a_sentence() -> None:
         run(Device("cpu", max_binding_bytes=256))
 
 
-def test_chunks_of_logits_change_nothing() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_chunks_of_logits_change_nothing(whole: bool) -> None:
     device = Device("cpu")
-    whole, chunked = run(device), run(device, logits_bytes=4 * VOCAB * 5)
-    assert chunked[2].stats.launches > whole[2].stats.launches
-    np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
-    np.testing.assert_allclose(chunked[1], whole[1], rtol=1e-5, atol=1e-5)
+    at_once, chunked = run(device, whole=whole), run(device, whole=whole, logits_bytes=4 * VOCAB * 5)
+    assert chunked[2].stats.launches > at_once[2].stats.launches
+    np.testing.assert_allclose(chunked[0], at_once[0], rtol=1e-6)
+    np.testing.assert_allclose(chunked[1], at_once[1], rtol=1e-5, atol=1e-5)
 
 
 def test_the_bytes_planned_are_the_bytes_allocated() -> None:
@@ -117,10 +174,11 @@ def optimizer_for(lab: Lab, lr: float) -> Optimizer:
     return Optimizer(m, v, [Range(0, len(lab.values))], lr=lr, clip=1.0, t=1)
 
 
-def test_two_feeds_of_a_step_are_one_larger_batch() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_feeds_of_a_step_are_one_larger_batch(whole: bool) -> None:
     """The gradient is divided once by the tokens of all feeds, however they are split."""
     device = Device("cpu")
-    lab, _ = decoder(device)
+    lab, _ = decoder(device, whole=whole)
     lab.params.write(lab.values)
     plan, feed = lab.plan(), lab.feed()
     once = plan.step([feed], optimizer_for(lab, 0.0))

@@ -95,21 +95,25 @@ class Reference:
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         setattr(self.model.model.rotary_emb, buffer, torch.tensor(frequencies, dtype=kind))
 
-    def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    def _names(self) -> Iterator[tuple[str, str, float]]:
+        """GGUF's and transformers' names of all weights that there may be, and by how much GGUF's are larger."""
         offset = self.architecture.norm_offset
-        yield "model.embed_tokens.weight", weights["token_embd.weight"]
-        yield "model.norm.weight", weights["output_norm.weight"].astype(np.float64) - offset
-        if "output.weight" in weights:
-            yield "lm_head.weight", weights["output.weight"]
+        yield "token_embd.weight", "model.embed_tokens.weight", 0.0
+        yield "output_norm.weight", "model.norm.weight", offset
+        yield "output.weight", "lm_head.weight", 0.0
         for i in range(self.layers):
             for ours, theirs in self.architecture.norms.items():
-                values = weights[f"blk.{i}.{ours}.weight"].astype(np.float64)
-                yield f"model.layers.{i}.{theirs}.weight", values - offset
+                yield f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}.weight", offset
             for ours, theirs in MODULES.items():
                 for kind in ("weight", "bias"):
-                    name = f"blk.{i}.{ours}.{kind}"
-                    if name in weights:
-                        yield f"model.layers.{i}.{theirs}.{kind}", self._order(name, weights[name], inverse=True)
+                    yield f"blk.{i}.{ours}.{kind}", f"model.layers.{i}.{theirs}.{kind}", 0.0
+
+    def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        for ours, theirs, offset in self._names():
+            if ours in weights:
+                values = weights[ours].astype(np.float64) - offset if offset else weights[ours]
+                yield theirs, self._order(ours, values, inverse=True)
+
 
     def _keep_f64(self) -> None:
         """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
@@ -131,10 +135,33 @@ class Reference:
                 module.forward = partial(norm, module, eps)
 
     def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool) -> npt.NDArray[Any]:
-        heads = {"attn_q": self.heads, "attn_k": self.kv_heads}.get(name.split(".")[2])
+        heads = {"attn_q": self.heads, "attn_k": self.kv_heads}.get(name.split(".")[-2])
         if heads is None or not self.architecture.interleaved:
             return rows
         return _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
+
+    # ---- whole weights ----
+
+    def train_whole(self) -> None:
+        """All weights train."""
+        self.model.requires_grad_(True)
+
+    def weights(self) -> dict[str, Array]:
+        """All weights as they are now, by GGUF name and in its row order; a tied head is there once."""
+        trained = dict(self.model.named_parameters())
+        return {
+            ours: self._ours(ours, trained[theirs]) + np.float32(offset)
+            for ours, theirs, offset in self._names()
+            if theirs in trained
+        }
+
+    def weight_gradients(self) -> dict[str, Array]:
+        """Gradients of all weights, of what the last `backward` was called on."""
+        trained = dict(self.model.named_parameters())
+        return {ours: self._ours(ours, trained[theirs].grad) for ours, theirs, _ in self._names() if theirs in trained}
+
+    def _ours(self, name: str, values: Any) -> Array:
+        return np.ascontiguousarray(self._order(name, values.detach().float().numpy(), inverse=False)).copy()
 
     # ---- LoRA ----
 
@@ -249,11 +276,14 @@ class Step:
 
 
 def train(reference: Reference, batches: Sequence[Sequence[Row]], recipe: Recipe) -> Iterator[Step]:
-    """One optimizer step a batch: gradients are sums over trained tokens, divided once by the batch's count."""
+    """One optimizer step a batch: gradients are sums over trained tokens, divided once by the batch's count. Vectors
+    do not decay."""
     parameters = [p for p in reference.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=recipe.weight_decay, foreach=False
-    )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, foreach=False)
     for i, rows in enumerate(batches):
         optimizer.zero_grad(set_to_none=True)
         total, count = reference.backward(rows)
