@@ -30,6 +30,8 @@ from fabric.training.settings import TrainReport, TrainSettings, TrainUI
 from fabric.training.target import Target, target_of
 from fabric.weights.gguf import GGUF
 from fabric.weights.history import Step, step
+from fabric.weights.merge import KEEP
+from fabric.weights.mix import parse_mix
 
 
 @dataclass
@@ -143,6 +145,8 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError("--full trains whole weights, and --adapter starts LoRA pairs: leave one out")
     if s.type is not None and not s.full:
         raise UsageError("--type is of a whole model, so it needs --full; adapters are F32")
+    if s.type not in (None, KEEP):
+        parse_mix(str(s.type))
     inputs = [s.data, s.model, s.adapter, s.val, s.template]
     check_streams(inputs, [s.output, s.metrics])
     if s.metrics and s.metrics != "-" and any(_same(s.metrics, other) for other in [*inputs, s.output]):
