@@ -114,7 +114,6 @@ class Reference:
                 values = weights[ours].astype(np.float64) - offset if offset else weights[ours]
                 yield theirs, self._order(ours, values, inverse=True)
 
-
     def _keep_f64(self) -> None:
         """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
         offset = self.architecture.norm_offset
