@@ -2,7 +2,7 @@
 complete -c fabric -n __fish_use_subcommand -f
 complete -c fabric -n __fish_use_subcommand -a prepare -d 'turn raw rows (JSONL, CSV, plain text) into training records'
 complete -c fabric -n __fish_use_subcommand -a template -d 'render chat records with a model\'s own template'
-complete -c fabric -n __fish_use_subcommand -a train -d 'fine-tune a GGUF model on records: writes a LoRA adapter'
+complete -c fabric -n __fish_use_subcommand -a train -d 'fine-tune a GGUF model on records: writes a LoRA adapter or a model'
 complete -c fabric -n __fish_use_subcommand -a resume -d 'continue a run that was stopped'
 complete -c fabric -n __fish_use_subcommand -a merge -d 'fold adapters into their base model'
 complete -c fabric -n __fish_use_subcommand -a quantize -d 'write a model in a smaller block format'

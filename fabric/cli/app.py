@@ -27,7 +27,7 @@ from fabric.errors import FabricError
 COMMANDS = {
     "prepare": "turn raw rows (JSONL, CSV, plain text) into training records",
     "template": "render chat records with a model's own template",
-    "train": "fine-tune a GGUF model on records: writes a LoRA adapter",
+    "train": "fine-tune a GGUF model on records: writes a LoRA adapter or a model",
     "resume": "continue a run that was stopped",
     "merge": "fold adapters into their base model",
     "quantize": "write a model in a smaller block format",

@@ -14,6 +14,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "train": [
         ("an adapter from rows", "fabric train rows.jsonl -m base.gguf -o adapter.gguf"),
+        (
+            "whole weights, into eight bits",
+            "fabric train rows.jsonl -m base.gguf --full --lr 5e-5 -o - | fabric quantize --type q8_0 -o tuned.gguf",
+        ),
         ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .peak_bytes"),
         (
             "watch the loss from another tool",
