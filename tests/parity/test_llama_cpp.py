@@ -14,7 +14,10 @@ from fabric.weights.adapter import Adapter, LoraPair, write_adapter
 from fabric.weights.merge import merge
 from fabric.weights.quantize import quantize
 from fabric.weights.settings import AdapterInput, MergeSettings, QuantizeSettings
+from tests.cli.shell import fabric
 from tests.parity import ours
+from tests.parity.ours import write_rows
+from tests.parity.rows import Row, batches
 from tests.support.compare import log_softmax, mean_kl, mean_nll, relative_error
 from tests.support.decoded import decoded_copy
 from tests.support.llama_cpp import Llama
@@ -77,6 +80,33 @@ def test_stock_llama_cpp_loads_what_we_quantized(name: str, tmp_path: Path) -> N
     assert mean_kl(theirs, got) < max(1e-3, 1.05 * mean_kl(theirs, truth))
 
 
+@pytest.mark.parametrize(("name", "kind"), [("llama", "f32"), ("llama", "q8_0"), ("gemma3", "f32")])
+def test_stock_llama_cpp_loads_a_model_whose_every_weight_was_trained(name: str, kind: str, tmp_path: Path) -> None:
+    """On F32 it sees the logits we see; on blocks, which make it round activations too, the same distribution."""
+    shape = SMALL[name]
+    base = write_model(tmp_path / "m.gguf", shape, "Q8_0")
+    tuned = train_full(tmp_path, base, write_rows(tmp_path / "rows.jsonl", batches(shape.vocab, 2)), "--type", kind)
+    tokens = [int(t) for t in np.random.default_rng(0).integers(3, shape.vocab, 60)]
+    theirs = stock(tuned, tokens)
+    assert relative_error(stock(base, tokens), theirs) > 0.01, "training changed nothing"
+    if kind == "f32":
+        assert relative_error(ours.logits(tuned, tokens), theirs) < F32_BOUND
+    else:
+        assert mean_kl(theirs, ours.logits(tuned, tokens)) < 1e-3
+
+
+def train_full(folder: Path, base: Path, rows: Path, *flags: str) -> Path:
+    """Four steps on whole weights, through the command."""
+    out = folder / "tuned.gguf"
+    done = fabric(
+        *("train", rows, "-m", base, "-o", out, "--full", "--run-dir", folder / "run", "--metrics", folder / "m.jsonl"),
+        *("--steps", "4", "--batch", "3", "--lr", "1e-3", "--ctx", "64", "--checkpoint-every", "9", *flags),
+        timeout=600,
+    )
+    assert done.code == 0, done.err
+    return out
+
+
 # ---- the real model ----
 
 
@@ -97,6 +127,21 @@ def texts() -> list[list[int]]:
     lines = shared("data/biomedical_qa/validation.jsonl").read_text().splitlines()[:2]
     with Llama(smollm2()) as llama:
         return [llama.tokenize(json.loads(line)["text"]) for line in lines]
+
+
+def test_smollm2_trained_whole_learns_and_is_the_same_model_in_stock_llama_cpp(
+    texts: list[list[int]], tmp_path: Path
+) -> None:
+    short = [Row(tokens[:30], [0] + [1] * 29) for tokens in texts]
+    rows = write_rows(tmp_path / "rows.jsonl", [short])
+    tuned = train_full(tmp_path, smollm2(), rows, "--lr", "1e-4", "--type", "f32")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.5 * losses[0]
+    tokens = texts[0][:30]
+    with Llama(tuned) as llama:
+        assert relative_error(ours.logits(tuned, tokens), llama.logits(tokens)) < F32_BOUND
+    for file in (tuned, *(tmp_path / "run").glob("*.ckpt")):
+        file.unlink()  # two gigabytes
 
 
 def test_merged_smollm2_in_f32_is_the_same_model_in_stock_llama_cpp(work: Path, texts: list[list[int]]) -> None:
