@@ -37,13 +37,16 @@ _fabric() {
         train:--epochs) return ;;
         train:--steps) return ;;
         train:--lr) return ;;
-        train:--schedule) COMPREPLY=($(compgen -W "constant linear cosine" -- "$cur")); return ;;
+        train:--schedule) COMPREPLY=($(compgen -W "constant linear cosine exponential" -- "$cur")); return ;;
         train:--warmup-ratio) return ;;
+        train:--warmup-steps) return ;;
+        train:--lr-min) return ;;
         train:--weight-decay) return ;;
         train:--clip) return ;;
         train:--optimizer) COMPREPLY=($(compgen -W "adamw sgd" -- "$cur")); return ;;
         train:--batch) return ;;
         train:--ctx) return ;;
+        train:--stride) return ;;
         train:--accumulate) return ;;
         train:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
@@ -51,7 +54,9 @@ _fabric() {
         train:--device) return ;;
         train:--val) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--eval-every) return ;;
+        train:--patience) return ;;
         train:--checkpoint-every) return ;;
+        train:--keep) return ;;
         train:--run-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:-o|resume:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -114,7 +119,7 @@ _fabric() {
     case "$command" in
         prepare) words="-o --output --format --as --field --keep --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --weight-decay --clip --optimizer --batch --ctx --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --checkpoint-every --run-dir --metrics --dry-run -q --quiet --json --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --keep --run-dir --metrics --dry-run -q --quiet --json --debug -h --help" ;;
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads -q --quiet --json --debug -h --help" ;;

@@ -20,6 +20,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ),
         ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .peak_bytes"),
         (
+            "as long as validation gets better, and the best of it",
+            "fabric train rows.jsonl -m base.gguf -o adapter.gguf --val 0.1 --epochs 20 --patience 3",
+        ),
+        (
             "watch the loss from another tool",
             "fabric train rows.jsonl -m base.gguf -o a.gguf --metrics - | jq -c '[.step,.loss]'",
         ),

@@ -37,13 +37,22 @@ def command(
     epochs: Annotated[float, Option(metavar="X", min=0.0, help="passes over the rows")] = 1.0,
     steps: Annotated[int | None, Option(metavar="N", min=1, help="optimizer steps, instead of --epochs")] = None,
     lr: Annotated[float, Option(metavar="X", min=0.0, help="highest learning rate")] = 2e-4,
-    schedule: Annotated[Literal["constant", "linear", "cosine"], Option(help="of the learning rate")] = "cosine",
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "exponential"], Option(help="of the learning rate")
+    ] = "cosine",
     warmup_ratio: Annotated[float, Option(metavar="X", min=0.0, max=1.0, help="part of the steps that warm up")] = 0.1,
+    warmup_steps: Annotated[int | None, Option(metavar="N", min=0, help="instead of --warmup-ratio")] = None,
+    lr_min: Annotated[
+        float, Option(metavar="X", min=0.0, help="where the schedule ends; exponential: 0 means lr / 100")
+    ] = 0.0,
     weight_decay: Annotated[float, Option(metavar="X", min=0.0, help="decoupled; not of norms and biases")] = 0.01,
     clip: Annotated[float, Option(metavar="X", min=0.0, help="largest gradient norm; 0: any")] = 1.0,
     optimizer: Annotated[Literal["adamw", "sgd"], Option(help="of the flat parameters")] = "adamw",
     batch: Annotated[int, Option(metavar="ROWS", min=1, help="rows an optimizer step")] = 8,
     ctx: options.Context = 512,
+    stride: Annotated[
+        int | None, Option(metavar="TOKENS", min=1, help="windows of a long text start every so many; default: --ctx")
+    ] = None,
     accumulate: Annotated[int, Option(metavar="N", min=1, help="micro-batches a step, at least; same result")] = 1,
     pack: Annotated[bool, Option("--pack/--no-pack", help="several rows in one sequence, unseen by each other")] = True,
     shuffle: Annotated[bool, Option("--shuffle/--no-shuffle", help="a new order each epoch")] = True,
@@ -56,7 +65,11 @@ def command(
         str | None, Option(metavar="FILE|FRACTION", help="validation rows, or a part of the training rows")
     ] = None,
     eval_every: Annotated[int, Option(metavar="STEPS", min=0, help="0: after each epoch")] = 0,
+    patience: Annotated[
+        int, Option(metavar="N", min=0, help="stop after N validations without a better one, write the best; 0: never")
+    ] = 0,
     checkpoint_every: Annotated[int, Option(metavar="STEPS", min=0, help="0: after each epoch")] = 0,
+    keep: Annotated[int, Option(metavar="N", min=1, help="newest checkpoints that stay")] = 2,
     run_dir: Annotated[
         str | None, Option(metavar="DIR", help="checkpoints; default: a new one in .fabric/runs")
     ] = None,
@@ -93,11 +106,14 @@ def command(
         lr=lr,
         schedule=schedule,
         warmup_ratio=warmup_ratio,
+        warmup_steps=warmup_steps,
+        lr_min=lr_min,
         weight_decay=weight_decay,
         clip=clip,
         optimizer=optimizer,
         batch=batch,
         ctx=ctx,
+        stride=stride,
         accumulate=accumulate,
         pack=pack,
         shuffle=shuffle,
@@ -108,7 +124,9 @@ def command(
         device=device,
         val=val,
         eval_every=eval_every,
+        patience=patience,
         checkpoint_every=checkpoint_every,
+        keep=keep,
         run_dir=run_dir,
         metrics=metrics,
     )

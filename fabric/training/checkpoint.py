@@ -4,6 +4,7 @@ run.json             settings and the hashes of data and base
 data.jsonl           rows that came through stdin
 metrics.jsonl        one object a step
 step-00000042.ckpt   a line of JSON, then params, m and v as F32, then the SHA-256 of all before it
+best.ckpt            the same of the params alone, where --patience keeps the best ones
 
 Checkpoints of whole models take gigabytes, so they are written and read in pieces.
 """
@@ -23,7 +24,6 @@ from fabric.errors import DataError, MissingInputError, OutputError
 from fabric.files import open_output
 
 F32Array = npt.NDArray[np.float32]
-KEPT = 2
 _PIECE_BYTES = 1 << 22
 
 
@@ -99,10 +99,18 @@ def read_run(directory: Path) -> dict[str, Any]:
     return values
 
 
-def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
-    """Writes one atomically, then drops all but the newest two."""
-    head = {"step": snapshot.step, "n": snapshot.size, "arrays": len(snapshot.arrays), "totals": snapshot.totals}
+def write_checkpoint(directory: Path, snapshot: Snapshot, keep: int = 2) -> Path:
+    """Writes one atomically, then drops all but the newest `keep`."""
     path = directory / f"step-{snapshot.step:08d}.ckpt"
+    write_snapshot(path, snapshot)
+    for old in sorted(directory.glob("step-*.ckpt"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Writes one under that name, atomically."""
+    head = {"step": snapshot.step, "n": snapshot.size, "arrays": len(snapshot.arrays), "totals": snapshot.totals}
     digest = hashlib.sha256()
     with open_output(path) as out:
 
@@ -115,9 +123,6 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> Path:
             for piece in array:
                 put(piece.data.cast("B"))
         out.write(digest.digest())
-    for old in sorted(directory.glob("step-*.ckpt"))[:-KEPT]:
-        old.unlink(missing_ok=True)
-    return path
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:

@@ -22,13 +22,14 @@ from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
 from fabric.models.recorder import Recorder, Weights
 from fabric.text.encode import Example
-from fabric.training.checkpoint import Checkpoint, Snapshot, write_checkpoint
+from fabric.training.checkpoint import Checkpoint, Snapshot, read_checkpoint, write_checkpoint, write_snapshot
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import F32Array, Layout
 from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 
 POLL_S = 0.05
+BEST = "best.ckpt"
 _PIECE_BYTES = 1 << 22
 
 
@@ -41,6 +42,10 @@ class Totals:
     seconds: float = 0.0
     loss: float = math.nan
     val_loss: float | None = None
+    validated: int = 0  # the step that val_loss is of
+    best_loss: float | None = None
+    best_step: int = 0
+    stale: int = 0  # validations since the best one
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
@@ -135,10 +140,10 @@ class Machine:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes a snapshot's place."""
-        for i, buffer in enumerate(self.state):
+        for i in range(checkpoint.arrays):
             at = 0
             for piece in checkpoint.pieces(i):
-                buffer.write(piece, at)
+                self.state[i].write(piece, at)
                 at += piece.nbytes
 
     def close(self) -> None:
@@ -176,13 +181,32 @@ class Loop:
         self.epoch_plan: tuple[int, list[list[list[int]]]] = (-1, [])
 
     def run(self, metrics: MetricsLog) -> None:
-        """Until the last step, a stop, or a loss that is no number."""
+        """Until the last step, a stop, or a loss that is no number; or until validation loses patience."""
         with ThreadPoolExecutor(1, "fabric-step") as worker:
-            while self.step < self.last:
+            if self.step and self.val and self._due(self.settings.eval_every) and self.totals.validated != self.step:
+                self._validate(worker)  # the run was stopped inside this validation
+            while self.step < self.last and not self._out_of_patience():
                 if self.ui.interrupted():  # steps may be too short for the wait inside them to notice
                     raise self._stopped()
                 self._one(worker, metrics)
         self._checkpoint()
+        if self.settings.patience:
+            self._take_best()
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.settings.patience <= self.totals.stale
+
+    def _take_best(self) -> None:
+        """The parameters of the best validation, for what is written at the end."""
+        best, totals = read_checkpoint(self.directory / BEST), self.totals
+        if best is None or best.step != totals.best_step:
+            raise DataError(f"{self.directory / BEST} is damaged: train anew")
+        self.machine.restore(best)
+        if self._out_of_patience():
+            self.ui.message(
+                f"stopped after step {self.step} of {self.last}: {totals.stale} validations were no better than "
+                f"{totals.best_loss:.4f}, that of step {totals.best_step}, which is written"
+            )
 
     def _one(self, worker: ThreadPoolExecutor, metrics: MetricsLog) -> None:
         s, began = self.settings, time.perf_counter()
@@ -190,7 +214,9 @@ class Loop:
         feeds = [to_feed([self.train[i] for i in rows]) for rows in self._rows(step)]
         optimizer = self.machine.optimizer
         optimizer.t = step
-        optimizer.lr = learning_rate(step, self.last, s.lr, s.schedule, s.warmup_ratio)
+        optimizer.lr = learning_rate(
+            step, self.last, s.lr, s.schedule, s.warmup_ratio, s.warmup_steps, s.lr_min
+        )  # fmt: skip
         progress = Progress()
         result: StepResult = self._wait(
             worker.submit(self.machine.plan.step, feeds, optimizer, progress), progress
@@ -219,7 +245,7 @@ class Loop:
         }  # fmt: skip
         try:
             if self._due(s.eval_every) and self.val:
-                totals.val_loss = record["val_loss"] = self._validate(worker)
+                record["val_loss"] = self._validate(worker)
         finally:
             metrics.write(record)
         self.ui.step({**record, "steps": self.last})
@@ -262,7 +288,17 @@ class Loop:
         )
 
     def _validate(self, worker: ThreadPoolExecutor) -> float:
-        """Mean loss a trained token over the validation rows."""
+        """Mean loss a trained token over the validation rows; with patience, the best parameters are kept."""
+        totals = self.totals
+        loss = self._score(worker)
+        totals.val_loss, totals.validated, totals.stale = loss, self.step, totals.stale + 1
+        if self.settings.patience and (totals.best_loss is None or loss < totals.best_loss):
+            totals.best_loss, totals.best_step, totals.stale = loss, self.step, 0
+            params = self.machine.snapshot(self.step, totals)
+            write_snapshot(self.directory / BEST, params._replace(arrays=params.arrays[:1]))
+        return loss
+
+    def _score(self, worker: ThreadPoolExecutor) -> float:
         plan = self.machine.scorer
         assert plan is not None
         loss, trained = 0.0, 0
@@ -283,5 +319,5 @@ class Loop:
             return
         if self.before_checkpoint:
             self.before_checkpoint()
-        write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals))
+        write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals), self.settings.keep)
         self.saved = self.step

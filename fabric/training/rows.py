@@ -30,9 +30,9 @@ def load_rows(settings: TrainSettings, gguf: GGUF) -> Rows:
     template = ChatTemplate.choose(tokenizer, settings.template)
     notes: list[str] = []
 
-    def load(path: str) -> list[Example]:
+    def load(path: str, stride: int | None = None) -> list[Example]:
         report = EncodeReport()
-        examples = list(encode_rows(read_records(path), tokenizer, template, settings.ctx, report))
+        examples = list(encode_rows(read_records(path), tokenizer, template, settings.ctx, report, stride))
         what = [
             (report.cut, f"cut to {settings.ctx} tokens: raise --ctx to keep them whole"),
             (report.nothing_to_train, "left out: nothing to train on (no answer, or it lies beyond the context)"),
@@ -44,7 +44,7 @@ def load_rows(settings: TrainSettings, gguf: GGUF) -> Rows:
         return examples
 
     try:
-        train = load(settings.data)
+        train = load(settings.data, settings.stride)
         fraction = _fraction(settings.val)
         if fraction is None:
             return Rows(train, load(settings.val) if settings.val else [], notes)

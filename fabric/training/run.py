@@ -123,7 +123,7 @@ def plan_run(settings: TrainSettings) -> dict[str, Any]:
 
 def check_settings(s: TrainSettings) -> None:
     """UsageError for values that make no sense."""
-    for name in ("alpha", "epochs", "lr", "weight_decay", "clip"):
+    for name in ("alpha", "epochs", "lr", "lr_min", "weight_decay", "clip"):
         if not math.isfinite(getattr(s, name)):
             raise UsageError(f"--{name.replace('_', '-')} must be a finite number, not {getattr(s, name)}")
     positive = {"rank": s.rank, "alpha": s.alpha, "lr": s.lr, "batch": s.batch, "accumulate": s.accumulate}
@@ -141,6 +141,16 @@ def check_settings(s: TrainSettings) -> None:
             raise UsageError(f"--{name} must not be negative")
     if not 0 <= s.warmup_ratio <= 1:
         raise UsageError(f"--warmup-ratio must lie between 0 and 1, not {s.warmup_ratio}")
+    if not 0 <= s.lr_min <= s.lr:
+        raise UsageError(f"--lr-min must lie between 0 and --lr {s.lr}, not {s.lr_min}")
+    if s.warmup_steps is not None and s.warmup_steps < 0:
+        raise UsageError(f"--warmup-steps must not be negative, not {s.warmup_steps}")
+    if s.stride is not None and not 0 < s.stride < s.ctx:
+        raise UsageError(f"--stride must lie between 0 and --ctx {s.ctx}, not {s.stride}")
+    if s.keep < 1:
+        raise UsageError(f"--keep must be at least 1, not {s.keep}")
+    if s.patience < 0 or (s.patience and not s.val):
+        raise UsageError("--patience waits for a better validation loss, so it needs --val and a number from 1 on")
     if s.full and s.adapter:
         raise UsageError("--full trains whole weights, and --adapter starts LoRA pairs: leave one out")
     if s.type is not None and not s.full:
@@ -301,7 +311,8 @@ def _run(
         loop.run(metrics)
     size, sha256 = _write(settings, setup, directory)
     return TrainReport(
-        steps=loop.step, loss=totals.loss, val_loss=totals.val_loss, tokens=totals.tokens,
+        steps=loop.step, loss=totals.loss, val_loss=totals.best_loss if settings.patience else totals.val_loss,
+        best_step=totals.best_step if settings.patience else None, tokens=totals.tokens,
         trained_tokens=totals.trained_tokens, seconds=totals.seconds,
         tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
         kind=setup.target.kind, output_bytes=size, run_dir=str(directory), sha256=sha256,
@@ -337,7 +348,7 @@ class _Hashed:
 def _step(settings: TrainSettings, setup: _Setup) -> Step:
     """The history of what this run writes."""
     known = _RESULT_SETTINGS | set(setup.target.told)
-    told = {k: v for k, v in settings.to_json().items() if k in known}
+    told = {k: v for k, v in settings.to_json().items() if k in known or (k in _RARE_SETTINGS and v)}
     told["precision"] = setup.machine.precision
     hashes = {k.removesuffix("_sha256"): v for k, v in _identity(settings, setup).items() if v}
     return step("train", told, hashes, settings.seed)
@@ -347,3 +358,4 @@ _RESULT_SETTINGS = {
     "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip", "optimizer", "batch", "ctx",
     "accumulate", "pack", "shuffle",
 }  # fmt: skip
+_RARE_SETTINGS = {"warmup_steps", "lr_min", "stride", "patience"}

@@ -14,7 +14,7 @@ FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
 ALL_MODULES = ATTENTION_MODULES + FFN_MODULES
 MODULES = (*ALL_MODULES, "output")
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "exponential"]
 Precision = Literal["auto", "f32", "bf16"]
 
 
@@ -44,6 +44,10 @@ class TrainSettings:
     lr: float = 2e-4
     schedule: Schedule = "cosine"
     warmup_ratio: float = 0.1
+    warmup_steps: int | None = None
+    """Overrides `warmup_ratio`."""
+    lr_min: float = 0.0
+    """Where the schedule ends; the exponential one needs an end above 0 and takes lr / 100 for it."""
     weight_decay: float = 0.01
     """Decoupled; norms and biases do not decay."""
     clip: float = 1.0
@@ -52,6 +56,8 @@ class TrainSettings:
     batch: int = 8
     ctx: int = 512
     """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
+    stride: int | None = None
+    """Windows of a long text start every so many tokens; None: such that every token is trained once."""
     accumulate: int = 1
     """Lay a batch out in at least this many micro-batches; the result is the same."""
     pack: bool = True
@@ -68,8 +74,12 @@ class TrainSettings:
     """Validation rows: a path, or a fraction of the training rows such as `0.05`."""
     eval_every: int = 0
     """Validate every this many steps; 0: after each epoch. Needs `val`."""
+    patience: int = 0
+    """Stop after so many validations without a new best one, and write the best; 0: never, and the last is written."""
     checkpoint_every: int = 0
     """Checkpoint every this many steps; 0: after each epoch and at the end."""
+    keep: int = 2
+    """Checkpoints that stay."""
     run_dir: str | None = None
     """Default: .fabric/runs/<a name from the settings and the time>."""
     metrics: str | None = None
@@ -81,7 +91,8 @@ class TrainSettings:
 
     def fingerprint(self) -> str:
         """SHA-256 of the settings that the result depends on."""
-        told = {k: v for k, v in self.to_json().items() if k not in _NO_RESULT and (k != "val" or _is_number(v))}
+        none = _NO_RESULT - ({"eval_every"} if self.patience else set())
+        told = {k: v for k, v in self.to_json().items() if k not in none and (k != "val" or _is_number(v))}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
@@ -99,7 +110,7 @@ def _is_number(val: str | None) -> bool:
 
 _NO_RESULT = {
     "data", "model", "output", "adapter", "template", "run_dir", "metrics", "threads", "eval_every", "checkpoint_every",
-    "checkpointing",
+    "checkpointing", "keep",
 }  # fmt: skip
 
 
@@ -130,6 +141,9 @@ class TrainReport:
     steps: int
     loss: float
     val_loss: float | None
+    """Of what was written: with `patience` the best one, else the last."""
+    best_step: int | None
+    """With `patience`: the step whose parameters were written."""
     tokens: int
     trained_tokens: int
     seconds: float

@@ -17,8 +17,12 @@ from tests.parity.rows import batches
 from tests.support.paths import REPOSITORY
 from tests.support.random_models import Shape, write_model
 
-KILLS = {"lora": 20, "full": 6}
-FLAGS = {"lora": ["--rank", "4"], "full": ["--full", "--type", "f32"]}
+KILLS = {"lora": 20, "full": 6, "patience": 4}
+FLAGS = {
+    "lora": ["--rank", "4"],
+    "full": ["--full", "--type", "f32"],
+    "patience": ["--rank", "4", "--val", "0.2", "--eval-every", "3", "--patience", "9"],
+}
 SHAPE = Shape()
 
 
