@@ -16,6 +16,7 @@ enum {
     KC = 256,                   /* steps of a stretch: whole blocks of 32 */
     BLOCK_TILES = 48,           /* most row tiles of an item */
     ENOUGH = 16,                /* items below which panels are narrow, then row blocks smaller */
+    FAR_STEPS = 8192,           /* reductions beyond this (a head's) wait for memory: few wide panels read less of it */
     FEW = 8,                    /* rows up to which weights are streamed once instead */
     TILE_FLOATS = (KC * MR + VW + 15) / 16 * 16, /* a packed tile; packing may spill a vector past its end */
     BUF_FLOATS = VW * KC        /* decoded stretches of the rows that are packed crosswise together */
@@ -61,10 +62,11 @@ static product product_of(const fb_launch *l) {
     p.tiles = (p.m + MR - 1) / MR;
     p.stretches = (p.k + KC - 1) / KC;
     p.low_stretches = (p.rank + KC - 1) / KC;
-    p.panel = p.bf16 && p.n >= ENOUGH * WIDE ? WIDE : NARROW;
+    const int far = p.k > FAR_STEPS;
+    p.panel = p.bf16 && (far || p.n >= ENOUGH * WIDE) ? WIDE : NARROW;
     p.panels = (p.n + p.panel - 1) / p.panel;
     p.blocks = (p.tiles + BLOCK_TILES - 1) / BLOCK_TILES;
-    if (p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
+    if (!far && p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
     p.block_tiles = (p.tiles + p.blocks - 1) / p.blocks;
     return p;
 }
@@ -361,7 +363,8 @@ static inline void dots_row(const fb_view *w, int64_t r, const float *x, int64_t
     for (int t = 0; t < rows; t++) y[t] = v_sum(sum[t]);
 }
 
-/* One row of x times four rows of blocks without a buffer between: a block's sum is formed first and scaled once. */
+/* One row of x times one of blocks without a buffer between: a block's sum is formed first and scaled once. Rows are read
+ * one after the other, which is what memory is quickest at. */
 static inline vf block_q8_0(const uint8_t *src, const float *x) {
     vf sum = v_float(v_i8(src + 2)) * v_load(x);
     _Pragma("GCC unroll 8") for (int j = VW; j < 32; j += VW) sum = v_fma(v_float(v_i8(src + 2 + j)), v_load(x + j), sum);
@@ -378,51 +381,39 @@ static inline vf block_q4_0(const uint8_t *src, const float *x) {
     return sum;
 }
 
-enum { FOUR = 4 };
-#define FOUR_ROWS(NAME, BLOCK_BYTES, BLOCK)                                                                        \
-    static void NAME(const uint8_t *w, int64_t apart, const float *x, int64_t blocks, float *y) {                   \
-        vf sum[FOUR];                                                                                              \
-        for (int i = 0; i < FOUR; i++) sum[i] = v_set(0);                                                          \
-        for (int64_t b = 0; b < blocks; b++, w += BLOCK_BYTES, x += 32)                                            \
-            _Pragma("GCC unroll 4") for (int i = 0; i < FOUR; i++) {                                               \
-                __builtin_prefetch(w + (i + FOUR) * apart);                                                        \
-                sum[i] = v_fma(v_set(load_half(w + i * apart)), BLOCK(w + i * apart, x), sum[i]);                  \
-            }                                                                                                      \
-        for (int i = 0; i < FOUR; i++) y[i] = v_sum(sum[i]);                                                       \
+#define ROW_OF_BLOCKS(NAME, BLOCK_BYTES, BLOCK)                                                            \
+    static float NAME(const uint8_t *w, const float *x, int64_t blocks) {                                  \
+        vf sum[4] = {v_set(0), v_set(0), v_set(0), v_set(0)};                                              \
+        for (; blocks >= 4; blocks -= 4, w += 4 * BLOCK_BYTES, x += 4 * 32)                                \
+            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                            \
+                sum[i] = v_fma(v_set(load_half(w + i * BLOCK_BYTES)), BLOCK(w + i * BLOCK_BYTES, x + i * 32), sum[i]); \
+        for (; blocks; blocks--, w += BLOCK_BYTES, x += 32)                                                \
+            sum[0] = v_fma(v_set(load_half(w)), BLOCK(w, x), sum[0]);                                      \
+        return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));                                               \
     }
-FOUR_ROWS(four_q8_0, 34, block_q8_0)
-FOUR_ROWS(four_q4_0, 18, block_q4_0)
-
-/* y[i][t] of `n` columns from c; the way is fixed by shape and type alone. */
-static void few_columns(const product *p, int64_t c, int64_t n, const float *x, float y[][FEW]) {
-    const int type = p->b->type;
-    float four[FOUR];
-    int64_t i = 0;
-    for (; p->m == 1 && (type == FB_Q8_0 || type == FB_Q4_0) && i + FOUR <= n; i += FOUR) {
-        const uint8_t *w = (const uint8_t *)fb_row(p->b, c + i);
-        (type == FB_Q8_0 ? four_q8_0 : four_q4_0)(w, (int64_t)fb_type_bytes(type, p->b->ld), x, p->k / 32, four);
-        for (int j = 0; j < FOUR; j++) y[i + j][0] = four[j];
-    }
-    for (; i < n; i++) dots_row(p->b, c + i, x, p->k, p->m, y[i]);
-}
+ROW_OF_BLOCKS(row_q8_0, 34, block_q8_0)
+ROW_OF_BLOCKS(row_q4_0, 18, block_q4_0)
 
 /* Every thread decodes the rows for itself: they are few, and meeting would take longer. */
 static void run_few(fb_worker *w, const product *p, char *scratch) {
-    enum { OUTPUTS = 16 };
+    enum { OUTPUTS = 64 };
     float *x = (float *)scratch + (int64_t)w->index * FEW * (p->k + p->rank), *u = x + p->m * p->k;
-    float y[OUTPUTS][FEW];
+    const int type = p->b->type;
     for (int64_t t = 0; t < p->m; t++) {
         decode(p->a->type, fb_row(p->a, t), 0, p->k, x + t * p->k);
         if (p->u) decode(p->u->type, fb_row(p->u, t), 0, p->rank, u + t * p->rank);
     }
     for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;) {
-        const int64_t n = at_most(p->n - c0, OUTPUTS);
-        few_columns(p, c0, n, x, y);
-        for (int64_t i = 0, c = c0; i < n; i++, c++) {
+        for (int64_t c = c0; c < at_most(c0 + OUTPUTS, p->n); c++) {
+            const uint8_t *row = (const uint8_t *)fb_row(p->b, c);
+            float y[FEW];
+            if (p->m == 1 && type == FB_Q8_0) y[0] = row_q8_0(row, x, p->k / 32);
+            else if (p->m == 1 && type == FB_Q4_0) y[0] = row_q4_0(row, x, p->k / 32);
+            else dots_row(p->b, c, x, p->k, p->m, y);
             float low[FEW] = {0}, bias = p->bias ? ((const float *)fb_row(p->bias, 0))[c] : 0;
             if (p->u) dots_row(p->low, c, u, p->rank, p->m, low);
             for (int64_t t = 0; t < p->m; t++) {
-                vf sum = v_set(p->scale * y[i][t] + low[t] + bias);
+                vf sum = v_set(p->scale * y[t] + low[t] + bias);
                 if (p->acc) sum += a_load(fb_row(p->acc, t), p->acc->type, c, 1);
                 a_store(fb_row(p->out, t), p->out->type, c, 1, sum);
             }
