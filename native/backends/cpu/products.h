@@ -15,8 +15,7 @@ enum {
     NARROW = 64, WIDE = 128,    /* columns of a panel: whole blocks of 32 */
     KC = 256,                   /* steps of a stretch: whole blocks of 32 */
     BLOCK_TILES = 48,           /* most row tiles of an item */
-    ENOUGH = 16,                /* items below which panels are narrow, then row blocks smaller */
-    FAR_STEPS = 8192,           /* reductions beyond this (a head's) wait for memory: few wide panels read less of it */
+    ENOUGH = 8,                 /* items below which panels are narrow, then row blocks smaller */
     FEW = 8,                    /* rows up to which weights are streamed once instead */
     TILE_FLOATS = (KC * MR + VW + 15) / 16 * 16, /* a packed tile; packing may spill a vector past its end */
     BUF_FLOATS = VW * KC        /* decoded stretches of the rows that are packed crosswise together */
@@ -62,11 +61,10 @@ static product product_of(const fb_launch *l) {
     p.tiles = (p.m + MR - 1) / MR;
     p.stretches = (p.k + KC - 1) / KC;
     p.low_stretches = (p.rank + KC - 1) / KC;
-    const int far = p.k > FAR_STEPS;
-    p.panel = p.bf16 && (far || p.n >= ENOUGH * WIDE) ? WIDE : NARROW;
+    p.panel = p.bf16 && p.n >= ENOUGH * WIDE ? WIDE : NARROW;
     p.panels = (p.n + p.panel - 1) / p.panel;
     p.blocks = (p.tiles + BLOCK_TILES - 1) / BLOCK_TILES;
-    if (!far && p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
+    if (p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
     p.block_tiles = (p.tiles + p.blocks - 1) / p.blocks;
     return p;
 }
