@@ -261,6 +261,7 @@ static void find_what_needs_gradients(fb_autodiff *d) {
             any |= d->needs[n->v[k].tensor];
             d->readers[n->v[k].tensor]++;
         }
+        if (n->op == FB_OP_LINEAR && n->v[4].tensor >= 0) d->readers[n->v[1].tensor]--; /* its u read x: one gradient */
         for (int k = 0; k < FB_MAX_OPERANDS; k++)
             if (n->v[k].tensor >= 0 && fb_is_written(n->op, k)) d->needs[n->v[k].tensor] |= (char)any;
     }
