@@ -12,7 +12,7 @@ int fb_os_cpu_count(void);  /* that this process may use, at least 1 */
 uint64_t fb_os_memory_bytes(void);
 void fb_os_cpu_name(char *name, size_t size);
 
-/* Zeroed, aligned to a cache line; large ones to a huge page, which the system is asked for. NULL when there is none. */
+/* Zeroed, aligned to a cache line. NULL when there is none. */
 void *fb_os_alloc(uint64_t bytes);
 void fb_os_free(void *memory, uint64_t bytes);
 

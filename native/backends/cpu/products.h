@@ -17,7 +17,6 @@ enum {
     BLOCK_TILES = 48,           /* most row tiles of an item */
     ENOUGH = 8,                 /* items below which panels are narrow, then row blocks smaller */
     FEW = 8,                    /* rows up to which weights are streamed once instead */
-    TILE_FLOATS = (KC * MR + VW + 15) / 16 * 16, /* a packed tile; packing may spill a vector past its end */
     BUF_FLOATS = VW * KC        /* decoded stretches of the rows that are packed crosswise together */
 };
 
@@ -29,7 +28,7 @@ typedef struct product {
     const fb_view *u, *low, *bias, *acc, *out; /* u (m, rank) and low, laid out as b */
     float scale;
     int bf16;
-    int64_t tiles, stretches, low_stretches; /* of packed a */
+    int64_t tiles, stretches, low_stretches, tile_floats; /* of packed a; packing may spill a vector past a tile's end */
     int64_t panel, panels, blocks, block_tiles;
 } product;
 
@@ -59,6 +58,7 @@ static product product_of(const fb_launch *l) {
     p.bf16 = is_16bit(p.a) || is_16bit(p.out) || (l->op == FB_OP_LINEAR_DW && is_16bit(p.b));
 #endif
     p.tiles = (p.m + MR - 1) / MR;
+    p.tile_floats = round_up(units_of(p.bf16, KC) * MR + VW, 16);
     p.stretches = (p.k + KC - 1) / KC;
     p.low_stretches = (p.rank + KC - 1) / KC;
     p.panel = p.bf16 && p.n >= ENOUGH * WIDE ? WIDE : NARROW;
@@ -168,7 +168,7 @@ static void pack_along(float *dst, int width, int64_t apart, int lanes, const fb
 }
 
 static inline float *packed_tile(const product *p, float *packed, int64_t stretch, int64_t tile) {
-    return packed + (stretch * p->tiles + tile) * TILE_FLOATS;
+    return packed + (stretch * p->tiles + tile) * p->tile_floats;
 }
 
 static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
@@ -316,7 +316,7 @@ static void product_item(const product *p, float *packed, int64_t item, float *m
 }
 
 static uint64_t packed_floats(const product *p) {
-    return (uint64_t)(p->stretches + p->low_stretches) * (uint64_t)p->tiles * TILE_FLOATS;
+    return (uint64_t)(p->stretches + p->low_stretches) * (uint64_t)(p->tiles * p->tile_floats);
 }
 
 static void run_product(fb_worker *w, const product *p, char *scratch) {
