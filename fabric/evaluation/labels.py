@@ -23,12 +23,16 @@ from fabric.text.tokenizer import Tokenizer
 
 MOST_LABELS = 64  # taken from rows; more are a mistake unless they are asked for
 
+_LEAD = re.compile(r"\s*(?:<think>.*?</think>\s*)?", re.DOTALL)  # reasoning models think first, if only nothing
 _PUNCTUATION = re.compile(r"[^\w\s]*")
 
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """A row whose answer begins with its label, `space` before it and `ending` after it (None: nothing follows)."""
+    """A row whose answer begins with its label, `space` before it (white space, or a thought) and `ending` after it.
+
+    ending: None where nothing follows.
+    """
 
     label: str
     prompt: Ids
@@ -48,7 +52,8 @@ def labelled_row(record: Record, example: Example, tokenizer: Tokenizer) -> Labe
     ids = tuple(int(token) for token in example.tokens)
     stop = next((i for i in range(first, last) if ids[i] in tokenizer.end_ids), last)
     answer = tokenizer.decode(ids[first:stop], follows=ids[first - 1])
-    space = answer[: len(answer) - len(answer.lstrip())]
+    found = _LEAD.match(answer)
+    space = found.group() if found else ""
     rest = answer[len(space) + len(label) :]
     if not answer.startswith(space + label) or (rest and (label[-1] + rest[0]).isalnum()):
         return None

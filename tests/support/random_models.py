@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -200,8 +201,37 @@ def tokenizer(vocab: int) -> tuple[list[str], list[int], list[str]]:
     return [*tokens, *(f"<|unused_{i}|>" for i in range(spare))], types + [unused] * spare, merges
 
 
-def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -> None:
-    writer.add_name("random")
+def _tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+    tokens, token_types, merges = tokenizer(vocab)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(token_types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(TEMPLATE)
+
+
+def _given(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_uint32(key, value)
+
+
+def _metadata(
+    writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str], vocabulary: Mapping[str, Any] | None
+) -> None:
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -227,19 +257,11 @@ def _metadata(writer: gguf.GGUFWriter, shape: Shape, types: Mapping[str, str]) -
     names = ("ALL_F32",) if kind == "F32" else (f"MOSTLY_{kind}{mix}" for mix in ("", "_M", "_MOE"))
     writer.add_file_type(next(int(gguf.LlamaFileType[n]) for n in names if n in gguf.LlamaFileType.__members__))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tokens, token_types, merges = tokenizer(shape.vocab)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types(token_types)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(TEMPLATE)
+    if vocabulary is None:
+        writer.add_name("random")
+        _tokenizer(writer, shape.vocab)
+    else:
+        _given(writer, vocabulary)
 
 
 def blocks(
@@ -270,14 +292,16 @@ def write_model(
     types: str | Mapping[str, str] = "F32",
     seed: int = 0,
     repeat: bool = False,
+    vocabulary: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the file and returns its path. `types`: a GGUF type for all matrices, or by module ("attn_q",
     "token_embd", ...; "default" for the rest). `repeat`: rows repeat in large matrices, which is quick to write.
+    `vocabulary`: another file's metadata of its tokenizer, of `shape.vocab` tokens.
     """
     chosen = {"default": types} if isinstance(types, str) else {"default": "F32", **types}
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), shape.architecture)
-    _metadata(writer, shape, chosen)
+    _metadata(writer, shape, chosen, vocabulary)
     makers: list[Maker] = []
 
     def vector(name: str, values: Array) -> None:
