@@ -12,7 +12,7 @@ import pytest
 from fabric.weights.gguf import GGUF, TensorSpec, write_gguf
 from tests.cli.shell import fabric, one_sentence, shell
 
-QUICK = ("--full", "--steps", "4", "--ctx", "64", "--batch", "4", "--lr", "3e-3")
+QUICK = ("--full", "--threads", "1", "--steps", "4", "--ctx", "64", "--batch", "4", "--lr", "3e-3")
 
 
 @pytest.fixture(scope="module")

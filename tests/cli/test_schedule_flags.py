@@ -18,7 +18,22 @@ def train(folder: Path, name: str, rows: Path, model: Path, *flags: str) -> list
     """The metrics of a run that writes NAME.gguf into the folder."""
     out, metrics = folder / f"{name}.gguf", folder / f"{name}.jsonl"
     told = fabric(
-        *("train", rows, "-m", model, "-o", out, "--run-dir", folder / name, "--metrics", metrics, "--json", *flags)
+        *(
+            "train",
+            rows,
+            "-m",
+            model,
+            "-o",
+            out,
+            "--run-dir",
+            folder / name,
+            "--metrics",
+            metrics,
+            "--json",
+            "--threads",
+            "1",
+            *flags,
+        )
     )
     assert told.code == 0, told.err
     (folder / f"{name}.json").write_bytes(told.out)
