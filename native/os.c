@@ -47,6 +47,13 @@ void fb_os_free(void *memory, uint64_t bytes) {
     _aligned_free(memory);
 }
 
+static void *library_open(const char *name) { return (void *)LoadLibraryA(name); }
+void fb_os_library_close(void *library) { FreeLibrary((HMODULE)library); }
+void (*fb_os_function(void *library, const char *name))(void) {
+    return (void (*)(void))GetProcAddress((HMODULE)library, name);
+}
+int fb_os_rename(const char *from, const char *to) { return !MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING); }
+
 struct fb_thread {
     HANDLE handle;
     void (*body)(void *);
@@ -88,6 +95,7 @@ static void gate_sleep(fb_gate *gate) { SleepConditionVariableSRW(&gate->change,
 static void gate_broadcast(fb_gate *gate) { WakeAllConditionVariable(&gate->change); }
 
 #else
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -145,6 +153,14 @@ void fb_os_free(void *memory, uint64_t bytes) {
     else free(memory);
 }
 
+static void *library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
+void fb_os_library_close(void *library) { dlclose(library); }
+void (*fb_os_function(void *library, const char *name))(void) {
+    union { void *object; void (*function)(void); } found = {dlsym(library, name)}; /* as POSIX wants it, C does not */
+    return found.function;
+}
+int fb_os_rename(const char *from, const char *to) { return rename(from, to); }
+
 struct fb_thread {
     pthread_t handle;
     void (*body)(void *);
@@ -192,6 +208,12 @@ static void gate_broadcast(fb_gate *gate) { pthread_cond_broadcast(&gate->change
 void *fb_os_alloc(uint64_t bytes) {
     if (bytes > SIZE_MAX - LARGE_BYTES) return NULL;
     return alloc_zeroed(padded(bytes));
+}
+
+void *fb_os_library(const char *const *names) {
+    void *library = NULL;
+    for (int i = 0; names[i] && !library; i++) library = library_open(names[i]);
+    return library;
 }
 
 fb_thread *fb_thread_start(void (*body)(void *), void *arg) {

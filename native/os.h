@@ -16,6 +16,12 @@ void fb_os_cpu_name(char *name, size_t size);
 void *fb_os_alloc(uint64_t bytes);
 void fb_os_free(void *memory, uint64_t bytes);
 
+/* The first library of these names (NULL ends them) that there is, or NULL; and a function of it, or NULL. */
+void *fb_os_library(const char *const *names);
+void (*fb_os_function(void *library, const char *name))(void);
+void fb_os_library_close(void *library);
+int fb_os_rename(const char *from, const char *to); /* replaces `to`; 0: done */
+
 typedef struct fb_thread fb_thread;
 fb_thread *fb_thread_start(void (*body)(void *), void *arg); /* NULL on failure */
 void fb_thread_join(fb_thread *thread);

@@ -85,6 +85,13 @@ class Command(typer.core.TyperCommand):
             hint = f" (set by {origin})" if origin else _nearest(error.param.type, given)
             raise click.BadParameter(error.message + hint, error.ctx, error.param) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; what is below it keeps built kernels where the user's caches are."""
+        from fabric import paths
+
+        paths.kernel_cache = config.kernel_cache()
+        return super().invoke(ctx)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, each on a line of its own."""
         from fabric.cli.examples import EXAMPLES

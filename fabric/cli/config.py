@@ -49,6 +49,12 @@ def user_file() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "fabric" / "config.toml"
 
 
+def kernel_cache() -> Path:
+    """Where built kernels are kept, by the XDG rule."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fabric" / "kernels"
+
+
 def _long(option: click.Option) -> str:
     return max(option.opts, key=len).lstrip("-")
 

@@ -63,7 +63,7 @@ class TerminalUI:
         from fabric.core import Device
 
         self.flops = info["flops_per_token"], info["flops_per_trained"]
-        probe = Device("cpu", threads=device["threads"])
+        probe = Device(device["opened"], threads=device["threads"])
         self.peak = probe.peak(info["precision"] if info["precision"] == "f32" or device["bf16"] else "f32", 0.2)
         probe.close()
         self.steps = float(info["from_step"])
@@ -164,6 +164,7 @@ def plan(settings: TrainSettings) -> None:
     for line in values["notes"]:
         console.note(line)
     device = values["device"]
+    threads = f", {device['threads']} threads" if device["threads"] else ""
     rows = [
         ["rows", f"{values['rows']:,}"],
         ["validation rows", f"{values['val_rows']:,}"],
@@ -175,7 +176,7 @@ def plan(settings: TrainSettings) -> None:
         *([f"  {name.replace('_', ' ')}", console.human_bytes(n)] for name, n in values["memory"].items()),
         ["mapped model file", console.human_bytes(values["model_bytes"])],
         ["peak of the process", f"{console.human_bytes(values['peak_bytes'])}, the mapped file included"],
-        ["device", f"{device['name']} ({device['isa']}, {device['threads']} threads)"],
+        ["device", f"{device['name']} ({device['isa']}{threads})"],
     ]
     console.report(values, console.table(rows, "<<"), result=True)
 

@@ -29,6 +29,7 @@ from fabric.core.objects import (
     StepResult,
     Tensor,
     devices,
+    missing_devices,
 )
 
 __all__ = [
@@ -60,4 +61,5 @@ __all__ = [
     "StepResult",
     "Tensor",
     "devices",
+    "missing_devices",
 ]

@@ -6,6 +6,8 @@ is our own mistake. The lock of the interpreter is released while the core works
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fabric import paths
 from fabric.core._native import ffi, lib
 from fabric.errors import DataError, DeviceError, FabricError
 
@@ -73,6 +76,14 @@ def _info(c: Any) -> DeviceInfo:
     )  # fmt: skip
 
 
+def missing_devices() -> list[str]:
+    """A sentence for every kind of device that is not here."""
+    found: list[str] = []
+    while (text := lib.fb_device_missing(len(found))) != ffi.NULL:
+        found.append(str(ffi.string(text).decode("utf-8", "replace")))
+    return found
+
+
 def devices() -> list[DeviceInfo]:
     """Every device that could be opened here."""
     found = []
@@ -98,6 +109,11 @@ class Device:
         isa_text = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
         options.threads, options.isa, options.profile = threads, isa_text, int(profile)
         options.max_binding_bytes = max_binding_bytes
+        cache = ffi.new("char[]", os.fsencode(paths.kernel_cache)) if paths.kernel_cache else ffi.NULL
+        options.cache_path = cache
+        if paths.kernel_cache and name != "cpu":
+            with contextlib.suppress(OSError):
+                paths.kernel_cache.parent.mkdir(parents=True, exist_ok=True)
         self.c = _handle(lib.fb_device_open(name.encode(), options))
 
     @property

@@ -286,7 +286,7 @@ def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
         "planned_bytes": machine.planned_bytes(),
         "peak_bytes": peak_bytes() + machine.planned_bytes() + len(setup.gguf.buffer),
         "model_bytes": len(setup.gguf.buffer),
-        "device": setup.weights.device.info._asdict(),
+        "device": {**setup.weights.device.info._asdict(), "opened": settings.device},
         "flops_per_token": machine.plan.stats.flops_per_token,
         "flops_per_trained": machine.plan.stats.flops_per_trained,
     }

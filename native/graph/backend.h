@@ -101,7 +101,7 @@ typedef struct fb_launch {
 /* What a device is. Every function returns FB_OK or a code, and sets fb_error through fb_fail. */
 typedef struct fb_backend {
     const char *name;
-    int (*count)(void);
+    int (*count)(void); /* 0 after fb_fail where there is none */
     int (*describe)(int index, fb_device_info *info);
     int (*open)(int index, const fb_device_options *options, void **self, fb_device_info *info);
     void (*close)(void *self);
@@ -119,7 +119,7 @@ typedef struct fb_backend {
     int (*peak)(void *self, int kind, double seconds, double *per_second);
 } fb_backend;
 
-extern const fb_backend fb_backend_cpu;
+extern const fb_backend fb_backend_cpu, fb_backend_vulkan;
 
 /* Sets fb_error() to one formatted sentence and returns code. */
 int fb_fail(int code, const char *format, ...)

@@ -3,7 +3,7 @@
 #include <string.h>
 #include "graph.h"
 
-static const fb_backend *const backends[] = {&fb_backend_cpu};
+static const fb_backend *const backends[] = {&fb_backend_cpu, &fb_backend_vulkan};
 enum { N_BACKENDS = sizeof backends / sizeof *backends };
 
 int fb_device_count(void) {
@@ -19,6 +19,12 @@ int fb_device_describe(int index, fb_device_info *info) {
         index -= count;
     }
     return fb_fail(FB_E_DEVICE, "there is no device of that number");
+}
+
+const char *fb_device_missing(int index) {
+    for (int i = 0; i < N_BACKENDS; i++)
+        if (backends[i]->count() == 0 && index-- == 0) return fb_error();
+    return NULL;
 }
 
 /* "cpu" is its first device, "cpu:1" the second. */

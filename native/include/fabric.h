@@ -76,6 +76,7 @@ typedef struct fb_device_options {
     const char *isa;            /* CPU: "generic" "avx2" "avx512" "avx512_bf16" "neon"; NULL: the best there is */
     uint64_t max_binding_bytes; /* lowers the driver's limit; 0: as the driver says */
     int32_t profile;            /* time every launch (fb_plan_op_stats) */
+    const char *cache_path;     /* start of a file name for a driver's built kernels, kept from run to run; NULL: none */
 } fb_device_options;
 
 typedef struct fb_device_info {
@@ -91,7 +92,9 @@ typedef struct fb_device_info {
 
 int fb_device_count(void);
 int fb_device_describe(int index, fb_device_info *info);
-fb_device *fb_device_open(const char *name, const fb_device_options *options); /* "cpu", later "vulkan:1" */
+/* Why a kind of device is not there, one sentence after another; NULL after the last. */
+const char *fb_device_missing(int index);
+fb_device *fb_device_open(const char *name, const fb_device_options *options); /* "cpu", "vulkan:1" */
 int fb_device_get_info(const fb_device *device, fb_device_info *info);
 void fb_device_close(fb_device *device);
 

@@ -2,12 +2,16 @@
  * shapes, with F32, BF16 and mixed activations and every block format. Launches go through `const fb_backend *` alone.
  *     ops            all of it; one line an op, exit 1 if any is wrong
  *     ops quick      the smaller shapes (for emulators and sanitizers)
+ *     ops emulated   the portable kernels on the host, where they were built in (-DFB_EMULATED)
+ *     ops vulkan     the same on the first Vulkan device; also `ops quick vulkan`, and `ops attention` for one op
+ *     ops speed vulkan, or
  *     ops speed [isa [threads [type]]]   operations/s of products and attention beside the measured peak; type is the
  *                                        number of the weights' format, 8 (Q8_0) if none is given */
 #include "ops.h"
 #include "speed.h"
 
 static const fb_backend *backend = &fb_backend_cpu;
+static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
 static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"};
 static const int WEIGHTS[] = {FB_Q8_0, FB_F32,  FB_F16,  FB_BF16, FB_Q4_0,   FB_Q4_1,  FB_Q5_0,  FB_Q5_1, FB_Q2_K,
                               FB_Q3_K, FB_Q4_K, FB_Q5_K, FB_Q6_K, FB_IQ4_NL, FB_TQ1_0, FB_TQ2_0, FB_MXFP4};
@@ -147,12 +151,31 @@ static void *open_device(const char *isa, int threads) {
     return backend->open(0, &options, &device, &info) == FB_OK ? device : NULL;
 }
 
+#ifdef FB_EMULATED
+extern const fb_backend fb_backend_emulated;
+#define PORTABLE fb_backend_emulated
+#else
+#define PORTABLE fb_backend_vulkan
+#endif
+
+static void *open_portable(void) {
+    fb_device_options options = {0};
+    fb_device_info info;
+    void *device;
+    backend = &PORTABLE;
+    few_variants = backend == &fb_backend_vulkan;
+    MUST(backend->open(0, &options, &device, &info));
+    printf("device: %s\n", info.name);
+    return device;
+}
+
 static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick) {
     int products = row->make == make_linear || row->make == make_linear_dx || row->make == make_linear_dw;
     double worst = 0;
     int cases = 0, wrong = 0;
     for (int s = 0; s < MOST_SHAPES && row->s[s][0] && !(quick && s > 5); s++)
         for (int k = 0; k < 3 * (row->by_weight ? N_WEIGHTS : 1); k++) {
+            if (few_variants && row->by_weight && (k + s) % 3) continue;
             test_case t = {.launch.op = row->op, .variant = k % 3, .weight = row->by_weight ? WEIGHTS[k / 3] : FB_F32};
             if (row->by_weight && row->s[s][row->by_weight] % fb_format_get(t.weight)->block) continue;
             seed = (uint64_t)(s * 100 + k + 1);
@@ -180,14 +203,16 @@ static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick
     return wrong;
 }
 
-static int check(int quick) {
+static int check(int quick, int portable, const char *only) {
     void *devices[N_ISAS][N_THREADS] = {{NULL}};
     int wrong = 0;
-    for (int i = 0; i < N_ISAS; i++) {
+    if (portable) devices[0][0] = open_portable();
+    for (int i = 0; i < N_ISAS && !portable; i++) {
         for (int n = 0; n < N_THREADS; n++) devices[i][n] = open_device(ISAS[i], THREADS[n]);
         if (devices[i][0]) printf("instruction set: %s\n", ISAS[i]);
     }
-    for (int i = 0; i < N_ROWS; i++) wrong += check_row(&TABLE[i], devices, quick);
+    for (int i = 0; i < N_ROWS; i++)
+        if (!only || !strcmp(only, TABLE[i].name)) wrong += check_row(&TABLE[i], devices, quick);
     for (int i = 0; i < N_ISAS; i++)
         for (int n = 0; n < N_THREADS; n++)
             if (devices[i][n]) backend->close(devices[i][n]);
@@ -196,8 +221,17 @@ static int check(int quick) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc > 1 && !strcmp(argv[1], "speed"))
+    if (argc > 2 && !strcmp(argv[1], "speed") && !strcmp(argv[2], "vulkan")) speed(&fb_backend_vulkan, NULL, 0, FB_Q8_0);
+    else if (argc > 1 && !strcmp(argv[1], "speed"))
         speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0, argc > 4 ? atoi(argv[4]) : FB_Q8_0);
-    else return check(argc > 1 && !strcmp(argv[1], "quick"));
+    else {
+        int quick = 0, portable = 0;
+        const char *only = NULL;
+        for (int i = 1; i < argc; i++)
+            if (!strcmp(argv[i], "quick")) quick = 1;
+            else if (!strcmp(argv[i], "vulkan") || !strcmp(argv[i], "emulated")) portable = 1;
+            else only = argv[i];
+        return check(quick, portable, only);
+    }
     return 0;
 }

@@ -2,11 +2,14 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.devices import VALIDATED, vulkan
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
@@ -15,13 +18,15 @@ SOURCES = [
     ROOT / "native" / "graph" / "error.c",
     *sorted((ROOT / "native" / "backends" / "cpu").glob("*.c")),
     *sorted((ROOT / "native" / "quant").glob("*.c")),
+    *sorted((ROOT / "native" / "kernels").glob("*.c")),
+    *sorted((ROOT / "native" / "backends" / "vulkan").glob("*.c")),
     ROOT / "tests" / "native" / "ops.c",
 ]
 
 
 def build(compiler: str, out: Path, *flags: str) -> Path:
     """One compiler call for everything, as the extension is built."""
-    command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(out), "-lm", "-lpthread"]
+    command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(out), "-lm", "-lpthread", "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out
@@ -36,6 +41,17 @@ def run(*command: str, **environment: str) -> str:
 def test_every_op_is_right_on_every_instruction_set_and_thread_count(tmp_path: Path) -> None:
     output = run(str(build(os.environ.get("CC", "cc"), tmp_path / "ops", "-O3")))
     assert "instruction set: generic" in output
+
+
+def test_every_op_is_right_on_vulkan_without_a_word_from_the_validation_layer(tmp_path: Path) -> None:
+    vulkan()
+    done = subprocess.run(
+        [str(build(os.environ.get("CC", "cc"), tmp_path / "ops", "-O1")), "quick", "vulkan"],
+        capture_output=True, text=True, check=False, env={**os.environ, **VALIDATED},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Insert instance layer "VK_LAYER_KHRONOS_validation"' in done.stderr
+    assert not re.search("VUID|Validation (Error|Warning)", done.stdout + done.stderr), done.stdout
 
 
 @pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")

@@ -24,7 +24,7 @@ Pairs = Mapping[str, tuple[Array, Array]]
 
 @contextmanager
 def _weights(path: str | Path, device_options: Mapping[str, Any]) -> Iterator[Weights]:
-    device = Device("cpu", **{"threads": 2, **device_options})
+    device = Device(**{"name": "cpu", "threads": 2, **device_options})
     with GGUF.open(path) as gguf:
         weights = Weights(gguf, device)
         try:

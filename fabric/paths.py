@@ -1,0 +1,8 @@
+"""Places on disk that the command line chooses for everything below it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Where drivers' built kernels are kept from run to run: the beginning of a file name. None: nowhere.
+kernel_cache: Path | None = None

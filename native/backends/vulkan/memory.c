@@ -1,0 +1,214 @@
+/* memory.c - device memory: few large allocations of the driver parted into slices, and copies through a staging buffer
+ * where the host cannot see them. */
+#include <stdlib.h>
+#include <string.h>
+#include "vulkan.h"
+
+static const uint64_t SLICE_ALIGN = 256;        /* the largest offset alignment that a driver may ask for */
+static const uint64_t BLOCK = (uint64_t)64 << 20; /* smaller slices share a block of this size */
+static const uint64_t STAGING = (uint64_t)16 << 20;
+
+static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+/* The first memory type that has all wanted properties; -1: none. */
+static int memory_type(const vulkan *vk, uint32_t allowed, VkFlags wanted) {
+    for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++)
+        if ((allowed >> i & 1u) && (vk->memory.memoryTypes[i].propertyFlags & wanted) == wanted) return (int)i;
+    return -1;
+}
+
+/* The best type for device memory, or for staging: what the host should see, and what it must. */
+static int choose_type(const vulkan *vk, uint32_t allowed, int staging) {
+    const VkFlags local = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
+    const VkFlags seen = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    const int shared = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU; /* no bus in between */
+    int type = -1;
+    if (staging) type = memory_type(vk, allowed, seen | VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
+    else if (shared) type = memory_type(vk, allowed, local | seen | VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
+    if (type < 0 && (staging || shared)) type = memory_type(vk, allowed, staging ? seen : local | seen);
+    if (type < 0 && !staging) type = memory_type(vk, allowed, local);
+    return type < 0 && !staging ? memory_type(vk, allowed, 0) : type;
+}
+
+static void block_free(vulkan *vk, vk_block *block) {
+    if (block->buffer) vk->fn.DestroyBuffer(vk->device, block->buffer, NULL);
+    if (block->memory) vk->fn.FreeMemory(vk->device, block->memory, NULL); /* unmaps it too */
+    free(block);
+}
+
+static int no_memory(uint64_t bytes) {
+    return fb_fail(FB_E_MEMORY, "The device could not allocate %.1f MiB; use a smaller context, batch or model.",
+                   (double)bytes / 1048576);
+}
+
+static int block_new(vulkan *vk, uint64_t bytes, int staging, vk_block **out) {
+    VkBufferCreateInfo info = {.sType = VK_STYPE_BUFFER, .size = bytes,
+                               .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
+                                        VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+    VkMemoryRequirements needs;
+    vk_block *block = calloc(1, sizeof *block);
+    if (!block) return fb_fail(FB_E_MEMORY, "out of memory");
+    block->bytes = bytes;
+    if (bytes > vk->most_allocation || vk->fn.CreateBuffer(vk->device, &info, NULL, &block->buffer) != VK_SUCCESS) goto fail;
+    vk->fn.GetBufferMemoryRequirements(vk->device, block->buffer, &needs);
+    int type = choose_type(vk, needs.memoryTypeBits, staging);
+    if (type < 0) goto fail;
+    VkMemoryAllocateInfo allocate = {.sType = VK_STYPE_ALLOCATE, .allocationSize = needs.size,
+                                     .memoryTypeIndex = (uint32_t)type};
+    const VkFlags seen = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    const VkFlags flags = vk->memory.memoryTypes[type].propertyFlags;
+    const int map = staging || ((flags & seen) == seen && vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU);
+    void *mapped = NULL;
+    if (vk->fn.AllocateMemory(vk->device, &allocate, NULL, &block->memory) != VK_SUCCESS) goto fail;
+    if (vk->fn.BindBufferMemory(vk->device, block->buffer, block->memory, 0) != VK_SUCCESS) goto fail;
+    if (map && vk->fn.MapMemory(vk->device, block->memory, 0, ~(uint64_t)0, 0, &mapped) != VK_SUCCESS) goto fail;
+    block->mapped = mapped;
+    *out = block;
+    return FB_OK;
+fail:
+    block_free(vk, block);
+    return no_memory(bytes);
+}
+
+/* Puts `slice` into the first gap of the block that is large enough. */
+static int fits(vk_block *block, vk_slice *slice) {
+    uint64_t at = 0;
+    vk_slice **link = &block->slices;
+    for (; *link && (*link)->offset - at < slice->bytes; link = &(*link)->next) at = (*link)->offset + (*link)->bytes;
+    if (!*link && block->bytes - at < slice->bytes) return 0;
+    slice->block = block;
+    slice->offset = at;
+    slice->next = *link;
+    *link = slice;
+    return 1;
+}
+
+static int slice_new(vulkan *vk, uint64_t bytes, fb_mem *mem) {
+    if (bytes > UINT64_MAX / 2) return no_memory(bytes);
+    vk_slice *slice = calloc(1, sizeof *slice);
+    if (!slice) return fb_fail(FB_E_MEMORY, "out of memory");
+    slice->bytes = up(bytes ? bytes : 1, SLICE_ALIGN);
+    vk_block *block = vk->blocks;
+    while (block && !fits(block, slice)) block = block->next;
+    if (!block) {
+        uint64_t size = slice->bytes > BLOCK / 4 ? slice->bytes : BLOCK;
+        int code = block_new(vk, size, 0, &block);
+        if (code) {
+            free(slice);
+            return code;
+        }
+        block->next = vk->blocks;
+        vk->blocks = block;
+        fits(block, slice);
+    }
+    *mem = (fb_mem){.handle = slice, .bytes = bytes};
+    return FB_OK;
+}
+
+void vk_free(void *self, fb_mem *mem) {
+    vulkan *vk = self;
+    vk_slice *slice = mem->handle;
+    *mem = (fb_mem){0};
+    if (!slice) return;
+    vk_wait(vk); /* nothing that runs may still use it; a failure has been told where it happened */
+    vk_block *block = slice->block;
+    vk_slice **link = &block->slices;
+    while (*link != slice) link = &(*link)->next;
+    *link = slice->next;
+    free(slice);
+    if (block->slices) return;
+    vk_block **home = &vk->blocks;
+    while (*home != block) home = &(*home)->next;
+    *home = block->next;
+    block_free(vk, block);
+}
+
+int vk_alloc(void *self, uint64_t bytes, fb_mem *mem) {
+    vulkan *vk = self;
+    VkCommandBuffer commands;
+    int code = slice_new(vk, bytes, mem);
+    if (code) return code;
+    const vk_slice *slice = mem->handle;
+    if (slice->block->mapped) {
+        memset(slice->block->mapped + slice->offset, 0, (size_t)slice->bytes);
+        return FB_OK;
+    }
+    code = vk_begin(vk, &commands);
+    if (code == FB_OK) {
+        vk->fn.CmdFillBuffer(commands, slice->block->buffer, slice->offset, slice->bytes, 0);
+        code = vk_flush(vk);
+    }
+    if (code) vk_free(vk, mem);
+    return code;
+}
+
+/* ---- copies; both wait for what runs ---- */
+
+static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
+    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
+    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
+                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
+}
+
+static int staged(vulkan *vk, vk_slice *slice, uint64_t offset, const char *src, char *dst, uint64_t bytes) {
+    VkCommandBuffer commands;
+    int code = vk->staging ? FB_OK : block_new(vk, STAGING, 1, &vk->staging);
+    for (uint64_t at = 0; at < bytes && code == FB_OK; at += STAGING) {
+        uint64_t n = bytes - at < STAGING ? bytes - at : STAGING;
+        VkBufferCopy copy = {.srcOffset = src ? 0 : slice->offset + offset + at,
+                             .dstOffset = src ? slice->offset + offset + at : 0, .size = n};
+        if (src) memcpy(vk->staging->mapped, src + at, (size_t)n);
+        code = vk_begin(vk, &commands);
+        if (code) break;
+        vk->fn.CmdCopyBuffer(commands, src ? vk->staging->buffer : slice->block->buffer,
+                             src ? slice->block->buffer : vk->staging->buffer, 1, &copy);
+        code = vk_wait(vk);
+        if (dst && code == FB_OK) memcpy(dst + at, vk->staging->mapped, (size_t)n);
+    }
+    return code;
+}
+
+int vk_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
+    vulkan *vk = self;
+    vk_slice *slice = mem->handle;
+    int code = inside(mem, offset, bytes);
+    if (code == FB_OK) code = vk_wait(vk);
+    if (code || !bytes) return code;
+    if (!slice->block->mapped) return staged(vk, slice, offset, src, NULL, bytes);
+    memcpy(slice->block->mapped + slice->offset + offset, src, (size_t)bytes);
+    return FB_OK;
+}
+
+int vk_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
+    vulkan *vk = self;
+    vk_slice *slice = mem->handle;
+    int code = inside(mem, offset, bytes);
+    if (code == FB_OK) code = vk_wait(vk);
+    if (code || !bytes) return code;
+    if (!slice->block->mapped) return staged(vk, slice, offset, NULL, dst, bytes);
+    memcpy(dst, slice->block->mapped + slice->offset + offset, (size_t)bytes);
+    return FB_OK;
+}
+
+/* Read-only memory of the host: uploaded at once. */
+int vk_wrap(void *self, const void *host, uint64_t bytes, fb_mem *mem) {
+    int code = slice_new(self, bytes, mem);
+    if (code == FB_OK) code = vk_write(self, mem, 0, host, bytes);
+    if (code) vk_free(self, mem);
+    return code;
+}
+
+void vk_memory_close(vulkan *vk) {
+    while (vk->blocks) {
+        vk_block *block = vk->blocks;
+        vk->blocks = block->next;
+        while (block->slices) {
+            vk_slice *slice = block->slices;
+            block->slices = slice->next;
+            free(slice);
+        }
+        block_free(vk, block);
+    }
+    if (vk->staging) block_free(vk, vk->staging);
+    vk->staging = NULL;
+}

@@ -1,0 +1,450 @@
+/* vulkan.c - Vulkan as a backend: the driver opened at run time, one compute queue, launches recorded into a ring of command
+ * buffers without a wait of the host between them. What runs are the portable kernels of native/kernels. */
+#include "vulkan.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../../os.h"
+
+/* Operations of one submission at most (but for a single workgroup): drivers kill what runs for seconds. */
+static const double MOST_WORK = 8e9;
+enum { VERSION_1_1 = 1 << 22 | 1 << 12, MOST_DEVICES = 16 };
+
+int vk_check(VkResult result, const char *what) {
+    switch (result) {
+    case VK_SUCCESS: return FB_OK;
+    case VK_ERROR_OUT_OF_HOST_MEMORY: case VK_ERROR_OUT_OF_DEVICE_MEMORY:
+        return fb_fail(FB_E_MEMORY, "The device ran out of memory when told to %s; use a smaller context, batch or model.", what);
+    case VK_ERROR_DEVICE_LOST:
+        return fb_fail(FB_E_DEVICE, "The device was lost when told to %s; its driver has stopped it.", what);
+    default: return fb_fail(FB_E_DEVICE, "The Vulkan driver failed to %s (error %d).", what, (int)result);
+    }
+}
+
+/* ---- the driver and its devices ---- */
+
+static void driver_close(vk_driver *d) {
+    if (d->instance) d->DestroyInstance(d->instance, NULL);
+    if (d->library) fb_os_library_close(d->library);
+    memset(d, 0, sizeof *d);
+}
+
+#define FROM_INSTANCE(result, name, arguments)                                                        \
+    d->name = (result(VKCALL *) arguments)d->GetInstanceProcAddr(d->instance, "vk" #name);             \
+    if (!d->name) goto broken;
+
+static int driver_open(vk_driver *d) {
+    static const char *const names[] = {"libvulkan.so.1", "libvulkan.so", "vulkan-1.dll", "libvulkan.1.dylib", NULL};
+    VkApplicationInfo app = {.sType = VK_STYPE_APPLICATION_INFO, .pApplicationName = "fabric", .apiVersion = VERSION_1_1};
+    VkInstanceCreateInfo info = {.sType = VK_STYPE_INSTANCE, .pApplicationInfo = &app};
+    memset(d, 0, sizeof *d);
+    d->library = fb_os_library(names);
+    if (!d->library) return fb_fail(FB_E_DEVICE, "no Vulkan driver: libvulkan is not installed");
+    d->GetInstanceProcAddr =
+        (void *(VKCALL *)(VkInstance, const char *))fb_os_function(d->library, "vkGetInstanceProcAddr");
+    if (!d->GetInstanceProcAddr) goto broken;
+    d->CreateInstance = (VkResult(VKCALL *)(const VkInstanceCreateInfo *, const void *, VkInstance *))
+                            d->GetInstanceProcAddr(NULL, "vkCreateInstance");
+    if (!d->CreateInstance) goto broken;
+    VkResult result = d->CreateInstance(&info, NULL, &d->instance);
+    if (result != VK_SUCCESS) {
+        d->instance = NULL;
+        driver_close(d);
+        return fb_fail(FB_E_DEVICE, "no Vulkan driver: there is libvulkan, but no working driver behind it (error %d)",
+                       (int)result);
+    }
+    VK_INSTANCE_FUNCTIONS(FROM_INSTANCE)
+    return FB_OK;
+broken:
+    d->instance = NULL;
+    driver_close(d);
+    return fb_fail(FB_E_DEVICE, "libvulkan is too old or broken: a function of Vulkan 1.1 is missing");
+}
+
+/* A device's rank in our numbering: dedicated cards first, processors last. */
+static int rank_of(int32_t type) {
+    return type == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU     ? 0
+           : type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU ? 1
+           : type == VK_PHYSICAL_DEVICE_TYPE_CPU            ? 3
+                                                            : 2;
+}
+
+static int compute_family(const vk_driver *d, VkPhysicalDevice device) {
+    VkQueueFamilyProperties families[16];
+    uint32_t n = 16;
+    d->GetPhysicalDeviceQueueFamilyProperties(device, &n, families);
+    for (uint32_t i = 0; i < n; i++)
+        if (families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) return (int)i;
+    return -1;
+}
+
+/* Devices that can run the kernels, in our numbering. */
+static int usable(const vk_driver *d, VkPhysicalDevice found[MOST_DEVICES]) {
+    VkPhysicalDevice all[MOST_DEVICES];
+    uint32_t n = MOST_DEVICES;
+    int count = 0;
+    VkResult result = d->EnumeratePhysicalDevices(d->instance, &n, all);
+    if (result != VK_SUCCESS && result != VK_INCOMPLETE) return 0;
+    for (int rank = 0; rank < 4; rank++)
+        for (uint32_t i = 0; i < n; i++) {
+            VkPhysicalDeviceProperties p;
+            d->GetPhysicalDeviceProperties(all[i], &p);
+            if (rank_of(p.deviceType) != rank || p.apiVersion < VERSION_1_1 || compute_family(d, all[i]) < 0) continue;
+            if (p.limits.maxPerStageDescriptorStorageBuffers < FB_BINDINGS) continue;
+            found[count++] = all[i];
+        }
+    return count;
+}
+
+static int vk_count(void) {
+    vk_driver driver;
+    VkPhysicalDevice found[MOST_DEVICES];
+    if (driver_open(&driver)) return 0;
+    int n = usable(&driver, found);
+    driver_close(&driver);
+    if (n == 0) fb_fail(FB_E_DEVICE, "the Vulkan driver has no device that can compute");
+    return n;
+}
+
+/* The device's facts, in its own structures and in ours. */
+static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_device_info *info) {
+    VkPhysicalDeviceMaintenance3Properties sizes = {.sType = VK_STYPE_MAINTENANCE_3};
+    VkPhysicalDeviceProperties2 properties = {.sType = VK_STYPE_PROPERTIES_2, .pNext = &sizes};
+    d->GetPhysicalDeviceProperties2(device, &properties);
+    d->GetPhysicalDeviceMemoryProperties(device, &vk->memory);
+    const VkPhysicalDeviceLimits *limits = &properties.properties.limits;
+    vk->physical = device;
+    vk->properties = properties.properties;
+    vk->family = (uint32_t)compute_family(d, device);
+    vk->most_allocation = sizes.maxMemoryAllocationSize;
+    vk->align = limits->minStorageBufferOffsetAlignment < 4 ? 4 : limits->minStorageBufferOffsetAlignment;
+    /* A binding starts at an aligned offset before its view and ends at a whole word. */
+    uint64_t range = limits->maxStorageBufferRange;
+    vk->max_binding_bytes = (range - vk->align - 4) / vk->align * vk->align;
+    vk->limits.threads = limits->maxComputeWorkGroupInvocations;
+    if (limits->maxComputeWorkGroupSize[0] < vk->limits.threads) vk->limits.threads = limits->maxComputeWorkGroupSize[0];
+    vk->limits.shared_bytes = limits->maxComputeSharedMemorySize;
+    memset(info, 0, sizeof *info);
+    snprintf(info->backend, sizeof info->backend, "vulkan");
+    snprintf(info->name, sizeof info->name, "%.95s", vk->properties.deviceName);
+    snprintf(info->isa, sizeof info->isa, "spirv");
+    info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
+    for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
+        uint64_t heap = vk->memory.memoryHeaps[vk->memory.memoryTypes[i].heapIndex].size;
+        if (!(vk->memory.memoryTypes[i].propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT)) continue;
+        if (heap > info->memory_bytes) info->memory_bytes = heap;
+    }
+    info->max_binding_bytes = vk->max_binding_bytes;
+}
+
+static int vk_describe(int index, fb_device_info *info) {
+    vulkan *vk = calloc(1, sizeof *vk);
+    VkPhysicalDevice found[MOST_DEVICES];
+    if (!vk) return fb_fail(FB_E_MEMORY, "out of memory");
+    int code = driver_open(&vk->driver);
+    if (code == FB_OK && index >= usable(&vk->driver, found)) code = fb_fail(FB_E_DEVICE, "there is no Vulkan device %d", index);
+    if (code == FB_OK) look(&vk->driver, found[index], vk, info);
+    driver_close(&vk->driver);
+    free(vk);
+    return code;
+}
+
+/* ---- opening ---- */
+
+#define FROM_DEVICE(result, name, arguments)                                                                \
+    vk->fn.name = (result(VKCALL *) arguments)vk->driver.GetDeviceProcAddr(vk->device, "vk" #name);          \
+    if (!vk->fn.name) return fb_fail(FB_E_DEVICE, "the Vulkan driver has no function vk" #name);
+
+static int open_device(vulkan *vk) {
+    const float priority = 1;
+    VkDeviceQueueCreateInfo queue = {.sType = VK_STYPE_QUEUE, .queueFamilyIndex = vk->family, .queueCount = 1,
+                                     .pQueuePriorities = &priority};
+    VkDeviceCreateInfo info = {.sType = VK_STYPE_DEVICE, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
+    int code = vk_check(vk->driver.CreateDevice(vk->physical, &info, NULL, &vk->device), "open a device");
+    if (code) {
+        vk->device = NULL;
+        return code;
+    }
+    VK_DEVICE_FUNCTIONS(FROM_DEVICE)
+    vk->fn.GetDeviceQueue(vk->device, vk->family, 0, &vk->queue);
+    return FB_OK;
+}
+
+static int open_slots(vulkan *vk) {
+    VkCommandPoolCreateInfo pool = {.sType = VK_STYPE_COMMAND_POOL, .queueFamilyIndex = vk->family,
+                                    .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT};
+    int code = vk_check(vk->fn.CreateCommandPool(vk->device, &pool, NULL, &vk->pool), "make a command pool");
+    for (int i = 0; i < SLOTS && code == FB_OK; i++) {
+        VkDescriptorPoolSize size = {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, SETS * FB_BINDINGS};
+        VkDescriptorPoolCreateInfo sets = {.sType = VK_STYPE_DESCRIPTOR_POOL, .maxSets = SETS, .poolSizeCount = 1,
+                                           .pPoolSizes = &size};
+        VkCommandBufferAllocateInfo commands = {.sType = VK_STYPE_COMMAND_ALLOCATE, .commandPool = vk->pool,
+                                                .commandBufferCount = 1};
+        VkFenceCreateInfo fence = {.sType = VK_STYPE_FENCE};
+        vk_slot *slot = &vk->slots[i];
+        code = vk_check(vk->fn.AllocateCommandBuffers(vk->device, &commands, &slot->commands), "make a command buffer");
+        if (code == FB_OK)
+            code = vk_check(vk->fn.CreateDescriptorPool(vk->device, &sets, NULL, &slot->sets), "make a descriptor pool");
+        if (code == FB_OK) code = vk_check(vk->fn.CreateFence(vk->device, &fence, NULL, &slot->fence), "make a fence");
+    }
+    return code;
+}
+
+static void vk_close(void *self) {
+    vulkan *vk = self;
+    if (!vk) return;
+    if (vk->device && vk->fn.DeviceWaitIdle) {
+        vk->fn.DeviceWaitIdle(vk->device);
+        vk_pipelines_close(vk);
+        vk_memory_close(vk);
+        for (int i = 0; i < SLOTS; i++) {
+            if (vk->slots[i].sets) vk->fn.DestroyDescriptorPool(vk->device, vk->slots[i].sets, NULL);
+            if (vk->slots[i].fence) vk->fn.DestroyFence(vk->device, vk->slots[i].fence, NULL);
+        }
+        if (vk->pool) vk->fn.DestroyCommandPool(vk->device, vk->pool, NULL);
+        vk->fn.DestroyDevice(vk->device, NULL);
+    }
+    driver_close(&vk->driver);
+    free(vk);
+}
+
+static int vk_open(int index, const fb_device_options *options, void **self, fb_device_info *info) {
+    VkPhysicalDevice found[MOST_DEVICES];
+    vulkan *vk = calloc(1, sizeof *vk);
+    if (!vk) return fb_fail(FB_E_MEMORY, "out of memory");
+    int code = driver_open(&vk->driver);
+    if (code == FB_OK && index >= usable(&vk->driver, found)) code = fb_fail(FB_E_DEVICE, "there is no Vulkan device %d", index);
+    if (code == FB_OK) {
+        look(&vk->driver, found[index], vk, info);
+        if (options->max_binding_bytes && options->max_binding_bytes < vk->max_binding_bytes)
+            info->max_binding_bytes = vk->max_binding_bytes = options->max_binding_bytes;
+        code = open_device(vk);
+    }
+    if (code == FB_OK) code = open_slots(vk);
+    if (code == FB_OK) code = vk_pipelines_open(vk, options->cache_path);
+    if (code) vk_close(vk);
+    else *self = vk;
+    return code;
+}
+
+/* ---- recording and running ---- */
+
+/* Makes everything before visible to everything after. */
+static void barrier(vulkan *vk, VkCommandBuffer commands) {
+    const VkFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
+    const VkFlags reads = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_TRANSFER_READ_BIT;
+    const VkFlags writes = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
+    VkMemoryBarrier all = {.sType = VK_STYPE_MEMORY_BARRIER, .srcAccessMask = writes, .dstAccessMask = reads | writes};
+    vk->fn.CmdPipelineBarrier(commands, stages, stages, 0, 1, &all, 0, NULL, 0, NULL);
+}
+
+static int retire(vulkan *vk, vk_slot *slot) {
+    if (!slot->running) return FB_OK;
+    int code = vk_check(vk->fn.WaitForFences(vk->device, 1, &slot->fence, 1, ~(uint64_t)0), "finish its work");
+    slot->running = 0;
+    if (code == FB_OK) code = vk_check(vk->fn.ResetFences(vk->device, 1, &slot->fence), "reset a fence");
+    return code;
+}
+
+int vk_begin(vulkan *vk, VkCommandBuffer *commands) {
+    vk_slot *slot = &vk->slots[vk->slot];
+    *commands = slot->commands;
+    if (!vk->recording) {
+        VkCommandBufferBeginInfo begin = {.sType = VK_STYPE_COMMAND_BEGIN, .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+        int code = retire(vk, slot);
+        if (code == FB_OK) code = vk_check(vk->fn.ResetDescriptorPool(vk->device, slot->sets, 0), "reset descriptors");
+        if (code == FB_OK) code = vk_check(vk->fn.BeginCommandBuffer(slot->commands, &begin), "record commands");
+        if (code) return code;
+        slot->used = 0;
+        slot->work = 0;
+        vk->recording = 1;
+    }
+    barrier(vk, slot->commands);
+    return FB_OK;
+}
+
+int vk_flush(vulkan *vk) {
+    if (!vk->recording) return FB_OK;
+    vk_slot *slot = &vk->slots[vk->slot];
+    VkMemoryBarrier host = {.sType = VK_STYPE_MEMORY_BARRIER,
+                            .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+                            .dstAccessMask = VK_ACCESS_HOST_READ_BIT | VK_ACCESS_HOST_WRITE_BIT};
+    vk->fn.CmdPipelineBarrier(slot->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT,
+                              VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &host, 0, NULL, 0, NULL);
+    VkSubmitInfo submit = {.sType = VK_STYPE_SUBMIT, .commandBufferCount = 1, .pCommandBuffers = &slot->commands};
+    vk->recording = 0;
+    int code = vk_check(vk->fn.EndCommandBuffer(slot->commands), "end a command buffer");
+    if (code == FB_OK) code = vk_check(vk->fn.QueueSubmit(vk->queue, 1, &submit, slot->fence), "run commands");
+    if (code) return code;
+    slot->running = 1;
+    vk->slot = (vk->slot + 1) % SLOTS;
+    return FB_OK;
+}
+
+int vk_wait(void *self) {
+    vulkan *vk = self;
+    int code = vk_flush(vk);
+    for (int i = 0; i < SLOTS; i++) {
+        int failed = retire(vk, &vk->slots[(vk->slot + i) % SLOTS]);
+        if (code == FB_OK) code = failed;
+    }
+    return code;
+}
+
+/* Bytes from the first element of a view to its last. */
+static uint64_t span(const fb_view *v) {
+    return fb_type_bytes(v->type, (int64_t)(v->rows - 1) * v->ld) + fb_type_bytes(v->type, v->cols);
+}
+
+/* Where a view's binding starts and ends, and what the kernel must add to get to its first element. */
+static int bind(const vulkan *vk, const fb_dispatch *d, int k, VkDescriptorBufferInfo *info, fb_push *push) {
+    const fb_view *v = &d->b[k];
+    const vk_slice *slice = v->mem->handle;
+    const uint64_t bytes = span(v), start = slice->offset + v->offset, aligned = start / vk->align * vk->align;
+    const int in_bytes = k == d->blocks, unit = in_bytes ? 1 : v->type == FB_BF16 ? 2 : 4;
+    if (v->offset > v->mem->bytes || bytes > v->mem->bytes - v->offset)
+        return fb_fail(FB_E_INTERNAL, "operand %d of a launch reaches beyond its buffer", k);
+    if (bytes > vk->max_binding_bytes)
+        return fb_fail(FB_E_LIMIT, "operand %d of a launch spans %llu bytes, and this device binds %llu", k,
+                       (unsigned long long)bytes, (unsigned long long)vk->max_binding_bytes);
+    push->off[k] = (uint32_t)(start - aligned) / (uint32_t)unit;
+    push->ld[k] = (uint32_t)(in_bytes ? fb_type_bytes(v->type, v->ld) : (uint64_t)v->ld);
+    *info = (VkDescriptorBufferInfo){slice->block->buffer, aligned, (start - aligned + bytes + 3) / 4 * 4};
+    return FB_OK;
+}
+
+static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, fb_push *push, VkDescriptorSet *set) {
+    VkDescriptorBufferInfo infos[FB_BINDINGS];
+    VkWriteDescriptorSet writes[FB_BINDINGS];
+    VkDescriptorSetAllocateInfo allocate = {.sType = VK_STYPE_SET_ALLOCATE, .descriptorPool = slot->sets,
+                                            .descriptorSetCount = 1, .pSetLayouts = &vk->set_layout};
+    int code = vk_check(vk->fn.AllocateDescriptorSets(vk->device, &allocate, set), "make a descriptor set");
+    for (int k = 0; k < FB_BINDINGS && code == FB_OK; k++) {
+        if (d->b[k].mem) code = bind(vk, d, k, &infos[k], push);
+        else infos[k] = infos[0]; /* never read, but something must be there */
+        writes[k] = (VkWriteDescriptorSet){.sType = VK_STYPE_WRITE_SET, .dstSet = *set, .dstBinding = (uint32_t)k,
+                                           .descriptorCount = 1, .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                                           .pBufferInfo = &infos[k]};
+    }
+    if (code == FB_OK) vk->fn.UpdateDescriptorSets(vk->device, FB_BINDINGS, writes, 0, NULL);
+    return code;
+}
+
+/* Workgroups first .. first + n of a dispatch, in a grid that the device takes; its rest does nothing. */
+static int record(vulkan *vk, const fb_dispatch *d, uint32_t first, uint32_t n, double work) {
+    VkCommandBuffer commands;
+    VkPipeline pipeline;
+    VkDescriptorSet set;
+    fb_push push = {{0}, {0}, {0}};
+    int code = vk_pipeline_get(vk, d, &pipeline);
+    if (code == FB_OK) code = vk_begin(vk, &commands);
+    vk_slot *slot = &vk->slots[vk->slot];
+    if (code == FB_OK) code = make_set(vk, slot, d, &push, &set);
+    if (code) return code;
+    slot->used++;
+    slot->work += work;
+    memcpy(push.arg, d->arg, sizeof push.arg);
+    push.arg[FB_ARGS - 1] = first;
+    const uint32_t widest = vk->properties.limits.maxComputeWorkGroupCount[0], wide = n < widest ? n : widest;
+    vk->fn.CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
+    vk->fn.CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, vk->layout, 0, 1, &set, 0, NULL);
+    vk->fn.CmdPushConstants(commands, vk->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, &push);
+    vk->fn.CmdDispatch(commands, wide, (n + wide - 1) / wide, 1);
+    return FB_OK;
+}
+
+/* A dispatch in parts of bounded work, each in a submission that is not yet full. */
+static int run(vulkan *vk, const fb_dispatch *d) {
+    const uint64_t widest = vk->properties.limits.maxComputeWorkGroupCount[0];
+    const uint64_t most = widest * (widest < 32768 ? widest : 32768);
+    double each = d->work / d->groups, groups = each * d->groups > MOST_WORK ? MOST_WORK / each : d->groups;
+    uint32_t part = groups < 1 ? 1 : groups > (double)most ? (uint32_t)most : (uint32_t)groups;
+    int code = FB_OK;
+    for (uint64_t at = 0; at < d->groups && code == FB_OK; at += part) {
+        uint32_t n = d->groups - at < part ? (uint32_t)(d->groups - at) : part;
+        const vk_slot *slot = &vk->slots[vk->slot];
+        if (vk->recording && (slot->used == SETS || slot->work + each * n > MOST_WORK)) code = vk_flush(vk);
+        if (code == FB_OK) code = record(vk, d, (uint32_t)at, n, each * n);
+    }
+    return code;
+}
+
+static int vk_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
+    vulkan *vk = self;
+    int code = seconds ? vk_wait(vk) : FB_OK;
+    for (int i = 0; i < n && code == FB_OK; i++) {
+        fb_dispatch parts[FB_MOST_DISPATCHES];
+        double before = fb_os_seconds();
+        int count = fb_lower(&launches[i], scratch, &vk->limits, parts);
+        if (count == 0) code = FB_E_DEVICE;
+        for (int k = 0; k < count && code == FB_OK; k++) code = run(vk, &parts[k]);
+        if (!seconds) continue;
+        if (code == FB_OK) code = vk_wait(vk);
+        seconds[i] = fb_os_seconds() - before;
+    }
+    if (code == FB_OK) code = vk_flush(vk);
+    return code;
+}
+
+static uint64_t vk_scratch(void *self, const fb_launch *launch) {
+    (void)self;
+    return fb_lower_scratch(launch);
+}
+
+/* ---- peaks ---- */
+
+static int timed(vulkan *vk, const fb_dispatch *d, double *seconds) {
+    int code = vk_wait(vk);
+    double before = fb_os_seconds();
+    if (code == FB_OK) code = run(vk, d);
+    if (code == FB_OK) code = vk_wait(vk);
+    *seconds = fb_os_seconds() - before;
+    return code;
+}
+
+/* Multiply-adds in registers, or sums over memory, in growing portions until one takes long enough to be measured. */
+static int vk_peak(void *self, int kind, double seconds, double *per_second) {
+    vulkan *vk = self;
+    const int read = kind == FB_PEAK_READ;
+    const uint64_t bytes = read ? vk->max_binding_bytes < (uint64_t)256 << 20 ? vk->max_binding_bytes : (uint64_t)256 << 20 : 4096;
+    fb_mem memory = {0}, partial = {0};
+    int code = kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
+    if (code == FB_OK) code = vk_alloc(vk, bytes, &memory);
+    if (code == FB_OK) code = vk_alloc(vk, 4096 * 4, &partial);
+    const int32_t n = (int32_t)(bytes / 4);
+    fb_launch sum = {.op = FB_OP_SUMSQ,
+                     .v = {{.mem = &partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
+                           {.mem = &memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
+    fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .blocks = -1, .spec = {128}, .groups = 64, .arg = {1000}}};
+    d[0].b[0] = sum.v[0];
+    if (code == FB_OK && read && !fb_lower(&sum, NULL, &vk->limits, d)) code = FB_E_INTERNAL;
+    double best = 0, took = 0, spent = 0;
+    while (code == FB_OK && (spent < seconds || best == 0)) {
+        code = timed(vk, d, &took);
+        spent += took;
+        double done = read ? (double)bytes : 2.0 * 16 * 128 * d->groups * (double)d->arg[0];
+        if (took > 0 && done / took > best) best = done / took;
+        if (!read && took < seconds / 8 && d->groups < 1u << 15) d->groups *= 2;
+    }
+    vk_free(vk, &memory);
+    vk_free(vk, &partial);
+    *per_second = best;
+    return code;
+}
+
+const fb_backend fb_backend_vulkan = {
+    .name = "vulkan",
+    .count = vk_count,
+    .describe = vk_describe,
+    .open = vk_open,
+    .close = vk_close,
+    .alloc = vk_alloc,
+    .wrap = vk_wrap,
+    .free = vk_free,
+    .write = vk_write,
+    .read = vk_read,
+    .scratch = vk_scratch,
+    .submit = vk_submit,
+    .wait = vk_wait,
+    .peak = vk_peak,
+};

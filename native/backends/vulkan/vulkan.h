@@ -1,0 +1,106 @@
+/* vulkan.h - what the files of this folder share.
+ *   vulkan.c    the driver, its devices, opening one, running launches     (fb_backend_vulkan)
+ *   memory.c    sub-allocated buffers, copies in and out
+ *   pipeline.c  kernels specialised into pipelines, and their cache on disk
+ */
+#ifndef FB_VULKAN_H
+#define FB_VULKAN_H
+#include "../../kernels/kernels.h"
+#include "vk.h"
+
+#define VK_POINTER(result, name, arguments) result(VKCALL *name) arguments;
+
+typedef struct vk_driver {
+    void *library;
+    VkInstance instance;
+    void *(VKCALL *GetInstanceProcAddr)(VkInstance, const char *);
+    VkResult(VKCALL *CreateInstance)(const VkInstanceCreateInfo *, const void *, VkInstance *);
+    VK_INSTANCE_FUNCTIONS(VK_POINTER)
+} vk_driver;
+
+typedef struct vk_functions {
+    VK_DEVICE_FUNCTIONS(VK_POINTER)
+} vk_functions;
+
+/* One allocation of the driver, parted among many fb_mem. */
+typedef struct vk_slice {
+    struct vk_block *block;
+    uint64_t offset, bytes;
+    struct vk_slice *next; /* in order of offset */
+} vk_slice;
+
+typedef struct vk_block {
+    VkDeviceMemory memory;
+    VkBuffer buffer;
+    uint64_t bytes;
+    char *mapped; /* NULL where the host cannot see it */
+    vk_slice *slices;
+    struct vk_block *next;
+} vk_block;
+
+/* A command buffer and what it needs while it runs. */
+enum { SLOTS = 6, SETS = 64 };
+typedef struct vk_slot {
+    VkCommandBuffer commands;
+    VkDescriptorPool sets;
+    VkFence fence;
+    int running, used; /* submitted; descriptor sets taken */
+    double work;
+} vk_slot;
+
+typedef struct vk_pipeline {
+    fb_kernel_id kernel;
+    uint32_t spec[FB_SPECS];
+    VkPipeline handle;
+} vk_pipeline;
+
+typedef struct vulkan {
+    vk_driver driver;
+    vk_functions fn;
+    VkPhysicalDevice physical;
+    VkDevice device;
+    VkQueue queue;
+    uint32_t family;
+    VkPhysicalDeviceProperties properties;
+    VkPhysicalDeviceMemoryProperties memory;
+    uint64_t most_allocation, max_binding_bytes, align;
+    fb_kernel_limits limits;
+    /* memory.c */
+    vk_block *blocks;
+    vk_block *staging; /* seen by the host; for devices whose memory is not */
+    /* vulkan.c */
+    VkCommandPool pool;
+    vk_slot slots[SLOTS];
+    int slot; /* the one being recorded, or next to be */
+    int recording;
+    /* pipeline.c */
+    VkDescriptorSetLayout set_layout;
+    VkPipelineLayout layout;
+    VkPipelineCache cache;
+    VkShaderModule modules[FB_KERNEL_COUNT];
+    vk_pipeline *pipelines;
+    int n_pipelines, room_pipelines;
+    char *cache_path;
+} vulkan;
+
+/* FB_OK, or the code of a failed call after one sentence about `what`. */
+int vk_check(VkResult result, const char *what);
+
+/* vulkan.c: commands go into one buffer after another; each sees what those before it wrote. */
+int vk_begin(vulkan *vk, VkCommandBuffer *commands);
+int vk_flush(vulkan *vk);
+int vk_wait(void *self);
+
+/* memory.c */
+int vk_alloc(void *self, uint64_t bytes, fb_mem *mem);
+int vk_wrap(void *self, const void *host, uint64_t bytes, fb_mem *mem);
+void vk_free(void *self, fb_mem *mem);
+int vk_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes);
+int vk_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes);
+void vk_memory_close(vulkan *vk);
+
+/* pipeline.c */
+int vk_pipelines_open(vulkan *vk, const char *cache_path);
+int vk_pipeline_get(vulkan *vk, const fb_dispatch *d, VkPipeline *out);
+void vk_pipelines_close(vulkan *vk);
+#endif

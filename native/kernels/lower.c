@@ -1,0 +1,299 @@
+/* lower.c - which portable kernel an op is, with which constants, arguments and workgroups: one row an op. */
+#include <string.h>
+#include "kernels.h"
+
+typedef fb_dispatch dispatch;
+
+static uint32_t bits(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+static uint32_t up(uint64_t n, uint32_t by) { return (uint32_t)((n + by - 1) / by); }
+
+/* Fills what all have in common; bindings are the launch's operands named by `order`, '-' where there is none. */
+static void begin(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, uint32_t threads, uint32_t op) {
+    memset(d, 0, sizeof *d);
+    d->kernel = kernel;
+    d->blocks = -1;
+    d->spec[0] = threads;
+    d->spec[3] = op;
+    for (int k = 0; order[k]; k++)
+        if (order[k] != '-') d->b[k] = l->v[order[k] - '0'];
+}
+
+static void args(dispatch *d, uint64_t work, uint32_t a, uint32_t b, uint32_t c, uint32_t e) {
+    const uint32_t first[4] = {a, b, c, e};
+    memcpy(d->arg, first, sizeof first);
+    d->work = (double)work;
+}
+
+/* ---- products ---- */
+
+/* Weights are read as bytes; F32 and BF16 are formats like any other. */
+static void weights_at(dispatch *d, int binding) {
+    d->blocks = binding;
+    d->spec[4] = (uint32_t)d->b[binding].type;
+}
+
+/* Tiles of 64 x 64 with 4 x 4 a thread; narrow ones where the output is narrow, as beside a LoRA pair. */
+static void tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint32_t n) {
+    uint32_t bm = m <= 16 ? 16 : m <= 32 || limits->threads < 256 ? 32 : 64, bn = n <= 16 ? 16 : 64;
+    uint32_t tm = bm == 16 ? 2 : 4, tn = bn == 16 ? 2 : 4;
+    uint32_t pad = 32 * 4 * (bm + bn + 2) <= limits->shared_bytes;
+    const uint32_t spec[] = {bm / tm * (bn / tn), 0, 0, d->spec[3], d->spec[4], bm, bn, tm, tn, pad};
+    memcpy(d->spec, spec, sizeof spec);
+    d->groups = up(m, bm) * up(n, bn);
+}
+
+static int product(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, const char *order, uint32_t op) {
+    begin(d, l, FB_KERNEL_product, order, 0, op);
+    const fb_view *v = d->b;
+    uint32_t m = (uint32_t)v[0].rows, n = (uint32_t)v[0].cols, k = (uint32_t)(op == 2 ? v[1].rows : v[1].cols);
+    weights_at(d, 2);
+    if (op == 0 && m <= 8) {
+        d->kernel = FB_KERNEL_product_few;
+        d->spec[0] = 64;
+        d->spec[3] = 0;
+        d->groups = up(n, 2);
+    } else tiles(d, limits, m, n);
+    args(d, 2 * (uint64_t)m * n * k, m, n, k, v[3].mem ? (uint32_t)v[3].cols : 0);
+    d->arg[4] = bits(l->attr.scale);
+    return 1;
+}
+
+static int linear(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits) {
+    (void)scratch;
+    return product(d, l, limits, "0124563", 0);
+}
+static int linear_dx(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits) {
+    (void)scratch;
+    return product(d, l, limits, "012345", 1);
+}
+static int linear_dw(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits) {
+    (void)scratch;
+    return product(d, l, limits, "012--0", 2);
+}
+
+/* ---- attention ---- */
+
+static int attend(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, int by_keys) {
+    const fb_attention_shape *s = &l->attr.attention;
+    begin(d, l, kernel, order, 128, 0);
+    uint32_t t = (uint32_t)l->v[2].rows, keys = (uint32_t)l->v[3].rows, heads = (uint32_t)(by_keys ? s->n_kv_head : s->n_head);
+    d->spec[5] = (uint32_t)s->head_dim;
+    d->groups = heads * up(by_keys ? keys : t, 32);
+    args(d, 8 * (uint64_t)t * keys * (uint64_t)(s->n_head * s->head_dim), t, keys, (uint32_t)s->n_head, (uint32_t)s->n_kv_head);
+    d->arg[4] = (uint32_t)s->window;
+    d->arg[5] = bits(s->scale);
+    d->arg[6] = bits(s->softcap);
+    d->arg[7] = by_keys ? (uint32_t)l->attr.first : 0;
+    return 1;
+}
+
+#define LOWER(name) static int name(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits)
+#define UNUSED (void)scratch, (void)limits
+
+LOWER(attention) { UNUSED; return attend(d, l, FB_KERNEL_attention, "0123456", 0); }
+LOWER(attention_dq) { UNUSED; return attend(d, l, FB_KERNEL_attention_dq, "0123456789", 0); }
+LOWER(attention_dkv) { UNUSED; return attend(d, l, FB_KERNEL_attention_dkv, "0123456789", 1); }
+
+/* ---- norms and sums down the rows ---- */
+
+static int normed(dispatch *d, const fb_launch *l, const char *order, uint32_t op, const fb_view *weight) {
+    begin(d, l, FB_KERNEL_norm, order, 64, op);
+    const fb_view *x = &d->b[1];
+    d->groups = (uint32_t)x->rows * (uint32_t)(x->cols / weight->cols);
+    args(d, 8 * (uint64_t)x->rows * (uint64_t)x->cols, (uint32_t)x->rows, (uint32_t)x->cols, (uint32_t)weight->cols,
+         bits(l->attr.eps));
+    return 1;
+}
+LOWER(rms_norm) { UNUSED; return normed(d, l, "012", 0, &l->v[2]); }
+LOWER(rms_norm_dx) { UNUSED; return normed(d, l, "02314", 1, &l->v[3]); }
+
+static int summed(dispatch *d, const fb_launch *l, const char *order, uint32_t op, uint32_t cols, uint32_t groups) {
+    begin(d, l, FB_KERNEL_columns, order, 64, op);
+    d->groups = up(up(cols, 2), 64);
+    args(d, 2 * (uint64_t)l->v[1].rows * (uint64_t)l->v[1].cols, (uint32_t)l->v[1].rows, cols, groups, (uint32_t)l->v[0].rows);
+    return 1;
+}
+
+/* The norms of all groups first, into scratch. */
+LOWER(rms_norm_dw) {
+    (void)limits;
+    int32_t groups = l->v[2].cols / l->v[0].cols;
+    fb_view inv = {.mem = scratch, .type = FB_F32, .rows = l->v[2].rows, .cols = groups, .ld = groups};
+    normed(&d[0], l, "-2", 2, &l->v[0]);
+    summed(&d[1], l, "012", 1, (uint32_t)l->v[0].cols, (uint32_t)groups);
+    d[0].b[0] = d[1].b[3] = inv;
+    return 2;
+}
+LOWER(bias_db) { UNUSED; return summed(d, l, "01", 0, (uint32_t)l->v[0].cols, 1); }
+
+static int scattered(dispatch *d, const fb_launch *l, int32_t first, float scale) {
+    summed(d, l, "01--2", 2, (uint32_t)l->v[0].cols, 1);
+    d->arg[4] = (uint32_t)first;
+    d->arg[5] = bits(scale);
+    return 1;
+}
+LOWER(scatter) { UNUSED; return scattered(d, l, 0, 1); }
+LOWER(embed_dw) { UNUSED; return scattered(d, l, l->attr.first, l->attr.scale); }
+
+LOWER(sumsq) {
+    UNUSED;
+    uint32_t n = (uint32_t)l->v[1].cols, pieces = (uint32_t)l->v[0].cols;
+    begin(d, l, FB_KERNEL_sumsq, "01", 128, 0);
+    d->groups = pieces;
+    args(d, 2 * (uint64_t)n, pieces, n, up(n, pieces), 0);
+    return 1;
+}
+
+LOWER(xent) {
+    UNUSED;
+    begin(d, l, FB_KERNEL_xent, "012", 128, (uint32_t)l->attr.grad);
+    d->groups = (uint32_t)l->v[1].rows;
+    args(d, 32 * (uint64_t)l->v[1].rows * (uint64_t)l->v[1].cols, d->groups, (uint32_t)l->v[1].cols, bits(l->attr.softcap), 0);
+    return 1;
+}
+
+/* ---- element by element, and rows by number ---- */
+
+static int elements(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, uint32_t op, uint32_t each) {
+    const fb_view *shape = &l->v[kernel == FB_KERNEL_rows && op == 1 ? 1 : 0];
+    begin(d, l, kernel, order, 64, op);
+    uint64_t threads = (uint64_t)shape->rows * up((uint64_t)shape->cols, each);
+    d->groups = up(threads, 64);
+    args(d, 8 * threads, (uint32_t)shape->rows, (uint32_t)shape->cols, 0, 0);
+    return 1;
+}
+
+LOWER(add) { UNUSED; return elements(d, l, FB_KERNEL_elements, "012", 0, 2); }
+LOWER(zero) { UNUSED; return elements(d, l, FB_KERNEL_elements, "0", 6, 2); }
+LOWER(scale) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_elements, "012", 1, 2);
+    d->arg[2] = bits(l->attr.scale);
+    return 1;
+}
+LOWER(glu) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_elements, "012", 2, 2);
+    d->spec[4] = (uint32_t)l->attr.kind;
+    return 1;
+}
+LOWER(glu_grad) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_elements, "01234", 3, 2);
+    d->spec[4] = (uint32_t)l->attr.kind;
+    return 1;
+}
+LOWER(softcap) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_elements, "01", 4, 2);
+    d->arg[2] = bits(l->attr.softcap);
+    return 1;
+}
+LOWER(softcap_grad) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_elements, "0123", 5, 2);
+    d->arg[2] = bits(l->attr.softcap);
+    return 1;
+}
+LOWER(adamw) {
+    UNUSED;
+    const fb_attr *a = &l->attr;
+    const float numbers[] = {a->beta1, a->beta2, 1 - a->lr * a->decay, a->lr / a->correct1, 1 / a->correct2,
+                             a->eps, a->grad_scale, 1 - a->beta1, 1 - a->beta2};
+    elements(d, l, FB_KERNEL_elements, "0123", 7, 2);
+    memcpy(d->arg + 2, numbers, sizeof numbers);
+    return 1;
+}
+LOWER(sgd) {
+    UNUSED;
+    const float numbers[] = {l->attr.lr, l->attr.momentum, 1 - l->attr.lr * l->attr.decay};
+    elements(d, l, FB_KERNEL_elements, "012", 8, 2);
+    memcpy(d->arg + 2, numbers, sizeof numbers);
+    d->arg[8] = bits(l->attr.grad_scale);
+    return 1;
+}
+
+static int moved(dispatch *d, const fb_launch *l, uint32_t op, uint32_t first, float scale) {
+    elements(d, l, FB_KERNEL_rows, "012", op, 4);
+    weights_at(d, 1);
+    d->arg[2] = (uint32_t)l->v[1].rows;
+    d->arg[3] = first;
+    d->arg[4] = bits(scale);
+    return 1;
+}
+LOWER(embed) { UNUSED; return moved(d, l, 0, (uint32_t)l->attr.first, l->attr.scale); }
+LOWER(gather) { UNUSED; return moved(d, l, 0, 0, 1); }
+LOWER(append) { UNUSED; return moved(d, l, 1, 0, 1); }
+
+LOWER(rope_table) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_rope, "012", 0, 2);
+    d->arg[5] = bits(l->attr.scale);
+    return 1;
+}
+LOWER(rope) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_rope, "0123", 1, 2);
+    d->arg[2] = (uint32_t)l->attr.head_dim;
+    d->arg[3] = (uint32_t)l->v[2].cols;
+    d->arg[4] = l->attr.layout == FB_ROPE_PAIRS ? 0 : 1;
+    d->arg[5] = bits(l->attr.inverse ? -1.0f : 1.0f);
+    return 1;
+}
+
+/* ---- the table ---- */
+
+typedef int lowering(dispatch *, const fb_launch *, const fb_mem *, const fb_kernel_limits *);
+
+static lowering *const ROWS[FB_OP_COUNT] = {
+    [FB_OP_EMBED] = embed, [FB_OP_RMS_NORM] = rms_norm, [FB_OP_RMS_NORM_DX] = rms_norm_dx,
+    [FB_OP_RMS_NORM_DW] = rms_norm_dw, [FB_OP_LINEAR] = linear, [FB_OP_LINEAR_DX] = linear_dx,
+    [FB_OP_LINEAR_DW] = linear_dw, [FB_OP_BIAS_DB] = bias_db, [FB_OP_EMBED_DW] = embed_dw,
+    [FB_OP_ROPE_TABLE] = rope_table, [FB_OP_ROPE] = rope, [FB_OP_ATTENTION] = attention,
+    [FB_OP_ATTENTION_DQ] = attention_dq, [FB_OP_ATTENTION_DKV] = attention_dkv, [FB_OP_GLU] = glu,
+    [FB_OP_GLU_GRAD] = glu_grad, [FB_OP_ADD] = add, [FB_OP_SCALE] = scale, [FB_OP_SOFTCAP] = softcap,
+    [FB_OP_SOFTCAP_GRAD] = softcap_grad, [FB_OP_GATHER] = gather, [FB_OP_SCATTER] = scatter, [FB_OP_XENT] = xent,
+    [FB_OP_APPEND] = append, [FB_OP_ZERO] = zero, [FB_OP_SUMSQ] = sumsq, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
+};
+
+/* The formats that blocks.prelude decodes. */
+static int decodable(int32_t type) {
+    static const int32_t known[] = {FB_F32, FB_F16, FB_BF16, FB_Q4_0, FB_Q4_1, FB_Q5_0,
+                                    FB_Q5_1, FB_Q8_0, FB_Q2_K, FB_Q3_K, FB_Q4_K, FB_Q5_K, FB_Q6_K,
+                                    FB_IQ4_NL, FB_TQ1_0, FB_TQ2_0, FB_MXFP4};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (known[i] == type) return 1;
+    return 0;
+}
+
+int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
+             fb_dispatch out[FB_MOST_DISPATCHES]) {
+    if ((unsigned)launch->op >= FB_OP_COUNT || !ROWS[launch->op]) {
+        fb_fail(FB_E_INTERNAL, "there is no kernel for op %d", (int)launch->op);
+        return 0;
+    }
+    int n = ROWS[launch->op](out, launch, scratch, limits);
+    for (int i = 0; i < n; i++) {
+        dispatch *d = &out[i];
+        for (int k = 0; k < FB_BINDINGS; k++) {
+            if (!d->b[k].mem) continue;
+            d->spec[2] |= 1u << k;
+            if (k != d->blocks && d->b[k].type == FB_BF16) d->spec[1] |= 1u << k;
+        }
+        if (d->blocks >= 0 && !decodable(d->b[d->blocks].type)) {
+            fb_fail(FB_E_DEVICE, "this device has no decoder for tensors of type %d yet", (int)d->b[d->blocks].type);
+            return 0;
+        }
+    }
+    return n;
+}
+
+uint64_t fb_lower_scratch(const fb_launch *l) {
+    if (l->op != FB_OP_RMS_NORM_DW) return 0;
+    return (uint64_t)l->v[2].rows * (uint64_t)(l->v[2].cols / l->v[0].cols) * 4;
+}

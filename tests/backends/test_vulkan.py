@@ -1,0 +1,120 @@
+"""What runs on the CPU runs on Vulkan with the same numbers: graphs, steps, and the commands of a user."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fabric.core import BF16, F32, Buffer, Device, Optimizer, Range
+from tests.cli.shell import fabric
+from tests.core.test_plan import T, decoder, run
+from tests.parity.ours import gradients
+from tests.parity.rows import Row
+from tests.support.compare import flat, relative_error
+from tests.support.devices import VALIDATED, vulkan
+from tests.support.paths import smollm2
+
+LOSSES = {F32: 1e-5, BF16: 0.1}
+
+
+@pytest.mark.parametrize("precision", [F32, BF16])
+@pytest.mark.parametrize("limit", [0, 3100])
+def test_losses_and_gradients_are_the_cpus_whole_and_in_tiles(precision: int, limit: int) -> None:
+    device = Device(vulkan(), max_binding_bytes=limit)
+    want, got = run(Device("cpu", isa="generic"), precision), run(device, precision)
+    assert (got[2].stats.tiled > 0) == (limit > 0)
+    np.testing.assert_allclose(got[0], want[0], atol=LOSSES[precision])
+    assert relative_error(got[1], want[1]) < (1e-5 if precision == F32 else 0.02)
+
+
+def two_steps(name: str, kind: str) -> list[np.ndarray]:
+    """Losses, norms and parameters after two optimizer steps of a small decoder."""
+    device = Device(name)
+    lab, _ = decoder(device)
+    plan = lab.plan()
+    lab.params.write(lab.values)
+    m, v = Buffer(device, 1 << 16), Buffer(device, 1 << 16)
+    optimizer = Optimizer(m, v, [Range(0, lab.used)], kind=kind, lr=1e-2, weight_decay=0.01, momentum=0.9, clip=1.0)
+    told = []
+    for t in (1, 2):
+        optimizer.t = t
+        result = plan.step([lab.feed(), lab.feed()], optimizer)
+        told += [result.loss_sum / (2 * T), result.grad_norm]
+    return [np.array(told), lab.params.read()]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_two_optimizer_steps_end_where_the_cpus_end(kind: str) -> None:
+    for got, want in zip(two_steps(vulkan(), kind), two_steps("cpu", kind), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_run_gives_the_same_bits() -> None:
+    one, two = run(Device(vulkan())), run(Device(vulkan()))
+    assert np.array_equal(one[0], two[0])
+    assert np.array_equal(one[1], two[1])
+
+
+def test_a_real_model_has_the_cpus_gradients_in_a_megabyte_a_binding() -> None:
+    random = np.random.default_rng(1)
+    pairs = {
+        f"blk.{i}.{name}.weight": (random.standard_normal((4, k)) / k**0.5, random.standard_normal((n, 4)) * 0.05)
+        for i in (0, 29)
+        for name, n, k in (("attn_q", 576, 576), ("attn_v", 192, 576), ("ffn_down", 576, 1536))
+    }
+    rows = [Row([1, 9906, 28, 457, 253, 6330, 30], [0, 1, 1, 1, 1, 1, 1]), Row([1, 504, 260, 2], [0, 0, 1, 1])]
+    typed = {name: (a.astype(np.float32), b.astype(np.float32)) for name, (a, b) in pairs.items()}
+    want = gradients(smollm2(), typed, 8.0, rows)
+    got = gradients(smollm2(), typed, 8.0, rows, name=vulkan(), max_binding_bytes=1 << 20)
+    np.testing.assert_allclose(got[0], want[0], atol=2e-4)
+    assert relative_error(flat(got[1]), flat(want[1])) < 1e-4
+
+
+def trained(tmp_path: Path, device: str) -> tuple[list[float], str]:
+    """Losses and gradient norms of two steps of the real command, and what it said."""
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt":"1 + 1 =","completion":" 2"}\n{"prompt":"2 + 2 =","completion":" 4"}\n'
+    )
+    done = fabric(
+        "train", "rows.jsonl", "-m", smollm2(), "-o", f"{device}.gguf", "--device", device, "--precision", "f32",
+        "--batch", "1", "--ctx", "16", "--metrics", "-", cwd=tmp_path, timeout=900,
+        env={**VALIDATED, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    lines = [line for line in done.out.decode().splitlines() if line.startswith("{")]
+    steps = [json.loads(line) for line in lines]
+    return [step[name] for step in steps for name in ("loss", "grad_norm")], done.out.decode() + done.err
+
+
+def test_two_steps_of_a_real_model_through_the_command(tmp_path: Path) -> None:
+    got, told = trained(tmp_path, vulkan())
+    assert "Insert instance layer" in told
+    assert "VUID" not in told
+    assert len(list((tmp_path / "cache" / "fabric").glob("kernels-*.bin"))) == 1
+    np.testing.assert_allclose(got, trained(tmp_path, "cpu")[0], rtol=1e-4)
+    for device in ("cpu", "vulkan"):
+        done = fabric(
+            "generate", "-m", smollm2(), "-a", "vulkan.gguf", "--device", device, "--precision", "f32", "--max-tokens",
+            "4", "--raw", "--prompt", "The capital of France is", cwd=tmp_path, timeout=300,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        (tmp_path / device).write_bytes(done.out)
+    assert (tmp_path / "cpu").read_bytes() == (tmp_path / "vulkan").read_bytes() != b""
+
+
+def test_a_missing_driver_is_a_sentence_and_its_own_exit_code(tmp_path: Path) -> None:
+    nowhere = {"VK_DRIVER_FILES": "/nonexistent.json", "VK_ICD_FILENAMES": "/nonexistent.json"}
+    listed = fabric("devices", "--json", env=nowhere)
+    assert listed.code == 0
+    assert [d["backend"] for d in json.loads(listed.out)["devices"]] == ["cpu"]
+    assert "Vulkan" in listed.err
+    (tmp_path / "rows.jsonl").write_text('{"text":"one two three"}\n')
+    refused = fabric(
+        "train", tmp_path / "rows.jsonl", "-m", smollm2(), "-o", tmp_path / "a.gguf", "--device", "vulkan", env=nowhere
+    )
+    assert refused.code == 69
+    assert "vulkan" in refused.err
+    assert not (tmp_path / "a.gguf").exists()

@@ -1,0 +1,151 @@
+/* emulated.c - a backend that runs the portable kernels' CUDA or Metal text on the host: a workgroup is a ring of fibers
+ * that change at barriers. Built with -DEMULATED_METAL, or as CUDA; the kernels are compiled beside it (test_portable.py). */
+#define _XOPEN_SOURCE 700
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+#include "../../../native/kernels/kernels.h"
+
+enum { MOST_THREADS = 256, STACK = 1 << 17, ALIGN = 64, SHARED_BYTES = 32 << 10 };
+
+typedef struct three { unsigned x, y, z; } three;
+uint32_t emulated_spec[10];
+three emulated_thread, emulated_group, emulated_threads, emulated_groups;
+float shared[SHARED_BYTES / 4];
+
+#ifdef EMULATED_METAL
+#define ENTRY(name)                                                                                                     \
+    void emulated_##name(uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, \
+                         uint32_t *, uint32_t *, const fb_push *, float *, three, three, three, three);
+#define CALL(name)                                                                                                    \
+    case FB_KERNEL_##name:                                                                                            \
+        emulated_##name(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], &current.push, shared,            \
+                        emulated_group, emulated_groups, emulated_thread, emulated_threads);                          \
+        break;
+#else
+#define ENTRY(name) void emulated_##name(struct args);
+#define CALL(name)                  \
+    case FB_KERNEL_##name:          \
+        emulated_##name(current);   \
+        break;
+#endif
+
+struct args {
+    uint32_t *buffer[FB_BINDINGS];
+    fb_push push;
+};
+FB_KERNEL_NAMES(ENTRY)
+
+static struct args current;
+static fb_kernel_id kernel;
+static ucontext_t scheduler, fibers[MOST_THREADS];
+static char *stacks;
+static int ended[MOST_THREADS];
+
+void emulated_barrier(void) { swapcontext(&fibers[emulated_thread.x], &scheduler); }
+
+static void body(void) {
+    uint32_t **b = current.buffer;
+    (void)b;
+    switch (kernel) {
+        FB_KERNEL_NAMES(CALL)
+    default: break;
+    }
+    ended[emulated_thread.x] = 1;
+}
+
+static void start_fiber(unsigned t) {
+    getcontext(&fibers[t]);
+    fibers[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
+    fibers[t].uc_stack.ss_size = STACK;
+    fibers[t].uc_link = &scheduler;
+    makecontext(&fibers[t], body, 0);
+    ended[t] = 0;
+}
+
+static void run_group(void) {
+    unsigned left = emulated_threads.x;
+    for (unsigned t = 0; t < left; t++) start_fiber(t);
+    memset(shared, 0xff, sizeof shared);
+    while (left > 0)
+        for (unsigned t = 0; t < emulated_threads.x; t++) {
+            if (ended[t]) continue;
+            emulated_thread.x = t;
+            swapcontext(&scheduler, &fibers[t]);
+            left -= (unsigned)ended[t];
+        }
+}
+
+static int run(const fb_dispatch *d) {
+    memset(&current, 0, sizeof current);
+    for (int k = 0; k < FB_BINDINGS; k++) {
+        const fb_view *v = &d->b[k];
+        if (!v->mem) continue;
+        uint64_t aligned = v->offset / ALIGN * ALIGN, in_bytes = k == d->blocks, unit = in_bytes ? 1 : v->type == FB_BF16 ? 2 : 4;
+        current.buffer[k] = (uint32_t *)((char *)v->mem->host + aligned);
+        current.push.off[k] = (uint32_t)((v->offset - aligned) / unit);
+        current.push.ld[k] = (uint32_t)(in_bytes ? fb_type_bytes(v->type, v->ld) : (uint64_t)v->ld);
+    }
+    memcpy(current.push.arg, d->arg, sizeof d->arg);
+    memcpy(emulated_spec, d->spec, sizeof emulated_spec);
+    kernel = d->kernel;
+    emulated_threads = (three){d->spec[0], 1, 1};
+    emulated_groups = (three){d->groups < 7 ? d->groups : 7, (d->groups + 6) / 7, 1}; /* a grid with a rest */
+    for (emulated_group.y = 0; emulated_group.y < emulated_groups.y; emulated_group.y++)
+        for (emulated_group.x = 0; emulated_group.x < emulated_groups.x; emulated_group.x++) run_group();
+    return FB_OK;
+}
+
+static const fb_kernel_limits LIMITS = {MOST_THREADS, SHARED_BYTES};
+
+static int emulated_open(int index, const fb_device_options *options, void **self, fb_device_info *info) {
+    (void)index, (void)options;
+    *self = stacks = malloc((size_t)MOST_THREADS * STACK);
+    memset(info, 0, sizeof *info);
+    return stacks ? FB_OK : FB_E_MEMORY;
+}
+static void emulated_close(void *self) { free(self); }
+
+static int emulated_alloc(void *self, uint64_t bytes, fb_mem *mem) {
+    (void)self;
+    *mem = (fb_mem){.host = aligned_alloc(ALIGN, (bytes + ALIGN - 1) / ALIGN * ALIGN), .bytes = bytes};
+    return mem->host ? FB_OK : FB_E_MEMORY;
+}
+static void emulated_free(void *self, fb_mem *mem) {
+    (void)self;
+    free(mem->host);
+}
+static int emulated_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
+    (void)self;
+    memcpy((char *)mem->host + offset, src, bytes);
+    return FB_OK;
+}
+static int emulated_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
+    (void)self;
+    memcpy(dst, (const char *)mem->host + offset, bytes);
+    return FB_OK;
+}
+static uint64_t emulated_scratch(void *self, const fb_launch *launch) {
+    (void)self;
+    return fb_lower_scratch(launch);
+}
+static int emulated_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
+    (void)self, (void)seconds;
+    for (int i = 0; i < n; i++) {
+        fb_dispatch parts[FB_MOST_DISPATCHES];
+        int count = fb_lower(&launches[i], scratch, &LIMITS, parts);
+        if (!count) return FB_E_DEVICE;
+        for (int k = 0; k < count; k++) run(&parts[k]);
+    }
+    return FB_OK;
+}
+static int emulated_wait(void *self) {
+    (void)self;
+    return FB_OK;
+}
+
+const fb_backend fb_backend_emulated = {
+    .name = "emulated", .open = emulated_open, .close = emulated_close, .alloc = emulated_alloc, .free = emulated_free,
+    .write = emulated_write, .read = emulated_read, .scratch = emulated_scratch, .submit = emulated_submit,
+    .wait = emulated_wait,
+};

@@ -1,0 +1,42 @@
+/* words.h - what the emulated dialects share: specialised constants as variables, and the host's mathematics. */
+#ifndef EMULATED_WORDS_H
+#define EMULATED_WORDS_H
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+using std::abs;
+using std::exp;
+using std::floor;
+using std::log;
+using std::max;
+using std::min;
+using std::sqrt;
+
+struct emulated_three { unsigned x, y, z; };
+extern "C" {
+extern uint32_t emulated_spec[10];
+extern emulated_three emulated_thread, emulated_group, emulated_threads, emulated_groups;
+void emulated_barrier(void);
+}
+#define CONSTANT(name, value) const uint &name = value; /* changes from launch to launch */
+#define SPEC_1 emulated_spec[1]
+#define SPEC_2 emulated_spec[2]
+#define SPEC_3 emulated_spec[3]
+#define SPEC_4 emulated_spec[4]
+#define SPEC_5 emulated_spec[5]
+#define SPEC_6 emulated_spec[6]
+#define SPEC_7 emulated_spec[7]
+#define SPEC_8 emulated_spec[8]
+#define SPEC_9 emulated_spec[9]
+
+struct float4 {
+    float x, y, z, w;
+    float4(float a, float b, float c, float d) : x(a), y(b), z(c), w(d) {}
+};
+template <class to, class from> static inline to emulated_bits(from value) {
+    to same;
+    std::memcpy(&same, &value, sizeof same);
+    return same;
+}
+#endif
