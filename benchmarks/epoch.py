@@ -24,17 +24,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.parity.biomedical import SETTINGS, records, write  # noqa: E402
+from tests.parity.biomedical import SETTINGS, SUBJECTS, records, write  # noqa: E402
 from tests.support.paths import smollm2  # noqa: E402
 
 PEERS = ("fabric", "peft")
+SUBJECT = SUBJECTS["smollm2"]
 
 
 def fabric(threads: int) -> dict[str, Any]:
     """The command, its own report as JSON."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows, _ = write(folder)
+        rows, _ = write(SUBJECT, folder)
         flags = [str(part) for key, value in SETTINGS.items() for part in (f"--{key.replace('_', '-')}", value)]
         command = [sys.executable, "-m", "fabric", "train", str(rows), "-m", str(smollm2()), *flags]
         command += ["-o", str(folder / "adapter.gguf"), "--epochs", "1", "--precision", "bf16", "--json"]
@@ -60,7 +61,7 @@ def peft(threads: int) -> dict[str, Any]:
     with GGUF.open(smollm2()) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
     rows = []
-    for record in records("train"):
+    for record in records(SUBJECT, "train"):
         first = record["train"][0][0]
         prompt, answer = (tokenizer.encode(part, True) for part in (record["text"][:first], record["text"][first:]))
         rows.append((prompt + answer, [-100] * len(prompt) + answer))
