@@ -59,6 +59,14 @@ def tokens() -> list[int]:
         return llama.tokenize(records(SUBJECTS["gemma3"], "validation")[0]["text"], bos=True)
 
 
+@pytest.fixture(scope="module")
+def model_f32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The published file decoded to F32: a gigabyte, removed at the end."""
+    path = decoded_copy(gemma3(), tmp_path_factory.mktemp("decoded") / "model.gguf")
+    yield path
+    path.unlink()
+
+
 def loss(file: Path) -> float:
     return float(json.loads(file.read_text())["loss"])
 
@@ -78,17 +86,17 @@ def test_a_few_steps_help_and_a_merged_and_quantized_file_keeps_what_was_learnt(
     assert (work / "answer.txt").read_text().strip()
 
 
-def test_stock_llama_cpp_takes_the_adapter_and_the_merged_and_the_quantized_file(work: Path, tokens: list[int]) -> None:
+def test_stock_llama_cpp_takes_the_adapter_and_the_merged_and_the_quantized_file(
+    work: Path, model_f32: Path, tokens: list[int]
+) -> None:
     """An F32 copy of the published file carries the adapter as the merged file does; the quantized file is its own F32
     copy to us, and to stock but for activations that it rounds to 8 bits.
     """
-    model, quantized = work / "model-f32.gguf", work / "q8_0-f32.gguf"
-    decoded_copy(gemma3(), model)
-    decoded_copy(work / "q8_0.gguf", quantized)
+    quantized = decoded_copy(work / "q8_0.gguf", work / "q8_0-f32.gguf")
     found = {}
     for name, file, adapter in (
-        ("base", model, None),
-        ("adapter", model, work / "adapter.gguf"),
+        ("base", model_f32, None),
+        ("adapter", model_f32, work / "adapter.gguf"),
         ("merged", work / "merged.gguf", None),
         ("rounding", work / "q8_0.gguf", None),
         ("quantized", quantized, None),
@@ -105,11 +113,10 @@ def test_stock_llama_cpp_takes_the_adapter_and_the_merged_and_the_quantized_file
     assert mean_kl(found["rounding"], got) < max(1e-3, 1.05 * mean_kl(found["rounding"], found["quantized"]))
 
 
-def test_rows_longer_than_the_window_are_those_of_stock_llama_cpp(work: Path) -> None:
+def test_rows_longer_than_the_window_are_those_of_stock_llama_cpp(model_f32: Path) -> None:
     """The last tokens of a text see the first ones through every sixth layer only."""
-    model = decoded_copy(gemma3(), work / "model-f32.gguf")
-    text = "\n".join(record["text"].removesuffix("<eos>") for record in records(SUBJECTS["gemma3"], "validation")[:12])
-    with Llama(model, n_ctx=1024) as llama:
+    text = "\n".join(record["text"].removesuffix("<eos>") for record in records(SUBJECTS["gemma3"], "validation")[:16])
+    with Llama(model_f32, n_ctx=1024) as llama:
         tokens = llama.tokenize(text, bos=True)[: WINDOW + 128]
         theirs = llama.logits(tokens, last=32)
     assert len(tokens) == WINDOW + 128
