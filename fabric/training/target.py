@@ -82,7 +82,10 @@ def _model(settings: TrainSettings, weights: Weights) -> Target:
     gguf = weights.gguf
     check_model(gguf)
     layout = full_layout(weights)
-    file_type = None if settings.type in (None, KEEP) else parse_mix(settings.type).file_type
+    if settings.type == KEEP:
+        file_type: int | None = gguf.get("general.file_type", int, 0)
+    else:
+        file_type = parse_mix(settings.type).file_type if settings.type else None
     slots = {slot.name: slot for slot in layout.slots}
     types = {name: written_type(gguf, info, settings.type, name in slots) for name, info in gguf.tensors.items()}
 

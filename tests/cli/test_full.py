@@ -69,6 +69,8 @@ def test_every_tensor_has_the_type_that_was_asked_for(tiny: Path, quantized: Pat
     assert types(tiny, 0) == {"F32"}
     assert types(quantized, 1) == {"BF16"}
     assert types(quantized, 2, "--type", "keep") == {"Q4_0", "Q8_0"}
+    with GGUF.open(quantized) as base, GGUF.open(tmp_path / "2.gguf") as kept:
+        assert kept.metadata["general.file_type"] == base.metadata["general.file_type"]
     assert types(quantized, 3, "--type", "Q8_0") == {"Q8_0"}
 
 
