@@ -294,6 +294,8 @@ class Loop:
         totals.val_loss, totals.validated, totals.stale = loss, self.step, totals.stale + 1
         if self.settings.patience and (totals.best_loss is None or loss < totals.best_loss):
             totals.best_loss, totals.best_step, totals.stale = loss, self.step, 0
+            if self.before_checkpoint:
+                self.before_checkpoint()
             params = self.machine.snapshot(self.step, totals)
             write_snapshot(self.directory / BEST, params._replace(arrays=params.arrays[:1]))
         return loss
