@@ -37,7 +37,9 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
     for (int i = 0; i < N_BACKENDS; i++) {
         const fb_backend *backend = backends[i];
         if (strlen(backend->name) != length || strncmp(backend->name, name, length) != 0) continue;
-        if (index < 0 || index >= backend->count()) break;
+        int count = backend->count();
+        if (count == 0) return NULL; /* the backend has said why */
+        if (index < 0 || index >= count) break;
         fb_device *device = calloc(1, sizeof *device);
         if (!device) {
             fb_fail(FB_E_MEMORY, "out of memory while opening device %s", name);
