@@ -69,8 +69,19 @@ static void emit_tile(fb_program *p, const fb_node *whole, int32_t m, int32_t ms
     }
 }
 
+/* A gradient whose reduction is cut is summed in F32; that is settled before any tile is sized, for it takes more room. */
+static void widen_partial_sums(fb_program *p, uint64_t limit) {
+    for (int32_t i = 0; i < p->n_nodes; i++) {
+        const fb_node *node = &p->nodes[i];
+        int32_t n = 1;
+        if (node->op == FB_OP_LINEAR_DX && tile_rows(p, node, 'n', limit, &n) < n)
+            p->tensors[node->v[0].tensor].type = FB_F32;
+    }
+}
+
 int fb_tile_program(fb_program *p, uint64_t limit) {
     if (!limit) return FB_OK;
+    widen_partial_sums(p, limit);
     fb_node *nodes = p->nodes;
     int32_t count = p->n_nodes;
     p->nodes = NULL;
@@ -91,7 +102,6 @@ int fb_tile_program(fb_program *p, uint64_t limit) {
             *copy = *node;
             continue;
         }
-        if (node->op == FB_OP_LINEAR_DX && tile_n < n) p->tensors[node->v[0].tensor].type = FB_F32;
         for (int32_t at_n = 0; at_n < n; at_n += tile_n < n ? tile_n : n)
             for (int32_t at_m = 0; at_m < m; at_m += tile_m < m ? tile_m : m)
                 emit_tile(p, node, at_m, tile_m < m - at_m ? tile_m : m - at_m, at_n,
