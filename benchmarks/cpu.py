@@ -2,7 +2,7 @@
 
     python benchmarks/cpu.py [--model model.gguf] [--tokens 512] [--rounds 3] [--peers peft-bf16 fabric-bf16 ...]
 
-LoRA r=16 on 7 modules of a Qwen3-0.6B-shaped llama with random weights, one row, every token trained, two threads.
+LoRA r=16 on 7 modules of a model of the shape of Qwen3-0.6B with random weights, one row, every token trained, two threads.
 Each run is a process of its own: a warm-up step, then `--steps` of them. Prints the median tokens/s, the ratio to PEFT
 in the same precision, the share of the measured peak and the resident memory.
 """
@@ -59,13 +59,13 @@ def peft(precision: str, tokens: int, steps: int, threads: int) -> dict[str, Any
     """Steps of PEFT: pairs in the model's own type, which is its quickest way."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shape = PRESETS["qwen3-0.6b"]
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
@@ -76,7 +76,7 @@ def peft(precision: str, tokens: int, steps: int, threads: int) -> dict[str, Any
         tie_word_embeddings=shape.tied,
     )
     torch.set_default_dtype(dtype)
-    base = LlamaForCausalLM(config)
+    base = Qwen3ForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, bias="none", target_modules=names)
