@@ -36,7 +36,7 @@ def two_steps(name: str, kind: str) -> list[np.ndarray]:
     lab, _ = decoder(device)
     plan = lab.plan()
     lab.params.write(lab.values)
-    m, v = Buffer(device, 1 << 16), Buffer(device, 1 << 16)
+    m, v = Buffer(device, lab.params.nbytes), Buffer(device, lab.params.nbytes)
     optimizer = Optimizer(m, v, [Range(0, lab.used)], kind=kind, lr=1e-2, weight_decay=0.01, momentum=0.9, clip=1.0)
     told = []
     for t in (1, 2):
