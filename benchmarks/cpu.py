@@ -2,9 +2,9 @@
 
     python benchmarks/cpu.py [--model model.gguf] [--tokens 512] [--rounds 3] [--peers peft-bf16 fabric-bf16 ...]
 
-LoRA r=16 on 7 modules of a model of the shape of Qwen3-0.6B with random weights, one row, every token trained, two threads.
-Each run is a process of its own: a warm-up step, then `--steps` of them. Prints the median tokens/s, the ratio to PEFT
-in the same precision, the share of the measured peak and the resident memory.
+LoRA r=16 on 7 modules of a model of the shape of Qwen3-0.6B with random weights, one row, every token trained, two
+threads. Each run is a process of its own: a warm-up step, then `--steps` of them. Prints the median tokens/s, the ratio
+to PEFT in the same precision, the share of the measured peak and the resident memory.
 """
 
 from __future__ import annotations
