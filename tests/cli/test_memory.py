@@ -22,3 +22,11 @@ def test_a_dry_run_tells_the_peak_of_the_process(
     taken = json.loads(fabric(*line, "-o", tmp_path / "a.gguf").out)
     assert abs(told["peak_bytes"] - taken["peak_bytes"]) <= max(0.05 * taken["peak_bytes"], 64 * MIB)
     assert told["model_bytes"] == tiny.stat().st_size
+
+
+def test_the_peak_is_this_process_s_own_whoever_started_it(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    ballast = bytearray(b"x") * (1 << 30)
+    line = ["train", rows, "-m", tiny, "--steps", "1", "--json", "--run-dir", tmp_path / "run", "--rank", "4"]
+    taken = json.loads(fabric(*line, "-o", tmp_path / "a.gguf").out)["peak_bytes"]
+    del ballast
+    assert taken < 1 << 29
