@@ -8,7 +8,7 @@
 #include <string.h>
 #include "../../native/graph/backend.h"
 
-enum { ACT = -2, OUT = 1, CHECK_SKIP = 2 };
+enum { ACT = -2, OUT = 1, CHECK_SKIP = 2, FINE = 3 };
 
 typedef struct operand {
     fb_view view;
@@ -24,7 +24,7 @@ typedef struct test_case {
     int n;
     int variant; /* of activations: 0 all F32, 1 all BF16, 2 mixed */
     int weight;  /* type of block operands */
-    int exact;   /* 1: 16-bit products cannot occur */
+    double coarse; /* of the largest: what outputs that are not FINE may be off where 16-bit products may occur */
     int equal;   /* 1: outputs are single weights, which must come out bit for bit */
 } test_case;
 

@@ -121,7 +121,7 @@ static char *launch(void *device, test_case *t, uint64_t *size) {
 }
 
 /* The largest error of any output, in units of what is allowed there. */
-static double error_of(const test_case *t, const char *bytes, int products) {
+static double error_of(const test_case *t, const char *bytes) {
     double worst = 0;
     for (int i = 0; i < t->n; i++) {
         const operand *o = &t->o[i];
@@ -129,7 +129,7 @@ static double error_of(const test_case *t, const char *bytes, int products) {
         double top = 1e-3, allowed;
         for (int64_t k = 0; k < (int64_t)o->view.rows * o->view.cols; k++)
             if (isfinite(o->d[k])) top = fmax(top, fabs(o->d[k]));
-        allowed = t->equal ? 1e-40 : (products && !t->exact ? 8e-3 : 4e-6) * top;
+        allowed = t->equal ? 1e-40 : (t->coarse > 0 && o->out != FINE ? t->coarse : 4e-6) * top;
         for (int r = 0; r < o->view.rows && o->out != CHECK_SKIP; r++)
             for (int c = 0; c < o->view.cols; c++) {
                 float got;
@@ -170,7 +170,6 @@ static void *open_portable(void) {
 }
 
 static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick) {
-    int products = row->make == make_linear || row->make == make_linear_dx || row->make == make_linear_dw;
     double worst = 0;
     int cases = 0, wrong = 0;
     for (int s = 0; s < MOST_SHAPES && row->s[s][0] && !(quick && s > 5); s++)
@@ -185,7 +184,7 @@ static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick
                 for (int n = 0; n < N_THREADS && devices[isa][n]; n++) {
                     uint64_t size;
                     char *bytes = launch(devices[isa][n], &t, &size);
-                    double e = error_of(&t, bytes, products);
+                    double e = error_of(&t, bytes);
                     int same = !first || !memcmp(first, bytes, size);
                     if (e > worst) worst = e;
                     if ((!(e <= 1) || !same) && wrong++ < 5)

@@ -6,7 +6,8 @@
  * takes its right operand, so probabilities and their gradients are multiplied again without being moved:
  *     scores[row][lane]   = rows packed for dots [tile][d][MR]  *  lanes [d][NR]
  *     result[d][lane]    += rows packed for sums [d tile][row][MR]  *  probabilities [row][NR]
- * Both packings are made once a launch. Softmax runs down the lanes: no sums across a vector. */
+ * Both packings are made once a launch. Softmax runs down the lanes: no sums across a vector. Of bf16 operands all are
+ * products of bf16 pairs: two neighbours along d in scores, two rows in results. */
 #ifndef FB_CPU_ATTENTION_H
 #define FB_CPU_ATTENTION_H
 #include "products.h"
@@ -19,8 +20,7 @@ typedef struct attention {
     int64_t keys, first;      /* rows of k, and the number of the first */
     int64_t from, to;         /* rows of k that any query sees */
     int32_t window;
-    int bf16;                 /* scores are products of bf16 pairs: exact, as the operands are bf16 themselves */
-    int bf16_grad;            /* the same of the scores' gradients, v times the output's gradient */
+    int bf16;                 /* every operand is bf16, and products are of bf16 pairs */
     float scale, softcap;
 } attention;
 
@@ -49,8 +49,7 @@ static attention attention_of(const fb_launch *l, const fb_view *lo, const fb_vi
     at.softcap = s->softcap;
 #ifdef FB_SIMD_DP
     const fb_view *grad = l->op == FB_OP_ATTENTION ? NULL : &l->v[7];
-    at.bf16 = is_16bit(at.q) && is_16bit(at.k);
-    at.bf16_grad = grad && is_16bit(grad) && is_16bit(at.v);
+    at.bf16 = is_16bit(at.q) && is_16bit(at.k) && is_16bit(at.v) && (!grad || is_16bit(grad));
 #endif
     return at;
 }
@@ -81,9 +80,8 @@ static fb_view head_of(const fb_view *v, int64_t head, int64_t hd) {
 static int64_t dots_floats(int64_t hd, int64_t rows) {
     return round_up(rows, MR) / MR * round_up(hd * MR + VW, 16);
 }
-static int64_t sums_floats(int64_t hd, int64_t rows) {
-    return round_up(hd, MR) / MR * round_up(round_up(rows, MR) * MR + VW, 16);
-}
+static int64_t sums_apart(int64_t rows) { return round_up(round_up(rows, MR) * MR + VW, 16); }
+static int64_t sums_floats(int64_t hd, int64_t rows) { return round_up(hd, MR) / MR * sums_apart(rows); }
 
 /* Rows from .. to of every head, parted among the threads by tile. */
 static void pack_dots(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to,
@@ -98,15 +96,16 @@ static void pack_dots(fb_worker *w, float *packed, const fb_view *v, int64_t hea
     fb_sync(w);
 }
 
-static void pack_sums(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to) {
-    const int64_t d_tiles = round_up(hd, MR) / MR, r0 = from / MR * MR, long_tile = round_up(v->rows, MR) * MR;
+static void pack_sums(fb_worker *w, float *packed, const fb_view *v, int64_t heads, int64_t hd, int64_t from, int64_t to,
+                      int bf16) {
+    const int64_t d_tiles = round_up(hd, MR) / MR, r0 = from / MR * MR;
+    const int64_t first = units_of(bf16, r0), last = units_of(bf16, to), end = units_of(bf16, round_up(to, MR));
     for (int64_t i; (i = fb_next(w)) < heads * d_tiles;) {
         fb_view h = head_of(v, i / d_tiles, hd);
         int64_t d = i % d_tiles;
-        float *dst = packed + i / d_tiles * sums_floats(hd, v->rows) + d * round_up(long_tile + VW, 16);
-        if (to > from) pack_along(dst + r0 * MR, MR, 0, MR, &h, r0, to - r0, d * MR, hd - d * MR, 0);
-        int64_t end = round_up(to, MR);
-        if (end > to) memset(dst + to * MR, 0, (size_t)((end - to) * MR) * 4);
+        float *dst = packed + i / d_tiles * sums_floats(hd, v->rows) + d * sums_apart(v->rows);
+        if (to > from) pack_along(dst + first * MR, MR, 0, MR, &h, r0, to - r0, d * MR, hd - d * MR, bf16);
+        memset(dst + last * MR, 0, (size_t)((end - last) * MR) * 4);
     }
     fb_sync(w);
 }
@@ -120,10 +119,10 @@ static void chunk_dots(const float *packed, int64_t hd, int64_t t0, int64_t tile
 
 /* result[d][lane] += rows of the chunk * p[row][lane] */
 static void chunk_sums(const float *packed, int64_t hd, int64_t rows, int64_t t0, int64_t tiles, const float *p,
-                       float *result) {
-    const int64_t apart = round_up(round_up(rows, MR) * MR + VW, 16);
-    for (int64_t d = 0; d < hd; d += MR)
-        tile_f32(tiles * MR, packed + d / MR * apart + t0 * MR * MR, p, result + d * NR, 1);
+                       float *result, int bf16) {
+    packed += units_of(bf16, t0 * MR) * MR;
+    for (int64_t d = 0; d < hd; d += MR, packed += sums_apart(rows))
+        tile(bf16, NR, units_of(bf16, tiles * MR), packed, p, result + d * NR, 1);
 }
 
 /* out[r0 + lane][d] = result[d][lane] * by[lane] */
@@ -154,30 +153,42 @@ static attention_room room_of(fb_worker *w, float *scratch, int64_t hd) {
 }
 
 /* Score as softmax sees it; *slope is its derivative by q.k */
-static inline vf score_of(const attention *at, vf dot, vf *slope) {
-    vf s = dot * at->scale;
-    *slope = v_set(at->scale);
-    if (at->softcap != 0) {
-        vf t = v_tanh(s / at->softcap);
+static inline vf score_of(float scale, float softcap, vf dot, vf *slope) {
+    vf s = dot * scale;
+    *slope = v_set(scale);
+    if (softcap != 0) {
+        vf t = v_tanh(s / softcap);
         *slope *= 1.0f - t * t;
-        s = t * at->softcap;
+        s = t * softcap;
     }
     return s;
 }
 
-/* Queries r0 .. r0 + NR as lanes: which keys each sees (none beyond the last), and the range of any. */
-static void query_lanes(const attention *at, int64_t r0, int32_t *lo, int32_t *hi, int64_t *from, int64_t *to) {
-    *from = at->keys;
-    *to = 0;
+/* Rows r and r + 1 of what results are summed from, where rows 0 .. r + 1 of scores were; r is even. */
+static inline void store_rows(float *p, int64_t r, vf even, vf odd, int bf16) {
+    if (bf16) v_store(p + r / 2 * NR, v_weave(even, odd));
+    else v_store(p + r * NR, even), v_store(p + (r + 1) * NR, odd);
+}
+
+/* Queries as lanes: which keys each sees (none beyond the last query), the range that any sees, and the one that all do. */
+typedef struct query_lanes {
+    int32_t lo[NR], hi[NR];
+    int64_t from, to, all_from, all_to;
+} query_lanes;
+
+static query_lanes query_lanes_of(const attention *at, int64_t r0) {
+    query_lanes q = {.from = at->keys, .all_to = at->keys};
     for (int64_t i = 0; i < NR; i++) {
-        lo[i] = hi[i] = 0;
-        if (r0 + i < at->q->rows) keys_of(at, r0 + i, &lo[i], &hi[i]);
-        if (lo[i] >= hi[i]) continue;
-        *from = lo[i] < *from ? lo[i] : *from;
-        *to = hi[i] > *to ? hi[i] : *to;
+        if (r0 + i < at->q->rows) keys_of(at, r0 + i, &q.lo[i], &q.hi[i]);
+        q.all_from = q.lo[i] > q.all_from ? q.lo[i] : q.all_from;
+        q.all_to = at_most(q.all_to, q.hi[i]);
+        if (q.lo[i] >= q.hi[i]) continue;
+        q.from = at_most(q.from, q.lo[i]);
+        q.to = q.hi[i] > q.to ? q.hi[i] : q.to;
     }
-    if (*from < 0) *from = 0;
-    *to = at_most(*to, at->keys);
+    if (q.from < 0) q.from = 0;
+    q.to = at_most(q.to, at->keys);
+    return q;
 }
 
 static inline vi load_ints(const int32_t *p) {
@@ -189,23 +200,28 @@ static inline vi load_ints(const int32_t *p) {
 /* ---- forward ---- */
 
 /* One chunk of scores into probabilities against the running top; `fade` is what older sums must be multiplied by. */
-static void softmax_chunk(const attention *at, float *p, int64_t key, int64_t rows, const int32_t *lo, const int32_t *hi,
-                          float *top, float *sum, float *fade) {
+static inline __attribute__((always_inline)) void softmax_rows(const attention *at, float *p, int64_t key, int64_t rows,
+                                                               const query_lanes *q, int masked, float *top, float *sum,
+                                                               float *fade) {
+    const float scale = at->scale, softcap = at->softcap;
+    const int bf16 = at->bf16;
     for (int j = 0; j < NR; j += VW) {
-        const vi a = load_ints(lo + j), b = load_ints(hi + j);
+        const vi a = load_ints(q->lo + j), b = load_ints(q->hi + j);
         const vf none = v_set(-INFINITY), before = v_load(top + j);
         vf now = before, total = v_set(0), slope;
         for (int64_t r = 0; r < rows; r++) {
             vi number = v_iset((int32_t)(key + r));
-            vf s = v_select((number >= a) & (number < b), score_of(at, v_load(p + r * NR + j), &slope), none);
+            vf s = score_of(scale, softcap, v_load(p + r * NR + j), &slope);
+            if (masked) s = v_select((number >= a) & (number < b), s, none);
             now = v_max(s, now);
             v_store(p + r * NR + j, s);
         }
         vf base = v_select(now == none, v_set(0), now), f = v_exp(before - base);
-        for (int64_t r = 0; r < rows; r++) {
-            vf e = v_exp(v_load(p + r * NR + j) - base);
+        for (int64_t r = 0; r < rows; r += 2) {
+            vf e = v_exp(v_load(p + r * NR + j) - base), odd = v_exp(v_load(p + (r + 1) * NR + j) - base);
             total += e;
-            v_store(p + r * NR + j, e);
+            total += odd;
+            store_rows(p + j, r, e, odd, bf16);
         }
         v_store(top + j, now);
         v_store(sum + j, v_fma(v_load(sum + j), f, total));
@@ -213,27 +229,31 @@ static void softmax_chunk(const attention *at, float *p, int64_t key, int64_t ro
     }
 }
 
+static void softmax_chunk(const attention *at, float *p, int64_t key, int64_t rows, const query_lanes *q, float *top,
+                          float *sum, float *fade) {
+    if (key >= q->all_from && key + rows <= q->all_to) softmax_rows(at, p, key, rows, q, 0, top, sum, fade);
+    else softmax_rows(at, p, key, rows, q, 1, top, sum, fade);
+}
+
 static void attention_item(const attention *at, const fb_launch *l, int64_t item, const float *k_dots,
                            const float *v_sums, attention_room room) {
     const int64_t h = item % at->heads, r0 = item / at->heads * NR, hd = at->hd, n = at_most(at->q->rows - r0, NR);
-    int32_t lo[NR], hi[NR];
-    int64_t from, to;
+    const query_lanes lanes = query_lanes_of(at, r0);
     float top[NR], sum[NR], fade[NR];
     fb_view q = head_of(at->q, h, hd), o = head_of(&l->v[0], h, hd);
     k_dots += h / at->group * dots_floats(hd, at->keys);
     v_sums += h / at->group * sums_floats(hd, at->keys);
-    query_lanes(at, r0, lo, hi, &from, &to);
     pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     for (int i = 0; i < NR; i++) top[i] = -INFINITY, sum[i] = 0;
-    for (int64_t t = from / MR; t * MR < to; t += CHUNK_TILES) {
-        int64_t tiles = at_most((to + MR - 1) / MR - t, CHUNK_TILES);
+    for (int64_t t = lanes.from / MR; t * MR < lanes.to; t += CHUNK_TILES) {
+        int64_t tiles = at_most((lanes.to + MR - 1) / MR - t, CHUNK_TILES);
         chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p, at->bf16);
-        softmax_chunk(at, room.p, t * MR, tiles * MR, lo, hi, top, sum, fade);
+        softmax_chunk(at, room.p, t * MR, tiles * MR, &lanes, top, sum, fade);
         for (int64_t d = 0; d < hd; d++)
             for (int j = 0; j < NR; j += VW)
                 v_store(room.result + d * NR + j, v_load(room.result + d * NR + j) * v_load(fade + j));
-        chunk_sums(v_sums, hd, at->keys, t, tiles, room.p, room.result);
+        chunk_sums(v_sums, hd, at->keys, t, tiles, room.p, room.result, at->bf16);
     }
     for (int64_t i = 0; i < NR; i++) {
         fade[i] = sum[i] > 0 ? 1.0f / sum[i] : 0;
@@ -268,7 +288,7 @@ static void attention_few(const attention *at, const fb_launch *l, int64_t item,
                 p[i] = v_sum(dot);
             }
             for (int64_t i = 0; i < n; i += VW) {
-                vf x = score_of(at, a_load(p, FB_F32, i, n - i), &slope);
+                vf x = score_of(at->scale, at->softcap, a_load(p, FB_F32, i, n - i), &slope);
                 x = v_select(v_lanes() + (int32_t)i < v_iset((int32_t)n), x, v_set(-INFINITY));
                 now = v_max(x, now);
                 v_store(p + i, x);
@@ -309,19 +329,40 @@ static void run_attention(fb_worker *w, const fb_launch *l, char *scratch) {
         return;
     }
     pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to, at.bf16);
-    pack_sums(w, v_sums, at.v, at.kv_heads, at.hd, at.from, at.to);
+    pack_sums(w, v_sums, at.v, at.kv_heads, at.hd, at.from, at.to, at.bf16);
     for (int64_t i; (i = fb_next(w)) < at.heads * ((at.q->rows + NR - 1) / NR);)
         attention_item(&at, l, i, k_dots, v_sums, room);
 }
 
 /* ---- gradient of q ---- */
 
+/* One chunk of scores and of v . grad into the scores' gradients, in `ds`. */
+static inline __attribute__((always_inline)) void dq_rows(const attention *at, attention_room room, int64_t key,
+                                                          int64_t rows, const query_lanes *q, int masked,
+                                                          const float *lse, const float *delta) {
+    const float scale = at->scale, softcap = at->softcap;
+    const int bf16 = at->bf16;
+    for (int j = 0; j < NR; j += VW) {
+        const vi a = load_ints(q->lo + j), b = load_ints(q->hi + j);
+        const vf base = v_load(lse + j), minus = v_load(delta + j);
+        for (int64_t r = 0; r < rows; r += 2) {
+            vf ds[2];
+            for (int i = 0; i < 2; i++) {
+                vi number = v_iset((int32_t)(key + r + i));
+                vf slope, s = score_of(scale, softcap, v_load(room.p + (r + i) * NR + j), &slope);
+                ds[i] = v_exp(s - base) * (v_load(room.ds + (r + i) * NR + j) - minus) * slope;
+                if (masked) ds[i] = v_select((number >= a) & (number < b), ds[i], v_set(0));
+            }
+            store_rows(room.ds + j, r, ds[0], ds[1], bf16);
+        }
+    }
+}
+
 static void dq_item(const attention *at, const fb_launch *l, int64_t item, const float *k_dots, const float *v_dots,
                     const float *k_sums, attention_room room) {
     const int64_t h = item % at->heads, r0 = item / at->heads * NR, hd = at->hd, n = at_most(at->q->rows - r0, NR);
     const int64_t kv = h / at->group;
-    int32_t lo[NR], hi[NR];
-    int64_t from, to;
+    const query_lanes lanes = query_lanes_of(at, r0);
     float lse[NR] = {0}, delta[NR] = {0}, one[NR];
     fb_view q = head_of(at->q, h, hd), o = head_of(&l->v[5], h, hd), out = head_of(&l->v[0], h, hd);
     fb_view grad = head_of(&l->v[7], h, hd);
@@ -338,25 +379,16 @@ static void dq_item(const attention *at, const fb_launch *l, int64_t item, const
         lse[i] = ((const float *)fb_row(&l->v[6], r0 + i))[h];
         ((float *)fb_row(&l->v[1], r0 + i))[h] = delta[i];
     }
-    query_lanes(at, r0, lo, hi, &from, &to);
     pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
-    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, at->bf16_grad, NULL);
+    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, at->bf16, NULL);
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
-    for (int64_t t = from / MR; t * MR < to; t += CHUNK_TILES) {
-        int64_t tiles = at_most((to + MR - 1) / MR - t, CHUNK_TILES);
+    for (int64_t t = lanes.from / MR; t * MR < lanes.to; t += CHUNK_TILES) {
+        int64_t tiles = at_most((lanes.to + MR - 1) / MR - t, CHUNK_TILES), key = t * MR, rows = tiles * MR;
         chunk_dots(k_dots, hd, t, tiles, room.lanes, room.p, at->bf16);
-        chunk_dots(v_dots, hd, t, tiles, room.lanes2, room.ds, at->bf16_grad);
-        for (int j = 0; j < NR; j += VW) {
-            const vi a = load_ints(lo + j), b = load_ints(hi + j);
-            const vf base = v_load(lse + j), minus = v_load(delta + j);
-            for (int64_t r = 0; r < tiles * MR; r++) {
-                vi number = v_iset((int32_t)(t * MR + r));
-                vf slope, s = score_of(at, v_load(room.p + r * NR + j), &slope);
-                vf ds = v_exp(s - base) * (v_load(room.ds + r * NR + j) - minus) * slope;
-                v_store(room.ds + r * NR + j, v_select((number >= a) & (number < b), ds, v_set(0)));
-            }
-        }
-        chunk_sums(k_sums, hd, at->keys, t, tiles, room.ds, room.result);
+        chunk_dots(v_dots, hd, t, tiles, room.lanes2, room.ds, at->bf16);
+        if (key >= lanes.all_from && key + rows <= lanes.all_to) dq_rows(at, room, key, rows, &lanes, 0, lse, delta);
+        else dq_rows(at, room, key, rows, &lanes, 1, lse, delta);
+        chunk_sums(k_sums, hd, at->keys, t, tiles, room.ds, room.result, at->bf16);
     }
     store_lanes(&out, r0, n, hd, room.result, one);
 }
@@ -368,8 +400,8 @@ static void run_attention_dq(fb_worker *w, const fb_launch *l, char *scratch) {
     float *k_sums = v_dots + at.kv_heads * dots_floats(at.hd, at.keys);
     attention_room room = room_of(w, k_sums + at.kv_heads * sums_floats(at.hd, at.keys), at.hd);
     pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to, at.bf16);
-    pack_dots(w, v_dots, at.v, at.kv_heads, at.hd, at.from, at.to, at.bf16_grad);
-    pack_sums(w, k_sums, at.k, at.kv_heads, at.hd, at.from, at.to);
+    pack_dots(w, v_dots, at.v, at.kv_heads, at.hd, at.from, at.to, at.bf16);
+    pack_sums(w, k_sums, at.k, at.kv_heads, at.hd, at.from, at.to, at.bf16);
     for (int64_t i; (i = fb_next(w)) < at.heads * ((at.q->rows + NR - 1) / NR);)
         dq_item(&at, l, i, k_dots, v_dots, k_sums, room);
 }
@@ -383,21 +415,29 @@ typedef struct packed_queries {
 /* Queries t0 .. of a chunk against the item's keys, as rows: probabilities into p, their gradient into ds. */
 static void dkv_chunk(const attention *at, const fb_launch *l, int64_t h, int64_t t0, int64_t rows, int64_t key,
                       attention_room room) {
-    for (int64_t r = 0; r < rows; r++) {
-        int32_t a = 0, b = 0;
-        float base = 0, minus = 0;
-        if (t0 + r < at->q->rows) {
-            keys_of(at, t0 + r, &a, &b);
-            base = ((const float *)fb_row(&l->v[5], t0 + r))[h];
-            minus = ((const float *)fb_row(&l->v[6], t0 + r))[h];
+    const float scale = at->scale, softcap = at->softcap;
+    const int bf16 = at->bf16;
+    for (int64_t r = 0; r < rows; r += 2) {
+        int32_t a[2] = {0}, b[2] = {0};
+        float base[2] = {0}, minus[2] = {0};
+        for (int i = 0; i < 2 && t0 + r + i < at->q->rows; i++) {
+            keys_of(at, t0 + r + i, &a[i], &b[i]);
+            base[i] = ((const float *)fb_row(&l->v[5], t0 + r + i))[h];
+            minus[i] = ((const float *)fb_row(&l->v[6], t0 + r + i))[h];
         }
         for (int j = 0; j < NR; j += VW) {
-            vi number = v_lanes() + (int32_t)(key + j), seen = (number >= a) & (number < b);
-            float *p = room.p + r * NR + j, *ds = room.ds + r * NR + j;
-            vf slope, s = score_of(at, v_load(p), &slope);
-            vf e = v_select(seen, v_exp(s - base), v_set(0));
-            v_store(p, e);
-            v_store(ds, v_select(seen, e * (v_load(ds) - minus) * slope, v_set(0)));
+            vf p[2], ds[2];
+            for (int i = 0; i < 2; i++) {
+                vf slope, s = score_of(scale, softcap, v_load(room.p + (r + i) * NR + j), &slope);
+                p[i] = v_exp(s - base[i]);
+                ds[i] = p[i] * (v_load(room.ds + (r + i) * NR + j) - minus[i]) * slope;
+                if (a[i] <= key && b[i] >= key + NR) continue;
+                vi number = v_lanes() + (int32_t)(key + j), seen = (number >= a[i]) & (number < b[i]);
+                p[i] = v_select(seen, p[i], v_set(0));
+                ds[i] = v_select(seen, ds[i], v_set(0));
+            }
+            store_rows(room.p + j, r, p[0], p[1], bf16);
+            store_rows(room.ds + j, r, ds[0], ds[1], bf16);
         }
     }
 }
@@ -427,7 +467,7 @@ static void dkv_item(const attention *at, const fb_launch *l, int64_t item, cons
     for (int64_t i = 0; i < NR; i++) one[i] = 1;
     query_tiles(at, key, &t0, &t1);
     pack_across(room.lanes, NR, NR, &k, key, n, 0, hd, at->bf16, NULL);
-    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, at->bf16_grad, NULL);
+    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, at->bf16, NULL);
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     memset(room.result2, 0, (size_t)result_floats(hd) * 4);
     for (int64_t h = kv * at->group; h < (kv + 1) * at->group; h++)
@@ -435,10 +475,10 @@ static void dkv_item(const attention *at, const fb_launch *l, int64_t item, cons
             int64_t tiles = at_most(t1 - t, CHUNK_TILES);
             int64_t dots = h * dots_floats(hd, rows), sums = h * sums_floats(hd, rows);
             chunk_dots(packed->q_dots + dots, hd, t, tiles, room.lanes, room.p, at->bf16);
-            chunk_dots(packed->do_dots + dots, hd, t, tiles, room.lanes2, room.ds, at->bf16_grad);
+            chunk_dots(packed->do_dots + dots, hd, t, tiles, room.lanes2, room.ds, at->bf16);
             dkv_chunk(at, l, h, t * MR, tiles * MR, key, room);
-            chunk_sums(packed->do_sums + sums, hd, rows, t, tiles, room.p, room.result2);
-            chunk_sums(packed->q_sums + sums, hd, rows, t, tiles, room.ds, room.result);
+            chunk_sums(packed->do_sums + sums, hd, rows, t, tiles, room.p, room.result2, at->bf16);
+            chunk_sums(packed->q_sums + sums, hd, rows, t, tiles, room.ds, room.result, at->bf16);
         }
     store_lanes(&dk, key, n, hd, room.result, one);
     store_lanes(&dv, key, n, hd, room.result2, one);
@@ -454,9 +494,9 @@ static void run_attention_dkv(fb_worker *w, const fb_launch *l, char *scratch) {
     packed.do_sums = packed.q_sums + sums;
     attention_room room = room_of(w, packed.do_sums + sums, at.hd);
     pack_dots(w, packed.q_dots, at.q, at.heads, at.hd, 0, rows, at.bf16);
-    pack_dots(w, packed.do_dots, &l->v[7], at.heads, at.hd, 0, rows, at.bf16_grad);
-    pack_sums(w, packed.q_sums, at.q, at.heads, at.hd, 0, rows);
-    pack_sums(w, packed.do_sums, &l->v[7], at.heads, at.hd, 0, rows);
+    pack_dots(w, packed.do_dots, &l->v[7], at.heads, at.hd, 0, rows, at.bf16);
+    pack_sums(w, packed.q_sums, at.q, at.heads, at.hd, 0, rows, at.bf16);
+    pack_sums(w, packed.do_sums, &l->v[7], at.heads, at.hd, 0, rows, at.bf16);
     for (int64_t i; (i = fb_next(w)) < at.kv_heads * ((at.keys + NR - 1) / NR);) dkv_item(&at, l, i, &packed, room);
 }
 

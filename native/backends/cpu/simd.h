@@ -254,14 +254,22 @@ static inline void a_store(void *p, int32_t type, int64_t i, int64_t n, vf x) {
     }
 }
 
-/* e^x: split x = n ln 2 + r, a polynomial of r, and 2^n in two factors so that denormals and infinity come out right.
- * About 1e-7 relative. NaN stays NaN, -inf gives 0. */
+/* p * 2^n with denormals and infinity as they should be; n a whole number in -150 .. 128, and in the low bits of
+ * n + ROUND. */
+#define ROUND v_set(12582912.0f) /* 1.5 * 2^23 */
+static inline vf v_ldexp(vf p, vf n) {
+#if defined(FB_SIMD_AVX512)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    vi whole = (vi)(n + ROUND) - (vi)ROUND, part = whole >> 1;
+    return p * (vf)((part + 127) << 23) * (vf)((whole - part + 127) << 23);
+#endif
+}
+
+/* e^x: split x = n ln 2 + r, a polynomial of r, and 2^n. About 1e-7 relative. NaN stays NaN, -inf gives 0. */
 static inline vf v_exp(vf x) {
     x = v_min(v_set(89.0f), v_max(v_set(-104.0f), x));
-    const vf magic = v_set(12582912.0f); /* 1.5 * 2^23: its sum with a small number holds the integer in the low bits */
-    vf shifted = v_fma(x, v_set(1.44269504f), magic);
-    vf n = shifted - magic;
-    vi whole = (vi)shifted - (vi)magic, part = whole >> 1;
+    vf n = v_fma(x, v_set(1.44269504f), ROUND) - ROUND;
     vf r = v_fma(n, v_set(-0.693359375f), x);
     r = v_fma(n, v_set(2.12194440e-4f), r);
     vf p = v_set(1.9875691500e-4f);
@@ -271,7 +279,7 @@ static inline vf v_exp(vf x) {
     p = v_fma(p, r, v_set(1.6666665459e-1f));
     p = v_fma(p, r, v_set(5.0000001201e-1f));
     p = v_fma(p, r * r, r) + 1.0f;
-    return p * (vf)((part + 127) << 23) * (vf)((whole - part + 127) << 23);
+    return v_ldexp(p, n);
 }
 
 static inline vf v_tanh(vf x) {
