@@ -208,11 +208,12 @@ static void lower_loss(fb_autodiff *d) {
     int32_t vocab = d->p->tensors[w].rows, width = d->p->tensors[w].cols, trained = d->g->trained;
     int32_t rank = a >= 0 ? d->p->tensors[a].rows : 0;
     int back = d->options->train && needs(d, loss->nll);
-    uint64_t room = d->options->logits_bytes ? d->options->logits_bytes : (uint64_t)64 << 20;
+    uint64_t room = d->options->logits_bytes ? d->options->logits_bytes : (uint64_t)(d->options->checkpoint ? 64 : 160) << 20;
     uint64_t fit = room / ((uint64_t)vocab * 4);
     if (d->g->device->info.max_binding_bytes && fit > d->g->device->info.max_binding_bytes / ((uint64_t)vocab * 4))
         fit = d->g->device->info.max_binding_bytes / ((uint64_t)vocab * 4);
-    int32_t chunk = fit < 1 ? 1 : fit > (uint64_t)trained ? trained : (int32_t)fit;
+    int32_t chunk = fit < 1 ? 1 : fit > (uint64_t)trained ? trained : (int32_t)fit, chunks = (trained + chunk - 1) / chunk;
+    chunk = (trained + chunks - 1) / chunks;
     fb_tensor dx = FB_NONE;
     if (back && needs(d, x)) {
         dx = fresh(d, x, width, FB_F32);
@@ -285,11 +286,19 @@ static void copy_node(fb_autodiff *d, const fb_node *n, const fb_tensor *map) {
     copy->block = n->block;
 }
 
-/* Records nodes [first, end) again, with fresh tensors for what only this block reads. */
+/* Costs less to compute again than to keep: one pass over operands that backward needs anyway. Those of a rotation are
+ * among them when they are a norm's result. */
+static int is_cheap(const fb_autodiff *d, const fb_node *n) {
+    fb_tensor x = n->v[1].tensor;
+    return n->op == FB_OP_RMS_NORM || n->op == FB_OP_GLU || (n->op == FB_OP_ROPE && d->map[x] != x);
+}
+
+/* Records nodes [first, end) again, with fresh tensors for what only this block reads: all, or those that are cheap. */
 static void recompute(fb_autodiff *d, int32_t first, int32_t end, const int32_t *last_reader) {
     for (int32_t i = first; i < end; i++) {
         const fb_node *n = &d->g->program.nodes[i];
         int again = 0;
+        if (!d->options->checkpoint && !is_cheap(d, n)) continue;
         for (int k = 0; k < FB_MAX_OPERANDS; k++) {
             fb_tensor t = n->v[k].tensor;
             if (t < 0 || !fb_is_written(n->op, k) || d->p->tensors[t].place != FB_IN_ARENA) continue;
@@ -315,7 +324,7 @@ static void backward(fb_autodiff *d) {
     for (int32_t end = f->n_nodes; end > 0;) {
         int32_t first = end - 1, block = f->nodes[end - 1].block;
         while (first > 0 && f->nodes[first - 1].block == block) first--;
-        if (d->options->checkpoint && end < f->n_nodes) recompute(d, first, end, last_reader);
+        if (end < f->n_nodes) recompute(d, first, end, last_reader);
         for (int32_t i = end - 1; i >= first; i--) {
             const fb_node *n = &f->nodes[i];
             fb_tensor dy = d->grads[n->v[0].tensor];
