@@ -20,9 +20,9 @@ from fabric.models.inference import Decoder
 from fabric.models.recorder import Weights
 from fabric.training.loop import Machine
 from fabric.training.metrics import peak_bytes
-from fabric.training.parameters import Layout, drawn, fill, lora_layout
+from fabric.training.parameters import drawn, fill, lora_layout
 from fabric.training.settings import ALL_MODULES, Precision, TrainSettings
-from fabric.weights.gguf import GGUF
+from fabric.weights.gguf import GGUF, TensorInfo
 
 DECODED = 48  # tokens of one sequence, of which the first third warms up
 
@@ -77,61 +77,88 @@ class BenchReport:
         return {**asdict(self), "share_of_peak": self.share_of_peak}
 
 
-def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None = None) -> BenchReport:
-    """Runs a warm-up and `steps` timed steps, then one more that is timed by op."""
+@dataclass
+class Steps:
+    """Optimizer steps over the same random tokens, ready to run."""
+
+    device: Device
+    machine: Machine
+    feed: Feed
+    nominal_flops: float  # of a step: 4 a weight that multiplies and token
+    taken: int = 0
+
+    def run(self) -> float:
+        """One more step; its seconds."""
+        began = time.perf_counter()
+        self.taken += 1
+        self.machine.optimizer.t = self.taken
+        self.machine.plan.step([self.feed], self.machine.optimizer)
+        return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iterator[Steps]:
+    """What `settings` ask for, on a device of its own. Raises UsageError, DataError or DeviceError."""
     if settings.tokens < 2 or settings.steps < 1 or settings.trained_every < 1:
         raise UsageError("bench needs at least two tokens, one step and one trained token")
+    layout = lora_layout(gguf, settings.modules, settings.rank)
+    train = TrainSettings(
+        data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
+        checkpointing=settings.checkpointing,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        device = Device(settings.device, settings.threads, settings.isa, profile=profile)
+        stack.callback(device.close)
+        weights = Weights(gguf, device)
+        stack.callback(weights.close)
+        machine = Machine(train, weights, layout, train.alpha, settings.tokens)
+        stack.callback(machine.close)
+        fill(layout, machine.params, drawn(train.seed))
+        machine.optimizer.lr = train.lr
+        feed = _feed(settings, architecture_of(gguf).read_config(gguf).vocab_size)
+        factors = sum(t.n_elements for t in _factors(gguf))
+        yield Steps(device, machine, feed, 4.0 * factors * settings.tokens)
+
+
+def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None = None) -> BenchReport:
+    """Runs a warm-up and `steps` timed steps, then two more of which the second is timed by op."""
     with contextlib.ExitStack() as stack:
         gguf = GGUF.open(settings.model)
         stack.callback(gguf.close)
-        config = architecture_of(gguf).read_config(gguf)
-        layout = lora_layout(gguf, settings.modules, settings.rank)
-        feed = _feed(settings, config.vocab_size)
-        train = TrainSettings(
-            data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
-            checkpointing=settings.checkpointing,
-        )  # fmt: skip
         times = []
-        device = Device(settings.device, settings.threads, settings.isa)
-        peaks = {kind: device.peak(kind) for kind in ("f32", "bf16")}
-        read, info = device.peak("read"), device.info
-        with _machine(train, gguf, device, layout, settings.tokens) as machine:
+        with steps_of(settings, gguf) as steps:
+            peaks = {kind: steps.device.peak(kind) for kind in ("f32", "bf16")}
+            read, info, plan = steps.device.peak("read"), steps.device.info, steps.machine.plan
             for step in range(settings.steps + 1):
-                began = time.perf_counter()
-                machine.optimizer.t = step + 1
-                machine.plan.step([feed], machine.optimizer)
-                times.append(time.perf_counter() - began)
+                times.append(steps.run())
                 if progress:
-                    progress(step + 1, settings.steps + 2)
-            stats, planned, precision = machine.plan.stats, machine.planned_bytes(), machine.precision
-            resident = peak_bytes()
-        with _machine(
-            train, gguf, Device(settings.device, settings.threads, settings.isa, profile=True), layout, settings.tokens
-        ) as machine:
-            ops = _by_op(machine, feed)
-        step_s, token_s = median(times[1:]), _decode(settings, gguf, config.vocab_size)
-        factors = [t for name, t in gguf.tensors.items() if _multiplies(name, gguf) and len(t.shape) == 2]
-        weights = sum(t.n_elements for t in factors)
+                    progress(step + 1, settings.steps + 3)
+            stats, planned, precision = plan.stats, steps.machine.planned_bytes(), steps.machine.precision
+            resident, nominal, feed = peak_bytes(), steps.nominal_flops, steps.feed
+        with steps_of(settings, gguf, profile=True) as steps:
+            ops = _by_op(steps)
+        step_s, token_s = median(times[1:]), _decode(settings, gguf, architecture_of(gguf).read_config(gguf).vocab_size)
         return BenchReport(
             model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=settings.tokens,
             step_s=step_s, first_step_s=times[0], tokens_per_s=settings.tokens / step_s,
             flops_per_s=(stats.flops_per_token * feed.tokens + stats.flops_per_trained * feed.trained) / step_s,
-            nominal_flops_per_s=4 * weights * settings.tokens / step_s, peak_flops_per_s=peaks,
+            nominal_flops_per_s=nominal / step_s, peak_flops_per_s=peaks,
             read_bytes_per_s=read, planned_bytes=planned, peak_bytes=resident,
             model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
-            decode_bytes_per_s=sum(t.nbytes for t in factors) / token_s, ops=ops,
+            decode_bytes_per_s=sum(t.nbytes for t in _factors(gguf)) / token_s, ops=ops,
         )  # fmt: skip
 
 
-def _by_op(machine: Machine, feed: Feed) -> list[dict[str, Any]]:
+def _by_op(steps: Steps) -> list[dict[str, Any]]:
     """Times of the second step: in the first one, the system still finds the memory."""
-    machine.optimizer.t = 1
-    machine.plan.step([feed], machine.optimizer)
-    first = {op["op"]: op for op in machine.plan.op_stats()}
-    machine.plan.step([feed], machine.optimizer)
-    both = machine.plan.op_stats()
+    steps.run()
+    first = {op["op"]: op for op in steps.machine.plan.op_stats()}
+    steps.run()
     numbers = ("launches", "seconds", "flops", "bytes")
-    ops = [{"op": op["op"], **{name: op[name] - first[op["op"]][name] for name in numbers}} for op in both]
+    ops = [
+        {"op": op["op"], **{name: op[name] - first[op["op"]][name] for name in numbers}}
+        for op in steps.machine.plan.op_stats()
+    ]
     return sorted(ops, key=lambda op: -op["seconds"])
 
 
@@ -152,9 +179,13 @@ def _decode(settings: BenchSettings, gguf: GGUF, vocab: int) -> float:
         return median(times[DECODED // 3 :])
 
 
-def _multiplies(name: str, gguf: GGUF) -> bool:
-    """Whether a tensor is a factor of a product: the embedding is one only where it is the head too."""
-    return name.endswith(".weight") and (name != "token_embd.weight" or "output.weight" not in gguf.tensors)
+def _factors(gguf: GGUF) -> list[TensorInfo]:
+    """Matrices that multiply: the embedding is one only where it is the head too."""
+    head = "token_embd.weight" if "output.weight" not in gguf.tensors else "output.weight"
+    return [
+        t for name, t in gguf.tensors.items()
+        if name.endswith(".weight") and len(t.shape) == 2 and (name != "token_embd.weight" or name == head)
+    ]  # fmt: skip
 
 
 def _feed(settings: BenchSettings, vocab: int) -> Feed:
@@ -163,17 +194,3 @@ def _feed(settings: BenchSettings, vocab: int) -> Feed:
     at = np.arange(n, dtype=np.int32)
     index = at[settings.trained_every - 1 :: settings.trained_every]
     return Feed(n, len(index), (tokens[:-1], at, np.zeros_like(at), at + 1, index, tokens[index + 1]))
-
-
-@contextlib.contextmanager
-def _machine(settings: TrainSettings, gguf: GGUF, device: Device, layout: Layout, tokens: int) -> Iterator[Machine]:
-    weights = Weights(gguf, device)
-    machine = Machine(settings, weights, layout, settings.alpha, tokens)
-    fill(layout, machine.params, drawn(settings.seed))
-    machine.optimizer.lr = settings.lr
-    try:
-        yield machine
-    finally:
-        machine.close()
-        weights.close()
-        device.close()

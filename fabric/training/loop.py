@@ -98,7 +98,7 @@ class Machine:
         recorder.check_sources()
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=bool(s.checkpointing))
         self.checkpointing = bool(s.checkpointing)
-        if s.checkpointing is None and self.plan.stats.arena_bytes > device.info.memory_bytes // 32:
+        if s.checkpointing is None and self.plan.stats.arena_bytes > device.info.memory_bytes // 8:
             self.plan.close()
             self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=True)
             self.checkpointing = True
