@@ -1,7 +1,7 @@
 /* products.h - LINEAR, LINEAR_DX and LINEAR_DW as one product out (m, n) = a (m, k) b (k, n), in which the weight stays
  * in its blocks and is decoded panel by panel.
  *
- * The reduction is cut into stretches of KC steps; those of the low-rank term are a few stretches more. a is packed once,
+ * The reduction is cut into stretches of about KC steps; those of the low-rank term are a few stretches more. a is packed once,
  * by all threads, into tiles of MR rows: [stretch][tile][k][MR]. Then each item of work is a block of rows times a panel
  * of columns: for every stretch the panel is decoded to [column/NR][k][NR], small enough to stay in L2, and a register
  * tile of MR x NR sums runs over all rows. Sums of an item live in its thread's scratch until the reduction is through.
@@ -12,12 +12,12 @@
 #include "rows.h"
 
 enum {
-    NARROW = 64, WIDE = 128,    /* columns of a panel: whole blocks of 32 */
-    KC = 256,                   /* steps of a stretch: whole blocks of 32 */
+    WIDE = 128,                 /* most columns of a panel, which are whole blocks of 32 */
+    KC = 256, MOST_KC = 320,    /* steps of a stretch: whole blocks of 32 */
     BLOCK_TILES = 48,           /* most row tiles of an item */
-    ENOUGH = 8,                 /* items below which panels are narrow, then row blocks smaller */
+    DECODED_ROWS = 30,          /* decoding a panel takes as long as multiplying so many rows by it */
     FEW = 8,                    /* rows up to which weights are streamed once instead */
-    BUF_FLOATS = VW * KC        /* decoded stretches of the rows that are packed crosswise together */
+    BUF_FLOATS = VW * MOST_KC     /* decoded stretches of the rows that are packed crosswise together */
 };
 
 typedef struct product {
@@ -28,6 +28,7 @@ typedef struct product {
     const fb_view *u, *low, *bias, *acc, *out; /* u (m, rank) and low, laid out as b */
     float scale;
     int bf16;
+    int64_t stretch;
     int64_t tiles, stretches, low_stretches, tile_floats; /* of packed a; packing may spill a vector past a tile's end */
     int64_t panel, panels, blocks, block_tiles;
 } product;
@@ -35,7 +36,23 @@ typedef struct product {
 static inline int is_16bit(const fb_view *v) { return fb_has(v) && v->type == FB_BF16; }
 static inline int64_t units_of(int bf16, int64_t n) { return bf16 ? (n + 1) / 2 : n; }
 
-static product product_of(const fb_launch *l) {
+/* Panels and blocks of rows that keep so many threads busy alike. Sums do not depend on them. */
+static void part_product(product *p, int threads) {
+    int64_t best = INT64_MAX;
+    for (int64_t panel = p->bf16 ? WIDE : WIDE / 2; panel >= 32; panel -= 32) {
+        if (panel % NR) continue;
+        const int64_t panels = (p->n + panel - 1) / panel, least = (p->tiles + BLOCK_TILES - 1) / BLOCK_TILES;
+        for (int64_t blocks = least; blocks <= at_most(least + threads, p->tiles); blocks++) {
+            const int64_t tiles = (p->tiles + blocks - 1) / blocks, turns = (panels * blocks + threads - 1) / threads;
+            const int64_t time = turns * panel * (tiles * MR + DECODED_ROWS);
+            if (time >= best) continue;
+            best = time;
+            p->panel = panel, p->panels = panels, p->blocks = blocks, p->block_tiles = tiles;
+        }
+    }
+}
+
+static product product_of(const fb_launch *l, int threads) {
     const fb_view *v = l->v;
     product p = {.a = &v[1], .b = &v[2], .out = &v[0], .scale = l->attr.scale, .m = v[0].rows, .n = v[0].cols};
     if (l->op == FB_OP_LINEAR) {
@@ -58,14 +75,12 @@ static product product_of(const fb_launch *l) {
     p.bf16 = is_16bit(p.a) || is_16bit(p.out) || (l->op == FB_OP_LINEAR_DW && is_16bit(p.b));
 #endif
     p.tiles = (p.m + MR - 1) / MR;
-    p.tile_floats = round_up(units_of(p.bf16, KC) * MR + VW, 16);
-    p.stretches = (p.k + KC - 1) / KC;
+    p.stretches = p.k % KC ? (p.k + MOST_KC - 1) / MOST_KC : p.k / KC;
+    p.stretch = round_up((p.k + p.stretches - 1) / p.stretches, 32);
+    p.stretches = (p.k + p.stretch - 1) / p.stretch;
     p.low_stretches = (p.rank + KC - 1) / KC;
-    p.panel = p.bf16 && p.n >= ENOUGH * WIDE ? WIDE : NARROW;
-    p.panels = (p.n + p.panel - 1) / p.panel;
-    p.blocks = (p.tiles + BLOCK_TILES - 1) / BLOCK_TILES;
-    if (p.panels * p.blocks < ENOUGH) p.blocks = at_most((ENOUGH + p.panels - 1) / p.panels, p.tiles);
-    p.block_tiles = (p.tiles + p.blocks - 1) / p.blocks;
+    p.tile_floats = round_up(units_of(p.bf16, p.rank > p.stretch ? MOST_KC : p.stretch) * MR + VW, 16);
+    part_product(&p, threads);
     return p;
 }
 
@@ -106,10 +121,10 @@ static void pack_across(float *dst, int stride, int lanes, const fb_view *v, int
         const char *src[VW];
         for (int i = 0; i < VW; i++) {
             const char *row = first + at_most(g + i, rows - 1) * bytes;
-            src[i] = plain ? row + skip : (const char *)(buf + i * KC);
+            src[i] = plain ? row + skip : (const char *)(buf + i * MOST_KC);
             if (plain || g + i >= rows) continue;
             for (int64_t b = 0; b < n; b += 64) __builtin_prefetch(row + VW * bytes + skip + b);
-            decode(v->type, row, k0, n, buf + i * KC);
+            decode(v->type, row, k0, n, buf + i * MOST_KC);
         }
         if (v->type == FB_BF16) {
             if (bf16) across(dst + g, stride, src, FB_BF16, n, 1);
@@ -175,7 +190,7 @@ static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
     const int64_t r0 = tile * MR, rows = at_most(p->m - r0, MR);
     for (int64_t s = 0; s < p->stretches; s++) {
         float *dst = packed_tile(p, packed, s, tile);
-        const int64_t k = s * KC, n = at_most(p->k - k, KC);
+        const int64_t k = s * p->stretch, n = at_most(p->k - k, p->stretch);
         if (p->a_rows) pack_across(dst, MR, MR, p->a, r0, rows, k, n, p->bf16, buf);
         else pack_along(dst, MR, 0, MR, p->a, k, n, r0, p->m - r0, p->bf16);
     }
@@ -240,9 +255,9 @@ static inline void tile(int bf16, int64_t cols, int64_t units, const float *a, c
 
 /* ---- many rows ---- */
 
-static uint64_t item_floats(const product *p) { return (uint64_t)at_most(p->tiles, BLOCK_TILES) * MR * (uint64_t)p->panel; }
+static uint64_t item_floats(const product *p) { return (uint64_t)at_most(p->tiles, BLOCK_TILES) * MR * WIDE; }
 
-static uint64_t thread_floats(const product *p) { return item_floats(p) + (uint64_t)KC * (uint64_t)p->panel + BUF_FLOATS; }
+static uint64_t thread_floats(const product *p) { return item_floats(p) + (uint64_t)MOST_KC * WIDE + BUF_FLOATS; }
 
 /* Writes what an item has summed: row by row, + bias + acc, as the output's type. */
 static void product_store(const product *p, const float *sums, int64_t t0, int64_t t1, int64_t c0) {
@@ -271,7 +286,7 @@ typedef struct ahead {
 
 static ahead look_ahead(const product *p, int64_t stretch, int64_t c0) {
     if (stretch >= p->stretches) return (ahead){0};
-    const int64_t k = stretch * KC, steps = at_most(p->k - k, KC), cols = at_most(p->n - c0, p->panel);
+    const int64_t k = stretch * p->stretch, steps = at_most(p->k - k, p->stretch), cols = at_most(p->n - c0, p->panel);
     const int64_t row = p->b_rows ? c0 : k, from = p->b_rows ? k : c0;
     return (ahead){.first = fb_row(p->b, row) + fb_type_bytes(p->b->type, from), .rows = p->b_rows ? cols : steps,
                    .apart = (int64_t)fb_type_bytes(p->b->type, p->b->ld),
@@ -296,13 +311,13 @@ static void product_stretch(const product *p, float *packed, int64_t stretch, in
 }
 
 static void product_item(const product *p, float *packed, int64_t item, float *mine) {
-    float *sums = mine, *panel = sums + item_floats(p), *buf = panel + KC * p->panel;
+    float *sums = mine, *panel = sums + item_floats(p), *buf = panel + MOST_KC * WIDE;
     const int64_t c0 = item % p->panels * p->panel, t0 = item / p->panels * p->block_tiles;
     const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), cols = at_most(p->n - c0, p->panel);
     if (t0 >= t1) return;
     for (int64_t s = 0; s < p->stretches; s++) {
-        const int64_t n = at_most(p->k - s * KC, KC);
-        pack_b(p, panel, p->b, s * KC, n, c0, buf);
+        const int64_t n = at_most(p->k - s * p->stretch, p->stretch);
+        pack_b(p, panel, p->b, s * p->stretch, n, c0, buf);
         product_stretch(p, packed, s, n, panel, sums, t0, t1, c0, cols);
     }
     if (p->scale != 1.0f)
@@ -422,7 +437,7 @@ static void run_few(fb_worker *w, const product *p, char *scratch) {
 static inline int is_few(const product *p) { return p->b_rows && p->m <= FEW; }
 
 static uint64_t product_scratch(const fb_launch *l, int threads) {
-    product p = product_of(l);
+    product p = product_of(l, threads);
     uint64_t few = (uint64_t)threads * FEW * (uint64_t)(p.k + p.rank) * 4; /* a feed may have fewer rows than it was planned for */
     uint64_t most = 0;
     if (!is_few(&p)) most = (packed_floats(&p) + (uint64_t)threads * thread_floats(&p)) * 4;
@@ -430,7 +445,7 @@ static uint64_t product_scratch(const fb_launch *l, int threads) {
 }
 
 static void run_linear(fb_worker *w, const fb_launch *l, char *scratch) {
-    product p = product_of(l);
+    product p = product_of(l, w->count);
     if (is_few(&p)) run_few(w, &p, scratch);
     else run_product(w, &p, scratch);
 }
