@@ -84,10 +84,15 @@ _fabric() {
         generate:-a|generate:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:-o|generate:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:--prompt) return ;;
+        generate:--system) return ;;
         generate:--max-tokens) return ;;
         generate:--temperature) return ;;
         generate:--top-k) return ;;
         generate:--top-p) return ;;
+        generate:--min-p) return ;;
+        generate:--repeat-penalty) return ;;
+        generate:--repeat-window) return ;;
+        generate:--choices) return ;;
         generate:--seed) return ;;
         generate:--stop) return ;;
         generate:--ctx) return ;;
@@ -124,7 +129,7 @@ _fabric() {
         merge) words="-m --model -a --adapter -o --output --type --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads -q --quiet --json --debug -h --help" ;;
         eval) words="-m --model -a --adapter --compare --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
-        generate) words="-m --model -a --adapter -o --output --prompt --raw --max-tokens --temperature --top-k --top-p --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="-q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
         inspect) words="--tensors -q --quiet --json --debug -h --help" ;;

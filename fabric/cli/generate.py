@@ -1,4 +1,4 @@
-"""`fabric generate`: answers to prompts, from a model and adapters."""
+"""`fabric generate`: answers to prompts, or a conversation, from a model and adapters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,29 @@ def command(
         str | None, Option("--prompt", metavar="TEXT", help="one prompt; the answer comes as text")
     ] = None,
     raw: Annotated[bool, Option("--raw", help="--prompt is text to go on with, not a user's turn")] = False,
+    chat: Annotated[
+        bool, Option("--chat", help="converse: a message a line, from the terminal or stdin; Ctrl-C stops an answer")
+    ] = False,
+    system: Annotated[
+        str | None, Option("--system", metavar="TEXT", help="system message before --prompt or --chat")
+    ] = None,
     max_tokens: Annotated[int, Option("--max-tokens", metavar="N", min=1, help="longest answer")] = 128,
     temperature: Annotated[float, Option("--temperature", metavar="X", min=0.0, help="0: the likeliest token")] = 0.0,
     top_k: Annotated[int, Option("--top-k", metavar="N", min=0, help="sample among so many; 0: all")] = 0,
     top_p: Annotated[
         float, Option("--top-p", metavar="X", min=0.0, max=1.0, help="sample among this probability")
     ] = 1.0,
+    min_p: Annotated[
+        float,
+        Option("--min-p", metavar="X", min=0.0, max=1.0, help="sample among this part of the likeliest's probability"),
+    ] = 0.0,
+    repeat_penalty: Annotated[
+        float, Option("--repeat-penalty", metavar="X", help="what was said becomes less likely; 1: no")
+    ] = 1.0,
+    repeat_window: Annotated[
+        int, Option("--repeat-window", metavar="TOKENS", min=0, help="how far back it counts as said")
+    ] = 64,
+    choices: Annotated[int, Option("--choices", metavar="N", min=1, help="sampled answers to each prompt")] = 1,
     seed: options.Seed = 42,
     stop: Annotated[
         list[str] | None, Option("--stop", metavar="TEXT", help="an answer ends before it; may be given again")
@@ -39,27 +56,36 @@ def command(
     threads: options.Threads = 0,
     device: options.Device = "cpu",
 ) -> None:
-    """Answers prompts: a row of JSONL in, the row with its answer out. Greedy unless --temperature is set."""
-    from fabric.data.jsonl import dumps
-    from fabric.evaluation.generate import generate
-    from fabric.evaluation.settings import GenerateSettings
-    from fabric.files import check_streams, open_output
+    """Answers prompts: a row of JSONL in, the row with its answer out. Greedy unless --temperature is set.
 
-    if data is not None and prompt is not None:
-        raise UsageError("give prompts as a file or with --prompt, not both")
-    source = None if prompt is not None else console.stdin_source(data)
+    With --chat the history is kept, and only what is new of it is computed.
+    """
+    from fabric.cli import conversation
+    from fabric.evaluation.settings import GenerateSettings
+    from fabric.files import check_streams
+
+    if (data is not None) + (prompt is not None) + chat > 1:
+        raise UsageError("give prompts as a file, with --prompt or with --chat: one of the three")
+    if chat and (others := console.given("raw", "choices", "batch")):
+        raise UsageError(f"--chat is one conversation, and {' and '.join(others)} is not for it: leave it out")
+    source = None if prompt is not None or chat else console.stdin_source(data)
     adapters = tuple(adapter_input(text) for text in adapter or ())
-    check_streams([source, model, template, *(a.path for a in adapters)], [output])
+    check_streams(["-" if chat else source, model, template, *(a.path for a in adapters)], [output])
     settings = GenerateSettings(
         model=model,
         data=source,
         prompt=prompt,
         raw=raw,
+        system=system,
         adapters=adapters,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        repeat_window=repeat_window,
+        choices=choices,
         seed=seed,
         stop=tuple(stop or ()),
         ctx=ctx,
@@ -69,8 +95,4 @@ def command(
         threads=threads,
         device=device,
     )
-    as_text = prompt is not None and not console.flag("json")
-    with open_output(output, text=True) as file:
-        for row in generate(settings):
-            file.write((row["answer"].encode() if as_text else dumps(row)) + b"\n")
-            file.flush()
+    (conversation.converse if chat else conversation.answer)(settings, output)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fabric.errors import DataError, UsageError
+from fabric.evaluation.answer import Answer
+from fabric.evaluation.decoding import FEED_TOKENS, Lane, advance
 from fabric.evaluation.model import Text, open_model, open_text
 from fabric.evaluation.prompts import Prompt, read_prompts
-from fabric.evaluation.sampling import pick
 from fabric.evaluation.settings import GenerateSettings
 from fabric.files import check_streams
 from fabric.models.inference import Decoder
 
-FEED_TOKENS = 256  # of prompts and answers, in one run
+Watch = Callable[[str], None]  # called with each piece of the first row's answer that has become certain
 
 
-def generate(settings: GenerateSettings) -> Iterator[dict[str, Any]]:
-    """The rows with their answers, in input order: `answer`, `answer_tokens`, `finish` ("stop" or "length").
+def generate(settings: GenerateSettings, watch: Watch | None = None) -> Iterator[dict[str, Any]]:
+    """The rows with their answers, in input order: `answer`, `answer_tokens`, `finish` ("stop" or "length"), and with
+    several `choices` a row each, numbered `choice`.
 
     The row's other fields are passed on. A trailing assistant turn, or a completion, is not shown to the model; it is
     passed on as `reference`. Everything is read and checked before the first answer.
@@ -29,7 +28,7 @@ def generate(settings: GenerateSettings) -> Iterator[dict[str, Any]]:
     """
     check_settings(settings)
     with open_text(settings.model, settings.template) as text:
-        limit = min(settings.ctx, text.gguf.get(f"{text.gguf.architecture}.context_length", int, settings.ctx))
+        limit = context_limit(settings, text)
         prompts = read_prompts(settings, text)
         for prompt in prompts:
             if len(prompt.ids) >= limit:
@@ -40,110 +39,78 @@ def generate(settings: GenerateSettings) -> Iterator[dict[str, Any]]:
         if not prompts:
             return
         room = min(limit, max(len(prompt.ids) for prompt in prompts) + settings.max_tokens)
+        prompts = [prompt for prompt in prompts for _ in range(settings.choices)]
         lanes = min(settings.batch, len(prompts))
         where = (settings.device, settings.threads, settings.precision)
         with open_model(text.gguf, settings.adapters, *where) as model:
             tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))
             decoder = Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras)
             try:
-                yield from _in_order(_answers(settings, text, decoder, prompts, lanes, room))
+                for number, lane, finish in _in_order(_answers(settings, text, decoder, prompts, lanes, room, watch)):
+                    choice = {"choice": number % settings.choices} if settings.choices > 1 else {}
+                    told = {"answer": lane.answer.text, "answer_tokens": len(lane.answer.tokens), "finish": finish}
+                    yield {**prompts[number].row, **choice, **told}
             finally:
                 decoder.close()
+
+
+def context_limit(settings: GenerateSettings, text: Text) -> int:
+    """The most tokens of a prompt and its answer."""
+    return min(settings.ctx, text.gguf.get(f"{text.gguf.architecture}.context_length", int, settings.ctx))
 
 
 def check_settings(settings: GenerateSettings) -> None:
     """UsageError for values that make no sense."""
     check_streams([settings.data, settings.model, *(adapter.path for adapter in settings.adapters)], [])
-    for name, value in {"max-tokens": settings.max_tokens, "batch": settings.batch, "ctx": settings.ctx}.items():
-        if value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+    for name in ("max_tokens", "batch", "ctx", "choices"):
+        if getattr(settings, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
     if not settings.temperature >= 0:
         raise UsageError(f"--temperature must not be negative, and is {settings.temperature}")
     if settings.top_k < 0 or not 0 < settings.top_p <= 1:
         raise UsageError("--top-k must not be negative, and --top-p lies above 0 and up to 1")
+    if not 0 <= settings.min_p <= 1:
+        raise UsageError(f"--min-p lies between 0 and 1, and is {settings.min_p}")
+    if not settings.repeat_penalty > 0 or settings.repeat_window < 0:
+        raise UsageError("--repeat-penalty lies above 0, and --repeat-window must not be negative")
+    if settings.choices > 1 and settings.temperature == 0:
+        raise UsageError("--choices asks for different answers, and greedy ones are all the same: set --temperature")
     if not all(settings.stop):
         raise UsageError("a --stop text is empty")
 
 
-@dataclass
-class _Lane:
-    """A row being answered, in its own range of the cache."""
-
-    number: int
-    prompt: Prompt
-    first: int  # slot
-    pending: list[int]  # tokens that the cache does not hold yet
-    position: int = 0
-    answer: list[int] = field(default_factory=list)
+_Ended = tuple[int, Lane, str]
 
 
 def _answers(
-    settings: GenerateSettings, text: Text, decoder: Decoder, prompts: Sequence[Prompt], lanes: int, room: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
+    settings: GenerateSettings, text: Text, decoder: Decoder, prompts: Sequence[Prompt], lanes: int, room: int,
+    watch: Watch | None,
+) -> Iterator[_Ended]:  # fmt: skip
     """Rows by number, as they are done; a range of the cache that becomes free takes the next row."""
     waiting = iter(enumerate(prompts))
     free = [lane * room for lane in reversed(range(lanes))]
-    running: list[_Lane] = []
+    running: list[Lane] = []
     while True:
-        while free and (row := next(waiting, None)):
-            running.append(_Lane(row[0], row[1], free.pop(), list(row[1].ids)))
+        for number, prompt in itertools.islice(waiting, len(free)):
+            answer = Answer(text.tokenizer, prompt.ids[-1], settings.stop)
+            running.append(Lane(number, free.pop(), room, answer, list(prompt.ids)))
         if not running:
             return
-        for lane, logits in _advance(decoder, running):
-            token = pick(logits, settings, lane.number, len(lane.answer))
-            lane.pending = [token]
-            done = _finished(settings, text, lane, token, room)
-            if done:
+        for lane, logits in advance(decoder, running):
+            finish = lane.choose(logits, settings, text.tokenizer)
+            if watch and lane.number == 0:
+                watch(lane.answer.news())
+            if finish:
                 running.remove(lane)
                 free.append(lane.first)
-                yield lane.number, {**lane.prompt.row, **done}
+                yield lane.number, lane, finish
 
 
-def _advance(decoder: Decoder, running: Sequence[_Lane]) -> list[tuple[_Lane, npt.NDArray[np.float32]]]:
-    """One run: as many pending tokens as fit, short ones first; lanes that have none left, with their logits."""
-    tokens: list[int] = []
-    slots: list[int] = []
-    lo: list[int] = []
-    ready, last = [], []
-    for lane in sorted(running, key=lambda lane: (len(lane.pending), lane.number)):
-        part = lane.pending[: decoder.tokens - len(tokens)]
-        tokens += part
-        slots += range(lane.first + lane.position, lane.first + lane.position + len(part))
-        lo += [lane.first] * len(part)
-        lane.position += len(part)
-        del lane.pending[: len(part)]
-        if part and not lane.pending:
-            ready.append(lane)
-            last.append(len(tokens) - 1)
-    at, first = np.array(slots, np.int32), np.array(lo, np.int32)
-    logits = decoder.logits(np.array(tokens, np.int32), at - first, first, at + 1, at, np.array(last, np.int32))
-    return list(zip(ready, logits, strict=True))
-
-
-def _finished(settings: GenerateSettings, text: Text, lane: _Lane, token: int, room: int) -> dict[str, Any] | None:
-    """What ends a row whose next token is `token`; None where it goes on."""
-    end = token in text.tokenizer.end_ids
-    if not end:
-        lane.answer.append(token)
-    full = len(lane.answer) == settings.max_tokens or lane.position >= room
-    if not (end or full or settings.stop):
-        return None
-    answer = text.tokenizer.decode(lane.answer, skip_special=True, follows=lane.prompt.ids[-1])
-    stops = [at for stop in settings.stop if (at := answer.find(stop)) >= 0]
-    if not (end or full or stops):
-        return None
-    return {
-        "answer": answer[: min(stops)] if stops else answer,
-        "answer_tokens": len(lane.answer),
-        "finish": "stop" if end or stops else "length",
-    }
-
-
-def _in_order(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    early: dict[int, dict[str, Any]] = {}
+def _in_order(rows: Iterator[_Ended]) -> Iterator[_Ended]:
+    early: dict[int, _Ended] = {}
     number = 0
-    for at, row in rows:
-        early[at] = row
+    for row in rows:
+        early[row[0]] = row
         while number in early:
             yield early.pop(number)
             number += 1

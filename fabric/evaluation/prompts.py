@@ -27,10 +27,14 @@ def read_prompts(settings: GenerateSettings, text: Text) -> list[Prompt]:
         raise UsageError("give either rows with prompts or one --prompt")
     if settings.prompt is not None:
         data = {"prompt": settings.prompt}
+        if settings.raw and settings.system is not None:
+            raise UsageError("--system belongs to a conversation, and --raw text is none: leave one out")
         if settings.raw:
             return [Prompt(_plain(settings.prompt, "--prompt", text), data, "--prompt")]
-        messages = [{"role": "user", "content": settings.prompt}]
-        return [Prompt(_asked({"messages": messages}, "--prompt", text), data, "--prompt")]
+        messages = [*system_turn(settings), {"role": "user", "content": settings.prompt}]
+        return [Prompt(asked({"messages": messages}, "--prompt", text), data, "--prompt")]
+    if settings.system is not None:
+        raise UsageError("--system is for --prompt and --chat; rows bring their own system message")
     if settings.raw:
         raise UsageError("--raw is for --prompt; rows are continued as they are when they have the field 'text'")
     return [_prompt(record, text) for record in read_records(str(settings.data), prompts=True)]
@@ -46,7 +50,7 @@ def _prompt(record: Record, text: Text) -> Prompt:
         if not messages:
             raise DataError(f"{source}: the only message is an answer; there is nothing to answer")
         row = {"messages": messages, **({"tools": data["tools"]} if "tools" in data else {})}
-        ids = _asked(row, source, text)
+        ids = asked(row, source, text)
     elif record.kind == "rendered":
         start, end = data["train"][-1] if data["train"] else (len(data["text"]),) * 2
         row, reference = {"text": data["text"][:start]}, data["text"][start:end] or None
@@ -61,7 +65,13 @@ def _prompt(record: Record, text: Text) -> Prompt:
     return Prompt(ids, {**row, **({} if reference is None else {"reference": reference}), **record.extra}, source)
 
 
-def _asked(row: dict[str, Any], source: str, text: Text) -> list[int]:
+def system_turn(settings: GenerateSettings) -> list[dict[str, Any]]:
+    """What a conversation begins with."""
+    return [] if settings.system is None else [{"role": "system", "content": settings.system}]
+
+
+def asked(row: dict[str, Any], source: str, text: Text) -> list[int]:
+    """What an answer to a row's messages starts from. Raises DataError that names the source."""
     try:
         rendered = text.template.prompt(row["messages"], row.get("tools"))
     except DataError as error:

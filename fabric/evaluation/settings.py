@@ -117,6 +117,8 @@ class GenerateSettings:
     prompt: str | None = None
     """One prompt: a user's turn, or with `raw` text to go on with."""
     raw: bool = False
+    system: str | None = None
+    """What the system says before a `prompt`, or a conversation."""
     adapters: tuple[AdapterInput, ...] = ()
     max_tokens: int = 128
     """Of an answer."""
@@ -126,6 +128,14 @@ class GenerateSettings:
     """Sample among this many likeliest tokens; 0: all."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Sample among tokens at least this part as likely as the likeliest."""
+    repeat_penalty: float = 1.0
+    """What has been said is less likely to be said again: logits above 0 are divided by this, others multiplied."""
+    repeat_window: int = 64
+    """So many recent tokens, of the prompt too, count as said."""
+    choices: int = 1
+    """Answers to each prompt."""
     seed: int = 42
     stop: tuple[str, ...] = ()
     """An answer ends before any of these texts."""

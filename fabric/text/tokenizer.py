@@ -162,14 +162,21 @@ class Tokenizer:
         follows: the token in front of the first one, None where a text begins.
         """
         parts = []
-        spaced = self._takes_space(follows)
         for i in ids:
-            special = i in self._special_ids
-            if not (skip_special and i in self._control_ids):
-                part = self.token_bytes(i)
-                parts.append(part[1:] if spaced and not special and part.startswith(b" ") else part)
-            spaced = special and self._spaced
+            parts.append(self.piece(i, follows, skip_special))
+            follows = i
         return b"".join(parts).decode("utf-8", "replace")
+
+    def piece(self, token_id: int, follows: int | None, skip_special: bool = False) -> bytes:
+        """What a token adds to a text behind the token `follows`: bytes, of which several tokens may make a character.
+
+        skip_special: control tokens add nothing.
+        """
+        if skip_special and token_id in self._control_ids:
+            return b""
+        part = self.token_bytes(token_id)
+        plain = token_id not in self._special_ids
+        return part[1:] if plain and self._takes_space(follows) and part.startswith(b" ") else part
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; a special token's are its spelling."""

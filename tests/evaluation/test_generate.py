@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fabric.errors import DataError, UsageError
+from fabric.evaluation.decoding import FEED_TOKENS
 from fabric.evaluation.evaluate import evaluate
-from fabric.evaluation.generate import FEED_TOKENS, generate
+from fabric.evaluation.generate import generate
 from fabric.evaluation.settings import EvalSettings, GenerateSettings
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
@@ -104,6 +105,35 @@ def test_a_seed_gives_the_same_answers_and_another_seed_others(model: str) -> No
     assert run(model, prompt="the", temperature=1.0, top_k=1) == run(model, prompt="the")
 
 
+def test_choices_differ_and_the_first_is_the_answer_alone(model: str, rows_file: Writer) -> None:
+    data = rows_file("p.jsonl", [{"prompt": text, "id": i} for i, text in enumerate(PROMPTS)])
+    rows = run(model, data=data, temperature=1.0, choices=3)
+    assert [(row["id"], row["choice"]) for row in rows] == [(i, k) for i in range(len(PROMPTS)) for k in range(3)]
+    for first, *others in (rows[at : at + 3] for at in range(0, len(rows), 3)):
+        assert len({row["answer"] for row in (first, *others)}) == 3
+    assert run(model, data=data, temperature=1.0, choices=3, batch=1) == rows
+    (alone,) = run(model, prompt=PROMPTS[0], raw=True, temperature=1.0)
+    assert alone["answer"] == rows[0]["answer"]
+
+
+def test_a_penalty_keeps_the_model_from_repeating_itself(model: str) -> None:
+    def most_repeated(**settings: float) -> int:
+        text = run(model, prompt="the quick", raw=True, max_tokens=60, **settings)[0]["answer"]
+        return max(text.count(text[at : at + 4]) for at in range(len(text) - 3))
+
+    assert most_repeated() > 4, "the model does not repeat itself: the test shows nothing"
+    assert most_repeated(repeat_penalty=5.0) <= 2
+    assert run(model, prompt="the quick", raw=True, repeat_penalty=9.0, repeat_window=0) == run(
+        model, prompt="the quick", raw=True
+    )
+
+
+def test_the_system_message_is_the_first_of_the_conversation(model: str, rows_file: Writer) -> None:
+    messages = [{"role": "system", "content": "the fox"}, {"role": "user", "content": "the dog"}]
+    (told,) = run(model, data=rows_file("p.jsonl", [{"messages": messages}]))
+    assert run(model, prompt="the dog", system="the fox")[0]["answer"] == told["answer"]
+
+
 def test_an_adapter_changes_answers_by_its_scale_only(model: str, rows_file: Writer, adapter: AdapterMaker) -> None:
     data = rows_file("p.jsonl", [{"prompt": text} for text in PROMPTS])
     base = run(model, data=data)
@@ -131,7 +161,9 @@ def test_settings_that_make_no_sense_are_refused(model: str) -> None:
     for wrong in (
         {}, {"prompt": "a", "data": "b"}, {"data": "b", "raw": True}, {"prompt": "a", "max_tokens": 0},
         {"prompt": "a", "temperature": -1.0}, {"prompt": "a", "top_p": 0.0}, {"prompt": "a", "top_k": -1},
-        {"prompt": "a", "stop": ("",)}, {"prompt": "a", "batch": 0},
+        {"prompt": "a", "stop": ("",)}, {"prompt": "a", "batch": 0}, {"prompt": "a", "min_p": 1.5},
+        {"prompt": "a", "repeat_penalty": 0.0}, {"prompt": "a", "repeat_window": -1}, {"prompt": "a", "choices": 2},
+        {"data": "b", "system": "s"}, {"prompt": "a", "raw": True, "system": "s"},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             run(model, **wrong)

@@ -1,0 +1,66 @@
+"""Sequences that decode together over one cache: what each holds of it, what it has yet to compute, its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fabric.evaluation.answer import Answer
+from fabric.evaluation.sampling import pick
+from fabric.evaluation.settings import GenerateSettings
+from fabric.models.inference import Decoder
+from fabric.text.tokenizer import Tokenizer
+
+FEED_TOKENS = 256  # of prompts and answers, in one run
+
+
+@dataclass(eq=False)
+class Lane:
+    """A sequence in `room` slots of the cache, from slot `first` on. `number` keys its random numbers."""
+
+    number: int
+    first: int
+    room: int
+    answer: Answer
+    pending: list[int]
+    """Tokens that the cache does not hold yet."""
+    held: list[int] = field(default_factory=list)
+    """Tokens that it holds."""
+
+    def choose(self, logits: npt.NDArray[np.float32], settings: GenerateSettings, tokenizer: Tokenizer) -> str | None:
+        """Goes on by a token; why the answer ends with it ("stop" or "length"), None where it does not."""
+        token = pick(logits, settings, self.number, len(self.answer.tokens), self.held)
+        finish = "stop" if token in tokenizer.end_ids else None
+        if finish is None:
+            self.answer.add(token)
+            self.pending = [token]
+            full = len(self.answer.tokens) == settings.max_tokens or len(self.held) >= self.room
+            finish = "stop" if self.answer.stopped else "length" if full else None
+        if finish:
+            self.answer.close()
+        return finish
+
+
+def advance(decoder: Decoder, lanes: Sequence[Lane]) -> list[tuple[Lane, npt.NDArray[np.float32]]]:
+    """One run: as many pending tokens as fit, short ones first; lanes that have none left, with their logits."""
+    tokens: list[int] = []
+    slots: list[int] = []
+    lo: list[int] = []
+    ready, last = [], []
+    for lane in sorted(lanes, key=lambda lane: (len(lane.pending), lane.number)):
+        part = lane.pending[: decoder.tokens - len(tokens)]
+        tokens += part
+        at = lane.first + len(lane.held)
+        slots += range(at, at + len(part))
+        lo += [lane.first] * len(part)
+        lane.held += part
+        del lane.pending[: len(part)]
+        if part and not lane.pending:
+            ready.append(lane)
+            last.append(len(tokens) - 1)
+    slot, first = np.array(slots, np.int32), np.array(lo, np.int32)
+    logits = decoder.logits(np.array(tokens, np.int32), slot - first, first, slot + 1, slot, np.array(last, np.int32))
+    return list(zip(ready, logits, strict=True))
