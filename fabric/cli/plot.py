@@ -1,16 +1,21 @@
-"""`fabric plot`: the metrics of training runs as a picture, in the terminal or as a PNG."""
+"""`fabric plot`: the metrics of training runs as a picture, in the terminal, as a PNG or as an SVG."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from fabric.cli import console
 from fabric.errors import UsageError
+
+if TYPE_CHECKING:
+    from fabric.evaluation.plot import PlotSettings
+    from fabric.evaluation.runs import Run
 
 
 def command(
@@ -18,36 +23,74 @@ def command(
         list[str] | None,
         Argument(metavar="METRICS", help="JSONL of `train --metrics`, one file a run; `-`: stdin", show_default=False),
     ] = None,
-    output: Annotated[str | None, Option("-o", "--output", metavar="FILE", help="a PNG; `-`: stdout")] = None,
-    columns: Annotated[str, Option("-c", "--columns", metavar="NAMES", help="a panel each, joined by commas")] = "loss",
+    output: Annotated[str | None, Option("-o", "--output", metavar="FILE", help="a picture; `-`: stdout")] = None,
+    format: Annotated[
+        Literal["auto", "png", "svg"], Option("--format", help="of the picture; auto: svg where FILE ends in .svg")
+    ] = "auto",
+    columns: Annotated[
+        str,
+        Option("-c", "--columns", metavar="NAMES", help="a panel each, as in loss,lr,grad_norm,tokens_per_s"),
+    ] = "loss",
+    follow: Annotated[bool, Option("--follow", help="draw again as runs go on, until Ctrl-C or stdin ends")] = False,
     smooth: Annotated[
         float | None, Option(metavar="STEPS", min=0.0, help="0: none; default: a fortieth of the run")
     ] = None,
     title: Annotated[str, Option(metavar="TEXT", help="over the picture")] = "",
-    width: Annotated[int | None, Option(metavar="N", min=40, max=8000, help="pixels of a PNG, columns of text")] = None,
-    height: Annotated[int | None, Option(metavar="N", min=10, max=8000, help="pixels of a PNG, lines of text")] = None,
+    width: Annotated[
+        int | None, Option(metavar="N", min=40, max=8000, help="pixels of a picture, columns of text")
+    ] = None,
+    height: Annotated[
+        int | None, Option(metavar="N", min=10, max=8000, help="pixels of a picture, lines of text")
+    ] = None,
 ) -> None:
     """Draws the columns of one or several runs: raw and smoothed, with validation points beside them.
 
     Without -o the drawing goes to the terminal as text; with --json only the numbers of each run.
     """
-    from fabric.evaluation.plot import PlotSettings, draw_png, draw_text, summary
-    from fabric.files import check_streams, open_output
+    from fabric.evaluation.plot import PlotSettings, summary
+    from fabric.evaluation.runs import follow_runs, read_runs
+    from fabric.files import check_streams
 
     sources = tuple(metrics) if metrics else (console.stdin_source(None),)
     check_streams(sources, [output])
     names = tuple(name.strip() for name in columns.split(",") if name.strip())
     if console.flag("json"):
-        if output is not None:
-            raise UsageError("--json and --output exclude each other: numbers, or a picture")
-        console.report({"runs": summary(sources, names)}, "", result=True)
-    elif output is not None:
-        settings = PlotSettings(sources, names, smooth, title, width or 1200, height or 720)
-        picture = draw_png(settings)
-        with open_output(output) as file:
-            file.write(picture)
-    else:
-        room = shutil.get_terminal_size((80, 24))
-        settings = PlotSettings(sources, names, smooth, title, width or room.columns, height or max(12, room.lines - 4))
-        plain = os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
-        print(draw_text(settings, ascii_only=plain, color=console.wants_color(sys.stdout)))
+        if output is not None or follow:
+            raise UsageError("--json is of numbers, once: leave out --output and --follow")
+        console.report({"runs": summary(read_runs(sources), names)}, "", result=True)
+        return
+    if follow and (output == "-" or (output is None and not sys.stdout.isatty())):
+        raise UsageError("--follow draws again and again: to a terminal, or into a file with -o")
+    if follow and "-" in sources and len(sources) > 1:
+        raise UsageError("--follow reads stdin or files, not both")
+    seen: Iterable[list[Run]] = follow_runs(sources) if follow else [read_runs(sources)]
+    try:
+        for runs in seen:
+            if output is not None:
+                _write(output, format, PlotSettings(names, smooth, title, width or 1200, height or 720), runs)
+            else:
+                room = shutil.get_terminal_size((80, 24))
+                size = width or room.columns, height or max(12, room.lines - 4)
+                _print(PlotSettings(names, smooth, title, *size), runs, anew=follow)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+
+
+def _write(output: str, format: str, settings: PlotSettings, runs: Sequence[Run]) -> None:
+    from fabric.evaluation.plot import draw_png, draw_svg
+    from fabric.files import open_output
+
+    svg = format == "svg" or (format == "auto" and output.lower().endswith(".svg"))
+    picture = (draw_svg if svg else draw_png)(settings, runs)
+    with open_output(output, text=svg) as file:
+        file.write(picture)
+
+
+def _print(settings: PlotSettings, runs: Sequence[Run], anew: bool) -> None:
+    from fabric.evaluation.plot import draw_text
+
+    dumb = os.environ.get("TERM", "dumb") == "dumb"
+    plain = os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    drawing = draw_text(settings, runs, ascii_only=plain, color=console.wants_color(sys.stdout))
+    print(("\x1b[H\x1b[2J" if anew and not dumb else "") + drawing, flush=True)

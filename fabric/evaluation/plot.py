@@ -1,12 +1,10 @@
-"""Pictures of training runs: metrics JSONL in, a PNG or a drawing for the terminal out. Leans on raster.py."""
+"""Pictures of training runs: a PNG, an SVG or a drawing for the terminal. Leans on runs.py, raster.py and vector.py."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,8 @@ import numpy.typing as npt
 
 from fabric.errors import DataError
 from fabric.evaluation.raster import Color, Picture, text_width
-from fabric.files import read_input, shown
+from fabric.evaluation.runs import Run, Series
+from fabric.evaluation.vector import Drawing
 
 PALETTE: tuple[Color, ...] = (
     (0, 114, 178),
@@ -40,30 +39,13 @@ TITLES = {
 class PlotSettings:
     """`fabric plot RUN.jsonl ... --columns loss,lr`."""
 
-    sources: tuple[str, ...]
     columns: tuple[str, ...] = ("loss",)
     smooth: float | None = None
     """Width of the smoothing kernel in steps; None: a fortieth of the run; 0: none."""
     title: str = ""
     width: int = 1200
-    """Of a PNG in pixels, of a terminal drawing in cells."""
+    """Of a picture in pixels, of a terminal drawing in cells."""
     height: int = 720
-
-
-@dataclass
-class Series:
-    """One column of one run."""
-
-    steps: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-
-
-@dataclass
-class Run:
-    """A run's name and its columns."""
-
-    name: str
-    columns: dict[str, Series] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,40 +59,6 @@ class Axis:
     def part(self, value: float) -> float:
         """0 at the low end, 1 at the high one."""
         return (value - self.low) / (self.high - self.low)
-
-
-def read_runs(sources: Iterable[str]) -> list[Run]:
-    """Reads metrics JSONL, a run a source. Raises DataError for a line without a step or a run without numbers."""
-    sources = list(sources)
-    stems = [Path(source).stem for source in sources]
-    names = stems if len(set(stems)) == len(stems) else sources
-    return [_read_run(source, name) for source, name in zip(sources, names, strict=True)]
-
-
-def _read_run(source: str, name: str) -> Run:
-    run = Run(name if source != "-" else "stdin")
-    with read_input(source) as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{shown(source)}:{number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                raise DataError(f"{where}: not a JSON object; plot reads what train writes with --metrics") from None
-            step = record.get("step") if isinstance(record, dict) else None
-            if not isinstance(step, (int, float)) or not _is_number(step):
-                raise DataError(f"{where}: no step number; plot reads what train writes with --metrics")
-            for key, value in record.items():
-                if key != "step" and _is_number(value):
-                    series = run.columns.setdefault(key, Series())
-                    series.steps.append(float(step))
-                    series.values.append(float(value))
-    if not run.columns:
-        raise DataError(f"{shown(source)}: no metrics in it")
-    return run
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def smoothed(series: Series, width: float | None) -> Series:
@@ -150,23 +98,23 @@ def tick_label(value: float, axis: Axis) -> str:
     return f"{value:.{digits}f}"
 
 
-def summary(sources: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+def summary(runs: Sequence[Run], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Of each run and column (and its validation): the first, last and least value. Raises DataError."""
-    runs: list[dict[str, Any]] = []
-    for run in _checked(PlotSettings(tuple(sources), tuple(columns))):
+    check_columns(runs, columns)
+    told: list[dict[str, Any]] = []
+    for run in runs:
         values = {n: s.values for c in columns for n, s in run.columns.items() if n in (c, f"val_{c}")}
-        told = {n: {"first": v[0], "last": v[-1], "least": min(v)} for n, v in values.items()}
-        runs.append({"name": run.name, "steps": max(s.steps[-1] for s in run.columns.values()), **told})
-    return runs
+        ends = {n: {"first": v[0], "last": v[-1], "least": min(v)} for n, v in values.items()}
+        told.append({"name": run.name, "steps": max(s.steps[-1] for s in run.columns.values()), **ends})
+    return told
 
 
-def _checked(settings: PlotSettings) -> list[Run]:
-    runs = read_runs(settings.sources)
-    for column in settings.columns:
+def check_columns(runs: Sequence[Run], columns: Sequence[str]) -> None:
+    """DataError for a column that no run has."""
+    for column in columns:
         if not any(column in run.columns for run in runs):
             there = ", ".join(sorted({name for run in runs for name in run.columns}))
-            raise DataError(f"{shown(settings.sources[0])}: no column {column!r}; there are {there}")
-    return runs
+            raise DataError(f"{runs[0].name}: no column {column!r}; there are {there}")
 
 
 def _span(runs: Sequence[Run], column: str) -> tuple[Axis, Axis]:
@@ -181,31 +129,43 @@ def _span(runs: Sequence[Run], column: str) -> tuple[Axis, Axis]:
     return nice_axis(min(steps), max(steps), 8), nice_axis(low, high, 5)
 
 
-def draw_png(settings: PlotSettings) -> bytes:
+def draw_png(settings: PlotSettings, runs: Sequence[Run]) -> bytes:
     """The runs as a PNG, a panel a column. Raises DataError."""
-    runs = _checked(settings)
     picture = Picture(settings.width, settings.height)
+    _draw(picture, settings, runs)
+    return picture.png()
+
+
+def draw_svg(settings: PlotSettings, runs: Sequence[Run]) -> bytes:
+    """The runs as an SVG, a panel a column. Raises DataError."""
+    drawing = Drawing(settings.width, settings.height)
+    _draw(drawing, settings, runs)
+    return drawing.svg()
+
+
+def _draw(picture: Picture | Drawing, settings: PlotSettings, runs: Sequence[Run]) -> None:
+    check_columns(runs, settings.columns)
     size = max(9.0, settings.width / 88)
-    top = size * (3.6 if settings.title else 1.8)
+    top = size * (4.0 if settings.title else 1.9)
     if settings.title:
-        picture.text(settings.width / 2, size * 2.3, settings.title, size * 1.15, INK, 0.5)
+        picture.text(settings.width / 2, size * 2.1, settings.title, size * 1.15, INK, 0.5)
+    entries = _entries(runs, settings.columns)
+    top += _legend(picture, entries, size * 7.2, settings.width - size * 2.0, top, size) + size * 1.2
     weights = [2.2 if i == 0 else 1.0 for i in range(len(settings.columns))]
     room = settings.height - top - size * 4.6 - size * 1.6 * (len(weights) - 1)
     for i, column in enumerate(settings.columns):
         height = room * weights[i] / sum(weights)
-        _panel(picture, runs, column, settings, (top, height, size), i == len(weights) - 1, i == 0)
+        _panel(picture, runs, column, settings, (top, height, size), i == len(weights) - 1)
         top += height + size * 1.6
-    return picture.png()
 
 
 def _panel(
-    picture: Picture,
+    picture: Picture | Drawing,
     runs: Sequence[Run],
     column: str,
     settings: PlotSettings,
     place: tuple[float, float, float],
     last: bool,
-    legend: bool,
 ) -> None:
     top, height, size = place
     left, right = size * 7.2, settings.width - size * 2.0
@@ -247,8 +207,6 @@ def _panel(
             for point in points:
                 picture.dot(*point, size * 0.46, (255, 255, 255))
                 picture.dot(*point, size * 0.36, color)
-    if legend:
-        _legend(picture, _entries(runs, column), right, top, size)
 
 
 def _step_part(axis: Axis, step: float) -> float:
@@ -259,36 +217,45 @@ def _colors(count: int) -> list[Color]:
     return [PALETTE[i % len(PALETTE)] for i in range(count)]
 
 
-def _entries(runs: Sequence[Run], column: str) -> list[tuple[str, Color, bool]]:
-    entries: list[tuple[str, Color, bool]] = []
-    for run, color in zip(runs, _colors(len(runs)), strict=True):
-        if column in run.columns:
-            entries.append((f"{run.name}" if len(runs) > 1 else "training", color, False))
-        if f"val_{column}" in run.columns:
-            name = f"{run.name}, validation" if len(runs) > 1 else "validation"
-            entries.append((name, color if len(runs) > 1 else PALETTE[1], True))
+def _entries(runs: Sequence[Run], columns: Sequence[str]) -> list[tuple[str, Color, bool]]:
+    """What lines and dots are: name, color, whether dotted."""
+    names = [run.name for run in runs] if len(runs) > 1 else ["training"]
+    entries = [(name, color, False) for name, color in zip(names, _colors(len(runs)), strict=True)]
+    if any(f"val_{column}" in run.columns for run in runs for column in columns):
+        entries.append(("validation", INK if len(runs) > 1 else PALETTE[1], True))
     return entries
 
 
 def _legend(
-    picture: Picture, entries: Sequence[tuple[str, Color, bool]], right: float, top: float, size: float
-) -> None:
-    width = max(text_width(name, size) for name, _, _ in entries) + size * 4.4
-    height = size * (1.9 * len(entries) + 1.0)
-    x, y = right - width - size * 0.6, top + size * 0.4
-    picture.rectangle(x, y, width, height, (216, 216, 216))
-    picture.rectangle(x + 1, y + 1, width - 2, height - 2, (255, 255, 255))
-    for i, (name, color, dotted) in enumerate(entries):
-        middle = y + size * (1.45 + 1.9 * i)
-        picture.polyline([(x + size * 0.8, middle), (x + size * 2.8, middle)], color, size * (0.12 if dotted else 0.2))
-        if dotted:
-            picture.dot(x + size * 1.8, middle, size * 0.36, color)
-        picture.text(x + size * 3.5, middle + size * 0.45, name, size, INK)
+    picture: Picture | Drawing, entries: Sequence[tuple[str, Color, bool]], left: float, right: float, y: float,
+    size: float,
+) -> float:  # fmt: skip
+    """Names in lines that end at `right`, the first on the baseline y; how far down the last one is."""
+    lines: list[list[tuple[str, Color, bool]]] = [[]]
+    for entry in entries:
+        if lines[-1] and sum(_width(other, size) for other in [*lines[-1], entry]) > right - left:
+            lines.append([])
+        lines[-1].append(entry)
+    for i, line in enumerate(lines):
+        x, base = right - sum(_width(entry, size) for entry in line), y + 1.9 * size * i
+        for name, color, dotted in line:
+            middle = base - size * 0.45
+            pen = size * (0.12 if dotted else 0.2)
+            picture.polyline([(x + size, middle), (x + size * 3.0, middle)], color, pen)
+            if dotted:
+                picture.dot(x + size * 2.0, middle, size * 0.36, color)
+            picture.text(x + size * 3.7, base, name, size, INK)
+            x += _width((name, color, dotted), size)
+    return 1.9 * size * (len(lines) - 1)
 
 
-def draw_text(settings: PlotSettings, ascii_only: bool = False, color: bool = False) -> str:
+def _width(entry: tuple[str, Color, bool], size: float) -> float:
+    return text_width(entry[0], size) + size * 5.2
+
+
+def draw_text(settings: PlotSettings, runs: Sequence[Run], ascii_only: bool = False, color: bool = False) -> str:
     """The runs for a terminal: braille dots, or plain characters; a panel a column. Raises DataError."""
-    runs = _checked(settings)
+    check_columns(runs, settings.columns)
     rows = max(6, settings.height // len(settings.columns) - 3)
     panels = [_text_panel(runs, column, settings, rows, ascii_only, color) for column in settings.columns]
     return "\n\n".join(([settings.title] if settings.title else []) + panels)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import struct
+import subprocess
+import time
 import zlib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
 from fabric.evaluation.plot import nice_axis, tick_label
-from tests.cli.shell import fabric, on_terminal, one_sentence
+from tests.cli.shell import FABRIC, environment, fabric, on_terminal, one_sentence
 
 
 def write_run(path: Path, losses: list[float], val: dict[int, float] | None = None) -> Path:
@@ -48,7 +52,8 @@ def test_a_falling_loss_falls_in_the_picture(tmp_path: Path) -> None:
     assert fabric("plot", run, "-o", target, "--title", "a run", "--width", "800", "--height", "480").code == 0
     picture = pixels(target.read_bytes()).astype(int)
     assert picture.shape == (480, 800, 3)
-    blue = (np.abs(picture - (0, 114, 178)).sum(axis=2) < 30) & (np.arange(800) < 600)
+    blue = np.abs(picture - (0, 114, 178)).sum(axis=2) < 30
+    blue[:60] = False  # what says which line is which
     heights = [np.flatnonzero(blue[:, x]).mean() for x in range(120, 580) if blue[:, x].any()]
     assert len(heights) > 400
     assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(heights))
@@ -69,6 +74,60 @@ def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
     runs = (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert "\x1b[" in on_terminal("plot", *runs, stream="stdout")[1]
     assert "\x1b[" not in on_terminal("plot", *runs, stream="stdout", env={"NO_COLOR": "1"})[1]
+
+
+def test_an_svg_shows_the_runs_as_lines_and_says_what_they_are(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a<b.jsonl", [4.0 - 0.03 * i for i in range(100)], {50: 3.0, 100: 2.0})
+    second = write_run(tmp_path / "b.jsonl", [4.0 - 0.02 * i for i in range(100)])
+    target = tmp_path / "runs.svg"
+    done = fabric("plot", first, second, "-c", "loss,lr", "-o", target, "--width", "800", "--title", "x & y")
+    assert done.code == 0, done.err
+    root = ElementTree.fromstring(target.read_bytes())
+    assert root.get("viewBox") == "0 0 800 720"
+    texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"x & y", "a<b", "b", "validation", "optimizer step", "learning rate"} <= texts
+    lines = [element.get("points", "").split() for element in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    long = [[float(point.split(",")[1]) for point in line] for line in lines if len(line) == 100]
+    assert len(long) == 6  # raw and smoothed losses, two rates
+    assert all(b >= a for a, b in itertools.pairwise(long[0]))  # y grows downwards
+    assert fabric("plot", first, "-o", "-", "--format", "svg").out.startswith(b"<svg")
+
+
+def append(path: Path, step: int, loss: float) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+
+
+def test_a_followed_run_is_drawn_again_as_it_grows_until_ctrl_c(tmp_path: Path) -> None:
+    metrics, picture = tmp_path / "m.jsonl", tmp_path / "m.svg"
+    process = subprocess.Popen(
+        [*FABRIC, "plot", str(metrics), "--follow", "-o", str(picture)], env=environment(), stderr=subprocess.PIPE
+    )
+    drawn = b""
+    for step in (1, 2, 3):
+        append(metrics, step, 4.0 - step)
+        if step == 2:
+            with metrics.open("a") as file:
+                file.write('{"step": 9, "lo')  # a line that is not whole yet
+        deadline = time.monotonic() + 60
+        while not picture.exists() or picture.read_bytes() == drawn:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        drawn = picture.read_bytes()
+        if step == 2:
+            metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0 and told == b""
+
+
+def test_a_followed_pipe_is_drawn_on_a_terminal_and_ends_with_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a.jsonl", [3 - 0.01 * i for i in range(60)])
+    assert fabric("plot", "--follow", "-o", tmp_path / "a.png", stdin=run.read_bytes()).code == 0
+    assert pixels((tmp_path / "a.png").read_bytes()).shape == (720, 1200, 3)
+    one_sentence(fabric("plot", run, "--follow"), 2, "terminal")
+    one_sentence(fabric("plot", run, "--follow", "--json"), 2, "--follow")
+    one_sentence(fabric("plot", "--follow", "-o", tmp_path / "b.png"), 65, "no metrics")
 
 
 def test_numbers_of_runs_come_as_json(tmp_path: Path) -> None:

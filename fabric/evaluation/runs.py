@@ -1,0 +1,109 @@
+"""The metrics of training runs, read from JSONL: once, or again and again while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabric.errors import DataError
+from fabric.files import read_input, shown
+
+POLL_S = 0.5  # between looks at a growing file
+
+
+@dataclass
+class Series:
+    """One column of one run."""
+
+    steps: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A run's name and its columns."""
+
+    name: str
+    columns: dict[str, Series] = field(default_factory=dict)
+
+
+def read_runs(sources: Iterable[str]) -> list[Run]:
+    """Reads metrics JSONL, a run a source. Raises DataError for a line without a step or a run without numbers."""
+    sources = list(sources)
+    runs = []
+    for source, name in zip(sources, _names(sources), strict=True):
+        run = Run(name)
+        with read_input(source) as lines:
+            for number, line in enumerate(lines, 1):
+                _add(run, line, f"{shown(source)}:{number}")
+        if not run.columns:
+            raise DataError(f"{shown(source)}: no metrics in it")
+        runs.append(run)
+    return runs
+
+
+def follow_runs(sources: Sequence[str]) -> Iterator[list[Run]]:
+    """The runs as they are, and again whenever they have grown; stdin until it ends, files until the caller stops.
+
+    A line that is still being written is left for the next time; a file that is not there yet is waited for.
+    Raises DataError for a line without a step.
+    """
+    if list(sources) == ["-"]:
+        yield from _follow_stdin()
+        return
+    seen: list[int] = []
+    while True:
+        sizes = [Path(source).stat().st_size if Path(source).exists() else 0 for source in sources]
+        if sizes != seen:
+            seen, runs = sizes, []
+            for source, name in zip(sources, _names(sources), strict=True):
+                runs.append(Run(name))
+                whole = Path(source).read_bytes().split(b"\n")[:-1] if Path(source).exists() else []
+                for number, line in enumerate(whole, 1):
+                    _add(runs[-1], line, f"{shown(source)}:{number}")
+            if any(run.columns for run in runs):
+                yield runs
+        time.sleep(POLL_S)
+
+
+def _follow_stdin() -> Iterator[list[Run]]:
+    run, drawn, fresh = Run("stdin"), 0.0, False
+    with read_input("-") as lines:
+        for number, line in enumerate(iter(lines.readline, b""), 1):
+            _add(run, line, f"stdin:{number}")
+            fresh = True
+            if run.columns and time.monotonic() - drawn > POLL_S:
+                yield [run]
+                drawn, fresh = time.monotonic(), False
+    if not run.columns:
+        raise DataError("stdin: no metrics in it")
+    if fresh:
+        yield [run]
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """What runs are called: by the names of their files, or by their paths where those are equal."""
+    stems = [Path(source).stem if source != "-" else "stdin" for source in sources]
+    return stems if len(set(stems)) == len(stems) else list(sources)
+
+
+def _add(run: Run, line: bytes, where: str) -> None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise DataError(f"{where}: not a JSON object; plot reads what train writes with --metrics") from None
+    step = record.get("step") if isinstance(record, dict) else None
+    if not isinstance(step, (int, float)) or not _is_number(step):
+        raise DataError(f"{where}: no step number; plot reads what train writes with --metrics")
+    for key, value in record.items():
+        if key != "step" and _is_number(value):
+            series = run.columns.setdefault(key, Series())
+            series.steps.append(float(step))
+            series.values.append(float(value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
