@@ -1,28 +1,64 @@
-"""`fabric inspect`: what is inside a GGUF file."""
+"""`fabric inspect`: what is inside a GGUF file, and how two differ."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from fabric.cli import console
+from fabric.errors import UsageError
 
 
 def command(
     file: Annotated[
         str | None, Argument(metavar="GGUF", help="model or adapter; `-` or nothing: stdin", show_default=False)
     ] = None,
+    other: Annotated[
+        str | None, Argument(metavar="OTHER", help="say how this file differs from it", show_default=False)
+    ] = None,
     tensors: Annotated[bool, Option("--tensors", help="list every tensor")] = False,
+    template: Annotated[bool, Option("--template", help="print the chat template alone")] = False,
 ) -> None:
-    """Says what a model or adapter holds: sizes, types, metadata and how it was made."""
+    """Says what a model or adapter holds: sizes, types, metadata and how it was made; or what two files differ in."""
+    from fabric.files import check_streams
     from fabric.weights.gguf import GGUF
-    from fabric.weights.inspect import summary
+    from fabric.weights.inspect import chat_template, difference, summary
 
-    with GGUF.open(console.stdin_source(file)) as gguf:
-        values = summary(gguf)
-    console.report(values, describe(values, tensors), result=True)
+    check_streams([file, other], [])
+    if other is not None and (tensors or template):
+        raise UsageError("--tensors and --template are of one file: leave them out, or name one")
+    with contextlib.ExitStack() as stack:
+        gguf = stack.enter_context(GGUF.open(console.stdin_source(file)))
+        if other is not None:
+            differing = difference(gguf, stack.enter_context(GGUF.open(other)))
+            console.report(differing, describe_difference(differing), result=True)
+        elif template:
+            text = chat_template(gguf)
+            console.report({"chat_template": text}, text, result=True)
+        else:
+            values = summary(gguf)
+            console.report(values, describe(values, tensors), result=True)
+
+
+def describe_difference(values: dict[str, Any]) -> str:
+    """What `difference` found as text."""
+    parts = []
+    for what in ("metadata", "tensors"):
+        found = values[what]
+        rows = [[what, "this file", "the other"]]
+        for name, (this, that) in found["changed"].items():
+            rows.append([name, _short(this), _short(that)])
+        rows += [[name, "present", "-"] for name in found["only_this"]]
+        rows += [[name, "-", "present"] for name in found["only_other"]]
+        if len(rows) > 1:
+            parts.append(console.table(rows, "<<<"))
+    counts = f"{values['equal_tensors']:,} tensors are equal to the last bit"
+    for name, steps in values["history"].items():
+        parts += [f"history of {name} only: {json.dumps(step, ensure_ascii=False)}" for step in steps]
+    return "\n\n".join([*parts, counts if parts else f"no difference: {counts}"])
 
 
 def describe(values: dict[str, Any], tensors: bool) -> str:

@@ -1,12 +1,16 @@
-"""inspect: what a GGUF file holds, as one dictionary that is plain JSON."""
+"""inspect: what a GGUF file holds, and how two differ, as dictionaries that are plain JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
+import numpy as np
+
+from fabric.errors import DataError
 from fabric.weights.convert import is_matrix
 from fabric.weights.formats import can_decode, type_name
-from fabric.weights.gguf import GGUF
+from fabric.weights.gguf import GGUF, decode_tensor
 from fabric.weights.gguf_write import ARRAY, TYPE_NAMES
 from fabric.weights.history import KEY as HISTORY
 from fabric.weights.history import read_history
@@ -42,6 +46,57 @@ def summary(gguf: GGUF) -> dict[str, Any]:
         ],
         "history": read_history(gguf),
     }
+
+
+def chat_template(gguf: GGUF) -> str:
+    """The template of a model's conversations. Raises DataError where it has none."""
+    template = gguf.get("tokenizer.chat_template", str, "")
+    if not template:
+        raise DataError(f"{gguf.name}: no chat template in it; commands use ChatML, as far as the model has its tokens")
+    return str(_text(template))
+
+
+def difference(this: GGUF, other: GGUF) -> dict[str, Any]:
+    """What is in one of two files only, or differs: metadata by value, tensors by type, shape and bytes, history."""
+    metadata = _sides(this.metadata.keys() - {HISTORY}, other.metadata.keys() - {HISTORY})
+    metadata["changed"] = {
+        _text(key): [_value(this, key), _value(other, key)]
+        for key in this.metadata
+        if key in other.metadata and key != HISTORY and this.raw_metadata[key] != other.raw_metadata[key]
+    }
+    tensors = _sides(this.tensors.keys(), other.tensors.keys())
+    both = [name for name in this.tensors if name in other.tensors]
+    unequal = [name for name in both if not _same(this, other, name)]
+    tensors["changed"] = {name: _told_apart(this, other, name) for name in unequal}
+    mine, theirs = read_history(this), read_history(other)
+    return {
+        "metadata": metadata,
+        "tensors": tensors,
+        "equal_tensors": len(both) - len(unequal),
+        "history": {
+            "this file": [step for step in mine if step not in theirs],
+            "the other": [step for step in theirs if step not in mine],
+        },
+    }
+
+
+def _sides(mine: Set[str], theirs: Set[str]) -> dict[str, Any]:
+    return {"only_this": sorted(map(_text, mine - theirs)), "only_other": sorted(map(_text, theirs - mine))}
+
+
+def _same(this: GGUF, other: GGUF, name: str) -> bool:
+    a, b = this.tensors[name], other.tensors[name]
+    return (a.type, a.shape) == (b.type, b.shape) and bool(np.array_equal(this.data(name), other.data(name)))
+
+
+def _told_apart(this: GGUF, other: GGUF, name: str) -> list[str]:
+    """Type and shape of a tensor in both files; where they are equal, how far apart the values are."""
+    a, b = this.tensors[name], other.tensors[name]
+    sides = [f"{t.type_name} {' x '.join(map(str, t.shape))}" for t in (a, b)]
+    if a.shape == b.shape and can_decode(a.type) and can_decode(b.type):
+        x, y = decode_tensor(this, name).astype(np.float64), decode_tensor(other, name)
+        sides[1] += f", root mean square difference {np.sqrt(np.mean((x - y) ** 2)):.3g}"
+    return sides
 
 
 def _bits_per_weight(gguf: GGUF) -> float | None:
