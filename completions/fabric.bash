@@ -73,6 +73,7 @@ _fabric() {
         quantize:--threads) return ;;
         eval:-m|eval:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:-a|eval:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        eval:--accuracy) COMPREPLY=($(compgen -W "likelihood generated" -- "$cur")); return ;;
         eval:--labels) return ;;
         eval:--ctx) return ;;
         eval:--stride) return ;;
@@ -115,6 +116,7 @@ _fabric() {
         bench:--device) return ;;
         bench:--isa) return ;;
         plot:-o|plot:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        plot:--format) COMPREPLY=($(compgen -W "auto png svg" -- "$cur")); return ;;
         plot:-c|plot:--columns) return ;;
         plot:--smooth) return ;;
         plot:--title) return ;;
@@ -128,13 +130,13 @@ _fabric() {
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads -q --quiet --json --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="-q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
-        inspect) words="--tensors -q --quiet --json --debug -h --help" ;;
+        inspect) words="--tensors --template -q --quiet --json --debug -h --help" ;;
         bench) words="-m --model --tokens --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
-        plot) words="-o --output -c --columns --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
+        plot) words="-o --output --format -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
 from fabric.cli import console, options
 from fabric.cli.merge import adapter_input
+from fabric.errors import UsageError
 
 if TYPE_CHECKING:
-    from fabric.evaluation.settings import EvalReport, Score
+    from fabric.evaluation.settings import Accuracy, EvalReport, Score
+
+MOST_SHOWN = 8  # labels, in a table of which was taken for which
 
 
 def command(
     data: options.Records = None,
     model: options.Model = ...,  # type: ignore[assignment]
     adapter: options.Adapters = None,
-    compare: Annotated[bool, Option("--compare", help="score the base without adapters too")] = False,
+    compare: Annotated[
+        bool, Option("--compare", help="the base, and each adapter by itself against it, row by row")
+    ] = False,
+    accuracy: Annotated[
+        Literal["likelihood", "generated"],
+        Option("--accuracy", help="of the likeliest label, or of the label that the model writes"),
+    ] = "likelihood",
+    llama_perplexity: Annotated[
+        bool,
+        Option(
+            "--llama-perplexity", help="texts in windows of --ctx, first half not scored: llama.cpp's way of telling it"
+        ),
+    ] = False,
+    markdown: Annotated[bool, Option("--markdown", help="the tables as Markdown")] = False,
     labels: Annotated[
         str | None, Option("--labels", metavar="NAMES", help="to choose from; default: those of the rows")
     ] = None,
@@ -32,12 +49,14 @@ def command(
 ) -> None:
     """Scores rows: loss per trained token, its exponential (perplexity), and accuracy where rows have a `label`.
 
-    A label counts as right when the model finds it the likeliest beginning of the answer.
+    A label counts as right when the model finds it the likeliest beginning of the answer, or writes it there.
     """
     from fabric.evaluation.evaluate import evaluate
     from fabric.evaluation.settings import EvalSettings
     from fabric.files import check_streams
 
+    if markdown and console.flag("json"):
+        raise UsageError("--json and --markdown exclude each other: two forms of the same report")
     source = console.stdin_source(data)
     adapters = tuple(adapter_input(text) for text in adapter or ())
     check_streams([source, model, template, *(a.path for a in adapters)], [])
@@ -46,6 +65,8 @@ def command(
         model=model,
         adapters=adapters,
         compare=compare,
+        accuracy=accuracy,
+        llama_perplexity=llama_perplexity,
         labels=tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else (),
         ctx=ctx,
         stride=stride,
@@ -58,22 +79,66 @@ def command(
         report = evaluate(settings, progress)
     for text in report.notes:
         console.note(text)
-    console.report(report.to_json(), describe(report), result=True)
+    console.report(report.to_json(), describe(report, markdown), result=True)
 
 
-def describe(report: EvalReport) -> str:
-    """The scores as a table."""
-    scores = {"model": report.score} if report.base is None else {"base": report.base, "tuned": report.score}
+def describe(report: EvalReport, markdown: bool = False) -> str:
+    """The scores as tables, and what a comparison came to."""
+    scores = {"model": report.score}
+    if report.base:
+        scores = {"base": report.base, **dict(zip(_names(report), (a.score for a in report.adapters), strict=True))}
+    drawn = _markdown if markdown else lambda rows: console.table(rows, "<")
+    parts = [drawn(_scores(scores))]
+    if report.adapters:
+        parts.append(drawn(_paired(report)))
+    for name, score in scores.items():
+        if score.accuracy and len(score.accuracy.labels) <= MOST_SHOWN:
+            parts.append(drawn(_confusion(name, score.accuracy)))
+    counts = f"{report.rows:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} scored"
+    parts.append(f"{counts}; {report.tokens_per_s:.0f} tokens/s in {report.precision}")
+    return "\n\n".join(parts)
+
+
+def _names(report: EvalReport) -> list[str]:
+    """Adapters by their file names, or by their paths where those are equal."""
+    names = [Path(adapter.name).name for adapter in report.adapters]
+    return names if len(set(names)) == len(names) else [adapter.name for adapter in report.adapters]
+
+
+def _scores(scores: dict[str, Score]) -> list[list[str]]:
     rows = [["", *scores]]
     rows.append(["loss per trained token", *(f"{s.loss:.4f}" for s in scores.values())])
     rows.append(["perplexity", *(f"{s.perplexity:.3f}" for s in scores.values())])
-    if any(s.accuracy for s in scores.values()):
-        rows.append(["accuracy", *(_share(s) for s in scores.values())])
-        rows.append(["commonest label", *(f"{100 * s.accuracy.majority:.1f} %" for s in scores.values() if s.accuracy)])
-    counts = f"{report.rows:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} scored"
-    return f"{console.table(rows, '<')}\n{counts}; {report.tokens_per_s:.0f} tokens/s in {report.precision}"
+    found = [s.accuracy for s in scores.values() if s.accuracy]
+    if found:
+        rows.append(["accuracy", *(f"{100 * a.accuracy:.1f} % ({a.right} of {a.rows})" for a in found)])
+        rows.append(["95 % interval", *(f"{100 * a.interval[0]:.1f} - {100 * a.interval[1]:.1f} %" for a in found)])
+        rows.append(["macro-F1", *(f"{a.macro_f1:.3f}" for a in found)])
+        rows.append(["commonest label", *(f"{100 * a.majority:.1f} %" for a in found)])
+    return rows
 
 
-def _share(score: Score) -> str:
-    a = score.accuracy
-    return f"{100 * a.accuracy:.1f} % ({a.right} of {a.rows})" if a else ""
+def _paired(report: EvalReport) -> list[list[str]]:
+    """A row an adapter, against the base on the same rows."""
+    labelled = bool(report.base and report.base.accuracy)
+    rows = [["against the base", "loss", "95 % interval", "rows better, worse", "p"]]
+    rows[0] += ["gained, lost", "p"] if labelled else []
+    for name, adapter in zip(_names(report), report.adapters, strict=True):
+        p = adapter.against_base
+        interval = f"{p.loss_interval[0]:+.4f} to {p.loss_interval[1]:+.4f}"
+        rows.append([name, f"{p.loss_difference:+.4f}", interval, f"{p.better}, {p.worse}", f"{p.loss_p:.2g}"])
+        rows[-1] += [f"{p.gained}, {p.lost}", f"{p.accuracy_p:.2g}"] if labelled else []
+    return rows
+
+
+def _confusion(name: str, accuracy: Accuracy) -> list[list[str]]:
+    """A row a label, a column what was chosen for it."""
+    columns = list(next(iter(accuracy.confusion.values())))
+    rows = [[f"{name}: label, chosen", *(column or "none" for column in columns)]]
+    return rows + [[label, *(str(n) for n in row.values())] for label, row in accuracy.confusion.items()]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---", *("---:" for _ in rows[0][1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])

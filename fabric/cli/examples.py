@@ -40,15 +40,21 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("the mix of four and six bits that most files are in", "fabric quantize model.gguf --type q4_k_m -o q4.gguf"),
     ],
     "eval": [
+        ("base against two adapters, row by row", "fabric eval held.jsonl -m base.gguf -a a.gguf -a b.gguf --compare"),
         (
-            "base against tuned",
-            "fabric eval held.jsonl -m base.gguf; fabric eval held.jsonl -m base.gguf -a adapter.gguf",
+            "perplexity as llama.cpp tells it",
+            "fabric prepare book.txt --format text | fabric eval -m base.gguf --llama-perplexity",
         ),
         ("a gate in a script", "fabric eval held.jsonl -m base.gguf --json | jq -e '.perplexity < 12'"),
     ],
     "generate": [
         ("one answer", "fabric generate -m base.gguf -a adapter.gguf --prompt 'Which line serves Wrenmoor?'"),
+        ("a conversation", "fabric generate -m base.gguf --chat"),
         ("an answer for every row", "fabric generate prompts.jsonl -m base.gguf > answers.jsonl"),
+        (
+            "three different ones",
+            "fabric generate prompts.jsonl -m base.gguf --choices 3 --temperature 0.8 --min-p 0.05 > answers.jsonl",
+        ),
     ],
     "devices": [("what is there", "fabric devices")],
     "convert": [
@@ -58,11 +64,17 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     ],
     "inspect": [
         ("what is this file?", "fabric inspect model.gguf"),
+        ("what did training change?", "fabric inspect tuned.gguf base.gguf"),
         ("how was this adapter made?", "fabric inspect adapter.gguf --json | jq .history"),
     ],
     "bench": [("training speed of a model here", "fabric bench -m base.gguf --tokens 512")],
     "plot": [
         ("the loss in the terminal", "fabric plot metrics.jsonl"),
+        (
+            "the loss of a run that goes on",
+            "fabric train rows.jsonl -m base.gguf -o a.gguf --metrics - | fabric plot --follow",
+        ),
         ("two runs as a PNG, with the learning rate below", "fabric plot a.jsonl b.jsonl -c loss,lr -o runs.png"),
+        ("everything of a run, for a page", "fabric plot run.jsonl -c loss,lr,grad_norm,tokens_per_s -o run.svg"),
     ],
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from fabric.models.inference import Decoder
 from fabric.text.tokenizer import Tokenizer
 
 FEED_TOKENS = 256  # of prompts and answers, in one run
+Watch = Callable[[str], None]  # called with each piece of the first answer that has become certain
 
 
 @dataclass(eq=False)
@@ -64,3 +66,27 @@ def advance(decoder: Decoder, lanes: Sequence[Lane]) -> list[tuple[Lane, npt.NDA
     slot, first = np.array(slots, np.int32), np.array(lo, np.int32)
     logits = decoder.logits(np.array(tokens, np.int32), slot - first, first, slot + 1, slot, np.array(last, np.int32))
     return list(zip(ready, logits, strict=True))
+
+
+def answers(
+    settings: GenerateSettings, tokenizer: Tokenizer, decoder: Decoder, prompts: Sequence[Sequence[int]], lanes: int,
+    room: int, watch: Watch | None = None,
+) -> Iterator[tuple[Lane, str]]:  # fmt: skip
+    """Finished answers to prompts, `lanes` of them at a time in `room` slots each, with what ended them; a lane's
+    number is that of its prompt. A range of the cache that becomes free takes the next prompt."""
+    waiting = iter(enumerate(prompts))
+    free = [lane * room for lane in reversed(range(lanes))]
+    running: list[Lane] = []
+    while True:
+        for number, prompt in itertools.islice(waiting, len(free)):
+            running.append(Lane(number, free.pop(), room, Answer(tokenizer, prompt[-1], settings.stop), list(prompt)))
+        if not running:
+            return
+        for lane, logits in advance(decoder, running):
+            finish = lane.choose(logits, settings, tokenizer)
+            if watch and lane.number == 0:
+                watch(lane.answer.news())
+            if finish:
+                running.remove(lane)
+                free.append(lane.first)
+                yield lane, finish

@@ -1,21 +1,31 @@
-"""`eval`: loss and perplexity of rows, and labelled accuracy by likelihood, of a base with and without adapters."""
+"""`eval`: loss, perplexity and labelled accuracy of a base with and without adapters, and what adapters changed."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from fabric.data.records import Record, read_records
 from fabric.errors import DataError, UsageError
+from fabric.evaluation.decoding import FEED_TOKENS, answers
 from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_test, labelled_row
 from fabric.evaluation.model import Model, Text, open_model, open_text
 from fabric.evaluation.scoring import Done, Loras, costs, score
-from fabric.evaluation.settings import EvalReport, EvalSettings, Score
+from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, GenerateSettings, Paired, Score
+from fabric.evaluation.statistics import bootstrap_interval, even_chance
 from fabric.files import check_streams, shown
-from fabric.text.encode import EncodeReport, Example, encode_rows
+from fabric.models.inference import Decoder
+from fabric.text.encode import EncodeReport, Example, encode_rows, prompt_ids, with_bos
 from fabric.weights.settings import Progress
+
+_TOGETHER = 8  # rows that are answered at once
+_BEFORE_A_LABEL = 8  # tokens of an answer that may stand in front of its label: white space, an empty thought
 
 
 def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalReport:
@@ -30,16 +40,18 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
         test = _label_test(settings, rows, text)
         adapters, where = settings.adapters, (settings.device, settings.threads, settings.precision)
         with open_model(text.gguf, adapters, *where) as model:
-            variants = [model.loras, {}] if settings.compare else [model.loras]
+            variants = [{}, *model.each] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
-            label_tokens = sum(choice.tokens for choice in test.choices) if test else 0
+            label_tokens = _label_tokens(settings, test)
             meter = _Meter(len(variants) * (tokens + label_tokens), progress)
             start = time.monotonic()
-            scores = [_score(settings, model, loras, rows, test, meter.add) for loras in variants]
+            found = [_score(settings, text, model, loras, rows, test, meter.add) for loras in variants]
             seconds = time.monotonic() - start
+            compared = _compared(settings, rows, found) if settings.compare else ()
             return EvalReport(
-                score=scores[0],
-                base=scores[1] if settings.compare else None,
+                score=compared[0].score if compared else found[0].score,
+                base=found[0].score if compared else None,
+                adapters=compared,
                 rows=rows.report.rows,
                 tokens=tokens,
                 trained_tokens=sum(example.trained for example in rows.examples),
@@ -61,6 +73,8 @@ def check_settings(settings: EvalSettings) -> None:
         raise UsageError(f"--ctx must be at least 2 tokens, not {settings.ctx}")
     if settings.stride is not None and not 0 < settings.stride < settings.ctx:
         raise UsageError(f"--stride must lie between 0 and --ctx {settings.ctx}, not {settings.stride}")
+    if settings.llama_perplexity and settings.stride is not None:
+        raise UsageError("--stride and --llama-perplexity exclude each other: both say where windows lie")
     if len(settings.labels) == 1 or len(set(settings.labels)) < len(settings.labels):
         raise UsageError("--labels must name at least two labels, each once")
 
@@ -88,9 +102,12 @@ class _Meter:
 def _read(settings: EvalSettings, text: Text) -> _Rows:
     rows, with_label = _Rows([], [], EncodeReport(), []), 0
     for record in read_records(settings.data):
-        examples = list(
-            encode_rows([record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride)
-        )
+        if settings.llama_perplexity:
+            examples = _llama_windows(settings, record, text, rows.report)
+        else:
+            examples = list(
+                encode_rows([record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride)
+            )
         if record.kind == "text" and settings.stride:
             examples = [*examples[:1], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
         rows.examples += examples
@@ -111,6 +128,23 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
     ]
     rows.notes += [f"{name}: {n} of {report.rows} rows {sentence}" for n, sentence in what if n]
     return rows
+
+
+def _llama_windows(settings: EvalSettings, record: Record, text: Text, report: EncodeReport) -> list[Example]:
+    """Windows as `llama-perplexity` has them: every one whole, a beginning-of-text token in place of its first token
+    where the model wants one, and the tokens of its second half scored, but for the one in the middle."""
+    if record.kind != "text":
+        raise DataError(f"{record.source}: --llama-perplexity is of text rows, and this is a {record.kind} row")
+    ids, ctx = prompt_ids(text.tokenizer, record.data["text"]), settings.ctx
+    train = (np.arange(ctx) > ctx // 2).astype(np.uint8)
+    windows = [with_bos(text.tokenizer, [])[:1] or ids[at : at + 1] for at in range(0, len(ids) - ctx + 1, ctx)]
+    examples = [
+        Example(np.array([*first, *ids[n * ctx + 1 : (n + 1) * ctx]], np.int32), train, record.source)
+        for n, first in enumerate(windows)
+    ]
+    report.rows += 1
+    report.nothing_to_train += not examples
+    return examples
 
 
 def _new_part(window: Example, seen: int) -> Example:
@@ -149,16 +183,78 @@ def _label_test(settings: EvalSettings, rows: _Rows, text: Text) -> LabelTest | 
     return test
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Of one model: its score, the loss of each row that has one, summed, and which labelled rows it got right."""
+
+    score: Score
+    sums: npt.NDArray[np.float64]
+    right: list[bool]
+
+
+def _label_tokens(settings: EvalSettings, test: LabelTest | None) -> int:
+    if test is None:
+        return 0
+    return sum(choice.tokens if settings.accuracy == "likelihood" else len(choice.prompt) for choice in test.choices)
+
+
 def _score(
-    settings: EvalSettings,
-    model: Model,
-    loras: Loras,
-    rows: _Rows,
-    test: LabelTest | None,
-    done: Done,
-) -> Score:
-    loss = score(model, loras, rows.examples, settings.ctx, done) / sum(example.trained for example in rows.examples)
+    settings: EvalSettings, text: Text, model: Model, loras: Loras, rows: _Rows, test: LabelTest | None, done: Done
+) -> _Found:
+    sums = score(model, loras, rows.examples, settings.ctx, done)
+    loss = float(sums.sum()) / sum(example.trained for example in rows.examples)
     if not math.isfinite(loss):
         raise DataError(f"{shown(settings.model)}: the loss is not a number; the model or an adapter is damaged")
-    accuracy = test.accuracy(costs(model, loras, test.choices, settings.ctx, done)) if test else None
-    return Score(loss, math.exp(min(loss, 700.0)), accuracy)
+    chosen = None
+    if test and settings.accuracy == "likelihood":
+        chosen = test.likeliest(costs(model, loras, test.choices, settings.ctx, done))
+    elif test:
+        chosen = test.written(_answers(settings, text, model, loras, test, done))
+    accuracy = test.accuracy(chosen) if test and chosen else None
+    right = [row.label == label for row, label in zip(test.rows, chosen, strict=True)] if test and chosen else []
+    return _Found(Score(loss, math.exp(min(loss, 700.0)), accuracy), _by_row(rows.examples, sums), right)
+
+
+def _answers(settings: EvalSettings, text: Text, model: Model, loras: Loras, test: LabelTest, done: Done) -> list[str]:
+    """The greedy beginning of an answer to each labelled row, long enough for every label."""
+    prompts = [choice.prompt for choice in test.choices]
+    most = max(len(ids) for choice in test.choices for ids in choice.candidates) + _BEFORE_A_LABEL
+    greedy = GenerateSettings(settings.model, max_tokens=most)
+    lanes = min(_TOGETHER, len(prompts))
+    room = max(map(len, prompts)) + most
+    decoder = Decoder(model.weights, lanes * room, max(lanes, FEED_TOKENS), lanes, model.precision, loras)
+    found = [""] * len(prompts)
+    with contextlib.closing(decoder):
+        for lane, _ in answers(greedy, text.tokenizer, decoder, prompts, lanes, room):
+            found[lane.number] = lane.answer.text
+            done(len(prompts[lane.number]))
+    return found
+
+
+def _by_row(examples: Sequence[Example], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Values of examples added up by the row they came from."""
+    numbers = {source: i for i, source in enumerate(dict.fromkeys(example.source for example in examples))}
+    return np.bincount([numbers[example.source] for example in examples], values).astype(np.float64)
+
+
+def _compared(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> tuple[AdapterScore, ...]:
+    """Each adapter against the base, which comes first."""
+    base, counts = found[0], _by_row(rows.examples, np.array([float(example.trained) for example in rows.examples]))
+    compared = []
+    for adapter, tuned in zip(settings.adapters, found[1:], strict=True):
+        difference = tuned.sums - base.sums
+        better, worse = int((difference < 0).sum()), int((difference > 0).sum())
+        gained = sum(now and not before for now, before in zip(tuned.right, base.right, strict=True))
+        lost = sum(before and not now for now, before in zip(tuned.right, base.right, strict=True))
+        paired = Paired(
+            loss_difference=float(difference.sum() / counts.sum()),
+            loss_interval=bootstrap_interval(difference, counts),
+            better=better,
+            worse=worse,
+            loss_p=even_chance(better, worse),
+        )
+        if base.right:
+            paired = replace(paired, gained=gained, lost=lost, accuracy_p=even_chance(gained, lost))
+        name = adapter.path if adapter.scale == 1 else f"{adapter.path}={adapter.scale:g}"
+        compared.append(AdapterScore(name, tuned.score, paired))
+    return tuple(compared)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.answer import Answer
-from fabric.evaluation.decoding import FEED_TOKENS, Lane, advance
+from fabric.evaluation.decoding import FEED_TOKENS, Lane, Watch, answers
 from fabric.evaluation.model import Text, open_model, open_text
-from fabric.evaluation.prompts import Prompt, read_prompts
+from fabric.evaluation.prompts import read_prompts
 from fabric.evaluation.settings import GenerateSettings
 from fabric.files import check_streams
 from fabric.models.inference import Decoder
-
-Watch = Callable[[str], None]  # called with each piece of the first row's answer that has become certain
 
 
 def generate(settings: GenerateSettings, watch: Watch | None = None) -> Iterator[dict[str, Any]]:
@@ -46,10 +42,11 @@ def generate(settings: GenerateSettings, watch: Watch | None = None) -> Iterator
             tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))
             decoder = Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras)
             try:
-                for number, lane, finish in _in_order(_answers(settings, text, decoder, prompts, lanes, room, watch)):
-                    choice = {"choice": number % settings.choices} if settings.choices > 1 else {}
+                ids = [prompt.ids for prompt in prompts]
+                for lane, finish in _in_order(answers(settings, text.tokenizer, decoder, ids, lanes, room, watch)):
+                    choice = {"choice": lane.number % settings.choices} if settings.choices > 1 else {}
                     told = {"answer": lane.answer.text, "answer_tokens": len(lane.answer.tokens), "finish": finish}
-                    yield {**prompts[number].row, **choice, **told}
+                    yield {**prompts[lane.number].row, **choice, **told}
             finally:
                 decoder.close()
 
@@ -79,38 +76,11 @@ def check_settings(settings: GenerateSettings) -> None:
         raise UsageError("a --stop text is empty")
 
 
-_Ended = tuple[int, Lane, str]
-
-
-def _answers(
-    settings: GenerateSettings, text: Text, decoder: Decoder, prompts: Sequence[Prompt], lanes: int, room: int,
-    watch: Watch | None,
-) -> Iterator[_Ended]:  # fmt: skip
-    """Rows by number, as they are done; a range of the cache that becomes free takes the next row."""
-    waiting = iter(enumerate(prompts))
-    free = [lane * room for lane in reversed(range(lanes))]
-    running: list[Lane] = []
-    while True:
-        for number, prompt in itertools.islice(waiting, len(free)):
-            answer = Answer(text.tokenizer, prompt.ids[-1], settings.stop)
-            running.append(Lane(number, free.pop(), room, answer, list(prompt.ids)))
-        if not running:
-            return
-        for lane, logits in advance(decoder, running):
-            finish = lane.choose(logits, settings, text.tokenizer)
-            if watch and lane.number == 0:
-                watch(lane.answer.news())
-            if finish:
-                running.remove(lane)
-                free.append(lane.first)
-                yield lane.number, lane, finish
-
-
-def _in_order(rows: Iterator[_Ended]) -> Iterator[_Ended]:
-    early: dict[int, _Ended] = {}
+def _in_order(rows: Iterator[tuple[Lane, str]]) -> Iterator[tuple[Lane, str]]:
+    early: dict[int, tuple[Lane, str]] = {}
     number = 0
     for row in rows:
-        early[row[0]] = row
+        early[row[0].number] = row
         while number in early:
             yield early.pop(number)
             number += 1

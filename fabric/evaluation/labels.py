@@ -1,4 +1,4 @@
-"""Labelled accuracy by likelihood: which of the labels does the model find likeliest as the beginning of an answer?
+"""Labelled accuracy: which of the labels does the model find likeliest as the beginning of an answer, or write there?
 
 The score of a label is the summed log likelihood, after the row's prompt, of its tokens and of what ends it: the
 punctuation that mostly follows this label in the rows ("No."), or the end of the answer ("positive<|im_end|>"), so that
@@ -18,6 +18,7 @@ import numpy as np
 from fabric.data.records import Record
 from fabric.evaluation.scoring import Choice, Ids
 from fabric.evaluation.settings import Accuracy, LabelCount
+from fabric.evaluation.statistics import wilson
 from fabric.text.encode import Example
 from fabric.text.tokenizer import Tokenizer
 
@@ -55,7 +56,7 @@ def labelled_row(record: Record, example: Example, tokenizer: Tokenizer) -> Labe
     found = _LEAD.match(answer)
     space = found.group() if found else ""
     rest = answer[len(space) + len(label) :]
-    if not answer.startswith(space + label) or (rest and (label[-1] + rest[0]).isalnum()):
+    if not begins_with(answer, label):
         return None
     found = _PUNCTUATION.match(rest)
     return LabelledRow(label, ids[:first], space, found.group() if found and rest.strip() else None, ids[stop:last])
@@ -78,18 +79,39 @@ class LabelTest:
                     return a, b
         return None
 
-    def accuracy(self, costs: Sequence[Sequence[float]]) -> Accuracy:
-        """From the negative log likelihoods of the choices."""
-        chosen = [self.labels[int(np.argmin(row))] for row in costs]
-        own = Counter(row.label for row in self.rows)
-        picks = Counter(chosen)
-        right = Counter(row.label for row, pick in zip(self.rows, chosen, strict=True) if row.label == pick)
+    def likeliest(self, costs: Sequence[Sequence[float]]) -> list[str]:
+        """The label of each row with the lowest negative log likelihood."""
+        return [self.labels[int(np.argmin(row))] for row in costs]
+
+    def written(self, answers: Sequence[str]) -> list[str]:
+        """The label that each answer begins with, "" where it begins with none."""
+        longest = sorted(self.labels, key=len, reverse=True)
+        return [next((label for label in longest if begins_with(answer, label)), "") for answer in answers]
+
+    def accuracy(self, chosen: Sequence[str]) -> Accuracy:
+        """Of the label chosen for each row."""
+        own, picks = Counter(row.label for row in self.rows), Counter(chosen)
+        pairs = Counter((row.label, label) for row, label in zip(self.rows, chosen, strict=True))
+        right = {label: pairs[label, label] for label in self.labels}
+        f1 = [2 * right[label] / max(1, own[label] + picks[label]) for label in self.labels]
+        columns = [*self.labels, *([""] if "" in picks else [])]
         return Accuracy(
             rows=len(self.rows),
-            right=right.total(),
+            right=sum(right.values()),
             majority=max(own.values()) / len(self.rows),
+            interval=wilson(sum(right.values()), len(self.rows)),
+            macro_f1=sum(f1) / len(f1),
+            confusion={label: {column: pairs[label, column] for column in columns} for label in self.labels},
             labels={label: LabelCount(own[label], picks[label], right[label]) for label in self.labels},
         )
+
+
+def begins_with(answer: str, label: str) -> bool:
+    """Whether an answer's first word, after white space or an empty thought, is the label."""
+    found = _LEAD.match(answer)
+    rest = answer[found.end() if found else 0 :]
+    after = rest[len(label) :]
+    return rest.startswith(label) and not (after and (label[-1] + after[0]).isalnum())
 
 
 def label_test(rows: Sequence[LabelledRow], labels: Sequence[str], tokenizer: Tokenizer) -> LabelTest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fabric.core import Device
 from fabric.models import architecture_of
@@ -12,7 +13,7 @@ from fabric.models.inference import frozen_loras, pick_precision
 from fabric.models.recorder import Source, Weights
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
-from fabric.weights.adapter import check_adapter, read_adapter
+from fabric.weights.adapter import Adapter, check_adapter, read_adapter
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
 
@@ -28,11 +29,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Model:
-    """Base weights on a device; `loras`: the adapters, scaled and joined."""
+    """Base weights on a device, and adapters with their scales."""
 
     weights: Weights
-    loras: Mapping[str, Source]
+    adapters: Sequence[tuple[Adapter, float]]
     precision: str
+
+    @cached_property
+    def loras(self) -> Mapping[str, Source]:
+        """All adapters together."""
+        return frozen_loras(self.weights, self.adapters)
+
+    @property
+    def each(self) -> list[Mapping[str, Source]]:
+        """Each adapter by itself."""
+        return [frozen_loras(self.weights, [adapter]) for adapter in self.adapters]
 
 
 @contextlib.contextmanager
@@ -59,4 +70,4 @@ def open_model(
         contextlib.closing(Device(device, threads=threads)) as opened,
         contextlib.closing(Weights(gguf, opened)) as weights,
     ):
-        yield Model(weights, frozen_loras(weights, scaled), pick_precision(opened, precision))
+        yield Model(weights, scaled, pick_precision(opened, precision))

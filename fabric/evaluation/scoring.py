@@ -22,26 +22,30 @@ Done = Callable[[int], None]  # called with the tokens of each feed that ran
 _PLAN_ROWS = 256  # packed at a time
 
 
-def score(model: Model, loras: Loras, examples: Sequence[Example], capacity: int, done: Done) -> float:
-    """Sum of the negative log likelihoods of all trained tokens. Feeds have at most `capacity` tokens, or one row."""
+def score(
+    model: Model, loras: Loras, examples: Sequence[Example], capacity: int, done: Done
+) -> npt.NDArray[np.float64]:
+    """Negative log likelihood of the trained tokens of each example, summed. Feeds have at most `capacity` tokens, or
+    one row."""
     lengths = [len(example.tokens) for example in examples]
     steps = plan_epoch(
         lengths, batch=_PLAN_ROWS, capacity=max(capacity, *lengths), accumulate=1, pack=True, shuffle=False, seed=0,
         epoch=0,
     )  # fmt: skip
-    packs = [[examples[i] for i in pack] for step in steps for pack in step]
-    tokens = max(sum(len(row.tokens) for row in pack) for pack in packs)
-    trained = max(sum(row.trained for row in pack) for pack in packs)
+    packs = [pack for step in steps for pack in step]
+    tokens = max(sum(lengths[i] for i in pack) for pack in packs)
+    trained = max(sum(examples[i].trained for i in pack) for pack in packs)
     scorer = Scorer(model.weights, tokens, model.precision, loras, trained)
-    total = 0.0
+    sums = np.zeros(len(examples))
     try:
         for pack in packs:
-            feed = build_feed(pack)
-            total += float(scorer.nll(feed).sum(dtype=np.float64))
+            feed = build_feed([examples[i] for i in pack])
+            owner = np.repeat(pack, [examples[i].trained for i in pack])
+            sums += np.bincount(owner, scorer.nll(feed), len(examples))
             done(len(feed.tokens))
     finally:
         scorer.close()
-    return total
+    return sums
 
 
 @dataclass(frozen=True)

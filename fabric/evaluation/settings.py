@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fabric.weights.settings import AdapterInput
 
 Precision = Literal["auto", "f32", "bf16"]
+AccuracyBy = Literal["likelihood", "generated"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,12 @@ class EvalSettings:
     adapters: tuple[AdapterInput, ...] = ()
     """Applied together, each with its scale."""
     compare: bool = False
-    """Score the base without adapters too."""
+    """Score the base without adapters, and each adapter by itself."""
+    accuracy: AccuracyBy = "likelihood"
+    """How a label is chosen: the likeliest beginning of an answer, or what the answer that is generated begins with."""
+    llama_perplexity: bool = False
+    """Of texts, whole windows of `ctx` tokens, in which the first half is context only, as llama.cpp's own tool does;
+    what is left at the end is not scored."""
     labels: tuple[str, ...] = ()
     """Labels to choose from; none: those of the rows read."""
     ctx: int = 512
@@ -46,17 +52,23 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Labelled accuracy by likelihood: the label that the model finds likeliest as the beginning of the answer."""
+    """Labelled accuracy: of the labels that a model chose for rows, those that are the rows' own."""
 
     rows: int
     right: int
     majority: float
     """Share of the commonest label: what a constant answer would reach."""
+    interval: tuple[float, float]
+    """Of the accuracy, at 95 %."""
+    macro_f1: float
+    """Mean over labels of the harmonic mean of precision and recall."""
+    confusion: dict[str, dict[str, int]]
+    """Rows by their own label and the one chosen; "" is an answer that begins with no label."""
     labels: dict[str, LabelCount]
 
     @property
     def accuracy(self) -> float:
-        """Share of the rows whose own label was found likeliest."""
+        """Share of the rows whose own label was chosen."""
         return self.right / self.rows
 
 
@@ -74,17 +86,54 @@ class Score:
         values: dict[str, Any] = {"loss": self.loss, "perplexity": self.perplexity}
         if self.accuracy:
             a = self.accuracy
-            values |= {"accuracy": a.accuracy, "majority": a.majority, "labelled_rows": a.rows}
+            values |= {"accuracy": a.accuracy, "accuracy_interval": list(a.interval), "macro_f1": a.macro_f1}
+            values |= {"majority": a.majority, "labelled_rows": a.rows, "confusion": a.confusion}
             values["labels"] = {label: asdict(count) for label, count in a.labels.items()}
         return values
 
 
 @dataclass(frozen=True)
+class Paired:
+    """An adapter against the base on the same rows."""
+
+    loss_difference: float
+    """Nats a trained token; below 0 the adapter is better."""
+    loss_interval: tuple[float, float]
+    """Of the difference, at 95 %: rows drawn again (bootstrap)."""
+    better: int
+    worse: int
+    """Rows whose loss is lower, and higher, with the adapter."""
+    loss_p: float
+    """How likely as uneven a split is by chance (sign test)."""
+    gained: int | None = None
+    lost: int | None = None
+    """Labelled rows that only the adapter, and only the base, got right; None where no row has a label."""
+    accuracy_p: float | None = None
+    """How likely as uneven a split is by chance (McNemar's exact test)."""
+
+
+@dataclass(frozen=True)
+class AdapterScore:
+    """One adapter of a comparison."""
+
+    name: str
+    score: Score
+    against_base: Paired
+
+    def to_json(self) -> dict[str, Any]:
+        """The score's fields beside the name."""
+        paired = {k: v for k, v in asdict(self.against_base).items() if v is not None}
+        return {"name": self.name, **self.score.to_json(), "against_base": paired}
+
+
+@dataclass(frozen=True)
 class EvalReport:
-    """What `eval` found. `score` is of the base with the adapters, `base` of the base alone (with `compare`)."""
+    """What `eval` found. `score` is of the base with all adapters; with `compare` of the base with the first of them,
+    `base` of the base alone, and `adapters` of each by itself."""
 
     score: Score
     base: Score | None
+    adapters: tuple[AdapterScore, ...]
     rows: int
     """Records read."""
     tokens: int
@@ -101,9 +150,10 @@ class EvalReport:
     """Sentences worth a line: rows cut or left out, labels that cannot be told apart."""
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object with the score's fields; `base` holds the same of the base alone."""
-        own = {k: v for k, v in vars(self).items() if k not in ("score", "base")}
-        return {**self.score.to_json(), **({"base": self.base.to_json()} if self.base else {}), **own}
+        """One object with the score's fields in it; `base` and `adapters` hold the same of each in a comparison."""
+        own = {k: v for k, v in vars(self).items() if k not in ("score", "base", "adapters")}
+        compared = {"base": self.base.to_json(), "adapters": [a.to_json() for a in self.adapters]} if self.base else {}
+        return {**self.score.to_json(), **compared, **own}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Scorer:
         loras: Mapping[str, Source] | None = None,
         trained: int | None = None,
     ) -> None:
-        self.tokens = tokens
+        self.tokens, self.weights = tokens, weights  # the plan reads their memory
         arch = architecture_of(weights.gguf)
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, tokens if trained is None else trained, precision, loras or {})
@@ -90,6 +90,7 @@ class Decoder:
         arch = architecture_of(weights.gguf)
         config = arch.read_config(weights.gguf)
         self.tokens, self.outputs, self.vocab_size = tokens, outputs, config.vocab_size
+        self.weights = weights  # the plan reads their memory
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, outputs, precision, loras or {}, cache_rows)
         self.logits_tensor = recorder.logits(arch.build(recorder, config))

@@ -12,6 +12,7 @@ import pytest
 from fabric.errors import DataError, UsageError
 from fabric.evaluation.evaluate import evaluate
 from fabric.evaluation.settings import EvalReport, EvalSettings
+from fabric.evaluation.statistics import even_chance
 from fabric.weights.adapter import Adapter, LoraPair, write_adapter
 from fabric.weights.settings import AdapterInput
 from tests.evaluation.conftest import Writer
@@ -67,6 +68,39 @@ def test_compare_tells_base_and_tuned_in_one_run(model: str, rows_file: Writer, 
     assert both.score == run(data, model, adapters=(tuned,)).score
     assert both.score.loss != pytest.approx(both.base.loss, rel=1e-3)
     assert both.to_json()["base"]["perplexity"] == both.base.perplexity
+
+
+def test_each_adapter_is_held_against_the_base_row_by_row(model: str, rows_file: Writer, adapter: AdapterMaker) -> None:
+    rows = token_rows()
+    data, tuned = rows_file("r.jsonl", rows), (adapter(b_std=0.2), adapter(b_std=0.0), adapter(b_std=0.2, scale=0.5))
+    report = run(data, model, adapters=tuned, compare=True)
+    assert report.base is not None and [a.name for a in report.adapters][2] == f"{tuned[2].path}=0.5"
+    for given, found in zip(tuned, report.adapters, strict=True):
+        assert found.score == run(data, model, adapters=(given,)).score
+        paired = found.against_base
+        assert paired.loss_difference == pytest.approx(found.score.loss - report.base.loss, abs=1e-9)
+        assert paired.loss_interval[0] <= paired.loss_difference <= paired.loss_interval[1]
+    assert report.score == report.adapters[0].score
+    alone = [run(rows_file(f"{i}.jsonl", [row]), model, adapters=tuned[:1], compare=True) for i, row in enumerate(rows)]
+    better = sum(one.score.loss < one.base.loss for one in alone if one.base)
+    paired = report.adapters[0].against_base
+    assert (paired.better, paired.worse) == (better, len(rows) - better)
+    assert paired.loss_p == pytest.approx(even_chance(better, len(rows) - better))
+    nothing = report.adapters[1].against_base
+    assert (nothing.loss_p, nothing.gained) == (1.0, None)
+
+
+def test_windows_of_llama_cpp_score_their_second_halves(model: str, rows_file: Writer) -> None:
+    text = "the quick brown fox and the old man with his cat. " * 9
+    data = rows_file("t.jsonl", [{"text": text}, {"text": "the fox"}])
+    report = run(data, model, ctx=32, llama_perplexity=True)
+    windows = report.tokens // 32
+    assert windows > 3 and report.tokens == 32 * windows and report.trained_tokens == 15 * windows
+    assert (report.rows, report.nothing_to_train) == (2, 1)
+    with pytest.raises(DataError, match=r"p.jsonl:1: --llama-perplexity is of text rows"):
+        run(rows_file("p.jsonl", [{"prompt": "a", "completion": "b"}]), model, llama_perplexity=True)
+    with pytest.raises(UsageError):
+        run(data, model, llama_perplexity=True, stride=8, ctx=32)
 
 
 def test_an_adapter_that_changes_nothing_scores_as_the_base(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 
 from fabric.errors import DataError
 from fabric.evaluation.evaluate import evaluate
+from fabric.evaluation.generate import generate
+from fabric.evaluation.labels import LabelTest
 from fabric.evaluation.scoring import Choice
-from fabric.evaluation.settings import EvalReport, EvalSettings
+from fabric.evaluation.settings import EvalReport, EvalSettings, GenerateSettings
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
+from fabric.weights.settings import AdapterInput
 from tests.evaluation.conftest import Writer
 from tests.parity import ours
 from tests.support.compare import log_softmax
@@ -131,3 +135,51 @@ def test_what_follows_a_label_in_its_row_does_not_give_it_away(model: str, rows_
     for row in rows[:5]:  # most rows still have the comma
         row["messages"][1]["content"] = row["label"] + "! no other label is followed by this"
     assert run(rows_file("b.jsonl", rows), model).score.accuracy == expected
+
+
+def test_the_table_of_choices_adds_up(model: str, rows_file: Writer) -> None:
+    labels = list("12345")
+    accuracy = run(rows_file("r.jsonl", questions(20, "{}. Because it is.", labels)), model).score.accuracy
+    assert accuracy is not None
+    for label, count in accuracy.labels.items():
+        assert sum(accuracy.confusion[label].values()) == count.rows
+        assert sum(row[label] for row in accuracy.confusion.values()) == count.chosen
+        assert accuracy.confusion[label][label] == count.right
+    f1 = []
+    for count in accuracy.labels.values():
+        precision, recall = count.right / max(1, count.chosen), count.right / count.rows
+        f1.append(2 * precision * recall / (precision + recall) if count.right else 0.0)
+    assert accuracy.macro_f1 == pytest.approx(np.mean(f1))
+    assert accuracy.interval[0] < accuracy.accuracy < accuracy.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [("No. It is.", "No"), (" Not", "Not"), ("<think>\n\n</think>\n\nNo", "No"), ("Nothing", ""), ("It is No", ""),
+     ("", ""), ("Not so, no", "Not so"), ("No2", "")],
+)  # fmt: skip
+def test_the_label_that_an_answer_begins_with_is_found(answer: str, label: str) -> None:
+    assert LabelTest([], ["No", "Not", "Not so"], []).written([answer]) == [label]
+
+
+def test_written_labels_are_those_that_generate_writes(model: str, rows_file: Writer, tmp_path: Path) -> None:
+    """Trained for a moment, so that the small model writes labels at all."""
+    from tests.cli.shell import fabric
+
+    rows = questions(24, "{}", ["the", "fox"])
+    data = rows_file("r.jsonl", rows)
+    tuned = tmp_path / "a.gguf"
+    flags = ["--epochs", "6", "--lr", "1e-2", "--precision", "f32", "--run-dir", str(tmp_path / "run"), "-q"]
+    assert fabric("train", data, "-m", model, "-o", tuned, *flags).code == 0
+    report = run(data, model, adapters=(AdapterInput(str(tuned)),), compare=True, accuracy="generated")
+    assert report.base and report.base.accuracy and report.score.accuracy
+    asked = generate(GenerateSettings(model, data=data, adapters=(AdapterInput(str(tuned)),), precision="f32"))
+    written = [(row["label"], row["answer"]) for row in asked]
+    right = sum(answer.startswith(label) for label, answer in written)
+    assert right > 12, "the model learned nothing: the test shows nothing"
+    assert report.score.accuracy.right == right
+    none = [row.get("", 0) for row in report.base.accuracy.confusion.values()]
+    assert sum(none) > 12  # the base writes anything
+    paired = report.adapters[0].against_base
+    assert (paired.gained, paired.lost) == (right - report.base.accuracy.right + (paired.lost or 0), paired.lost)
+    assert paired.accuracy_p is not None and paired.accuracy_p < 0.01
