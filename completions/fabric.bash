@@ -116,7 +116,6 @@ _fabric() {
         bench:--device) return ;;
         bench:--isa) return ;;
         plot:-o|plot:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        plot:--format) COMPREPLY=($(compgen -W "auto png svg" -- "$cur")); return ;;
         plot:-c|plot:--columns) return ;;
         plot:--smooth) return ;;
         plot:--title) return ;;
@@ -134,9 +133,9 @@ _fabric() {
         generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="-q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
-        inspect) words="--tensors --template -q --quiet --json --debug -h --help" ;;
+        inspect) words="--tensors --chat-template -q --quiet --json --debug -h --help" ;;
         bench) words="-m --model --tokens --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
-        plot) words="-o --output --format -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
+        plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;

@@ -20,26 +20,26 @@ def command(
         str | None, Argument(metavar="OTHER", help="say how this file differs from it", show_default=False)
     ] = None,
     tensors: Annotated[bool, Option("--tensors", help="list every tensor")] = False,
-    template: Annotated[bool, Option("--template", help="print the chat template alone")] = False,
+    chat_template: Annotated[bool, Option("--chat-template", help="print the chat template alone")] = False,
 ) -> None:
     """Says what a model or adapter holds: sizes, types, metadata and how it was made; or what two files differ in."""
     from fabric.files import check_streams
+    from fabric.weights import inspect
     from fabric.weights.gguf import GGUF
-    from fabric.weights.inspect import chat_template, difference, summary
 
     check_streams([file, other], [])
-    if other is not None and (tensors or template):
-        raise UsageError("--tensors and --template are of one file: leave them out, or name one")
+    if other is not None and (tensors or chat_template):
+        raise UsageError("--tensors and --chat-template are of one file: leave them out, or name one")
     with contextlib.ExitStack() as stack:
         gguf = stack.enter_context(GGUF.open(console.stdin_source(file)))
         if other is not None:
-            differing = difference(gguf, stack.enter_context(GGUF.open(other)))
+            differing = inspect.difference(gguf, stack.enter_context(GGUF.open(other)))
             console.report(differing, describe_difference(differing), result=True)
-        elif template:
-            text = chat_template(gguf)
+        elif chat_template:
+            text = inspect.chat_template(gguf)
             console.report({"chat_template": text}, text, result=True)
         else:
-            values = summary(gguf)
+            values = inspect.summary(gguf)
             console.report(values, describe(values, tensors), result=True)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -24,9 +24,7 @@ def command(
         Argument(metavar="METRICS", help="JSONL of `train --metrics`, one file a run; `-`: stdin", show_default=False),
     ] = None,
     output: Annotated[str | None, Option("-o", "--output", metavar="FILE", help="a picture; `-`: stdout")] = None,
-    format: Annotated[
-        Literal["auto", "png", "svg"], Option("--format", help="of the picture; auto: svg where FILE ends in .svg")
-    ] = "auto",
+    svg: Annotated[bool, Option("--svg", help="an SVG, not a PNG; also where FILE ends in .svg")] = False,
     columns: Annotated[
         str,
         Option("-c", "--columns", metavar="NAMES", help="a panel each, as in loss,lr,grad_norm,tokens_per_s"),
@@ -67,7 +65,7 @@ def command(
     try:
         for runs in seen:
             if output is not None:
-                _write(output, format, PlotSettings(names, smooth, title, width or 1200, height or 720), runs)
+                _write(output, svg, PlotSettings(names, smooth, title, width or 1200, height or 720), runs)
             else:
                 room = shutil.get_terminal_size((80, 24))
                 size = width or room.columns, height or max(12, room.lines - 4)
@@ -77,11 +75,11 @@ def command(
             raise
 
 
-def _write(output: str, format: str, settings: PlotSettings, runs: Sequence[Run]) -> None:
+def _write(output: str, svg: bool, settings: PlotSettings, runs: Sequence[Run]) -> None:
     from fabric.evaluation.plot import draw_png, draw_svg
     from fabric.files import open_output
 
-    svg = format == "svg" or (format == "auto" and output.lower().endswith(".svg"))
+    svg = svg or output.lower().endswith(".svg")
     picture = (draw_svg if svg else draw_png)(settings, runs)
     with open_output(output, text=svg) as file:
         file.write(picture)

@@ -34,9 +34,11 @@ def test_metadata_and_tensors_of_one_file_only_are_named(tiny: Path, adapter: Pa
 
 
 def test_the_chat_template_comes_alone(tiny: Path, adapter: Path) -> None:
-    template = fabric("inspect", tiny, "--template").out.decode()
+    template = fabric("inspect", tiny, "--chat-template").out.decode()
     assert template.startswith("{%") and "add_generation_prompt" in template
-    assert json.loads(fabric("inspect", tiny, "--template", "--json").out)["chat_template"] == template.rstrip("\n")
-    one_sentence(fabric("inspect", adapter, "--template"), 65, "no chat template")
-    one_sentence(fabric("inspect", tiny, tiny, "--template"), 2, "--template")
+    assert json.loads(fabric("inspect", tiny, "--chat-template", "--json").out)["chat_template"] == template.rstrip(
+        "\n"
+    )
+    one_sentence(fabric("inspect", adapter, "--chat-template"), 65, "no chat template")
+    one_sentence(fabric("inspect", tiny, tiny, "--chat-template"), 2, "--chat-template")
     one_sentence(fabric("inspect", "-", "-", stdin=b"GGUF"), 2, "stdin")

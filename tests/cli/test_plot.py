@@ -90,7 +90,7 @@ def test_an_svg_shows_the_runs_as_lines_and_says_what_they_are(tmp_path: Path) -
     long = [[float(point.split(",")[1]) for point in line] for line in lines if len(line) == 100]
     assert len(long) == 6  # raw and smoothed losses, two rates
     assert all(b >= a for a, b in itertools.pairwise(long[0]))  # y grows downwards
-    assert fabric("plot", first, "-o", "-", "--format", "svg").out.startswith(b"<svg")
+    assert fabric("plot", first, "-o", "-", "--svg").out.startswith(b"<svg")
 
 
 def append(path: Path, step: int, loss: float) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -45,6 +47,10 @@ def test_the_whole_pipeline_runs_through_pipes_and_equals_the_way_over_files(
         "fabric merge -m {tiny} -a {adapter} | head -c 100",
         "fabric quantize {tiny} | head -c 100",
         "fabric inspect {tiny} --tensors | head -c 100",
+        "fabric inspect {tiny} {adapter} | head -c 1",
+        "fabric generate many.jsonl -m {tiny} --max-tokens 1 | head -n 1",
+        "yes hello | head -n 900 | fabric generate -q --chat -m {tiny} --max-tokens 1 | head -n 1",
+        "fabric plot m.jsonl -o - | head -c 1",
         "fabric train {rows} -m {tiny} -o - {QUICK} | head -c 100",
         "fabric train {rows} -m {tiny} -o a.gguf --metrics - {QUICK}2 | true",
     ],
@@ -53,6 +59,7 @@ def test_a_reader_that_leaves_early_ends_the_command_without_a_word(
     line: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "many.jsonl").write_text(rows.read_text() * 500)
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 1}\n')
     command = line.format(tiny=tiny, rows=rows, adapter=adapter, QUICK=QUICK)
     ended = shell(command.replace("fabric", "fabric", 1).replace(" | ", " -q | ", 1), tmp_path)
     assert ended.err == ""
@@ -75,6 +82,35 @@ def test_a_closed_stderr_leaves_stdout_to_the_result(tiny: Path, adapter: Path, 
     assert ended.code == 0
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "quiet.gguf").read_bytes()
     assert shell("fabric quantize nowhere.gguf 2>&-", tmp_path).out == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "out"),
+    [
+        ("fabric train {rows} -m {tiny} --dry-run --json | jq '.peak_bytes > 1000'", "true\n"),
+        (
+            "fabric train {rows} -m {tiny} -o a.gguf --metrics - {QUICK} | jq -r '[.step,.loss]|@tsv' | cut -f 1",
+            "1\n2\n",
+        ),
+        ("sh -c '{python} -m fabric train - -m {tiny} -o - {QUICK}' < {rows} > a.gguf && fabric inspect a.gguf --json "
+         "| jq -r .kind", "adapter\n"),
+        ("fabric eval {rows} -m {tiny} -a {adapter} --json | jq -e '.perplexity < 1e9'", "true\n"),
+        ("fabric generate {rows} -m {tiny} --max-tokens 2 | jq -r .finish | wc -l", "12\n"),
+        ("fabric inspect {adapter} --json | jq -r '.history[].command'", "train\n"),
+        ("fabric train {rows} -m {tiny} -o a --metrics - {QUICK} | fabric plot -o m.svg && head -c 4 m.svg", "<svg"),
+        ("fabric prepare < {rows} | fabric eval -m {tiny} --markdown | head -c 1", "|"),
+    ],
+)  # fmt: skip
+def test_commands_and_tools_of_the_shell_work_together(
+    line: str, out: str, tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    if "jq" in line and shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    command = line.replace("{tiny}", str(tiny)).replace("{rows}", str(rows)).replace("{adapter}", str(adapter))
+    ended = shell(command.replace("{python}", sys.executable).replace("{QUICK}", QUICK), tmp_path)
+    assert (ended.code, ended.out.decode()) == (0, out), ended.err
+    gate = shell(f"fabric eval {rows} -m {tiny} --json | jq -e '.perplexity < 1'", tmp_path) if "-e" in line else None
+    assert gate is None or (gate.code, gate.out) == (1, b"false\n")
 
 
 def test_a_short_stream_is_refused_by_whoever_reads_it(tiny: Path, adapter: Path, tmp_path: Path) -> None:
@@ -189,6 +225,24 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(
     assert process.returncode == code, told.decode()
     assert b"stopping" in told and b"fabric resume run" in told
     assert not (tmp_path / "a.gguf").exists() and list((tmp_path / "run").glob("step-*.ckpt"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["generate many.jsonl --max-tokens 400 -o out", "eval many.jsonl"])
+def test_a_stopped_reader_of_rows_ends_at_once_and_leaves_nothing(
+    command: str, number: signal.Signals, code: int, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "many.jsonl").write_text(rows.read_text() * 3000)
+    process = subprocess.Popen(
+        [*FABRIC, *command.split(), "-m", str(tiny)], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(2)
+    process.send_signal(number)
+    out, told = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, b"")
+    assert told.decode() in ("", f"fabric {command.split()[0]}: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
 
 
 def test_a_killed_merge_leaves_no_file_behind(tiny: Path, tmp_path: Path) -> None:
