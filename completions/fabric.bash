@@ -31,6 +31,7 @@ _fabric() {
         train:--type) return ;;
         train:--rank) return ;;
         train:--alpha) return ;;
+        train:--dropout) return ;;
         train:--modules) return ;;
         train:--seed) return ;;
         train:-a|train:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -41,6 +42,8 @@ _fabric() {
         train:--warmup-ratio) return ;;
         train:--warmup-steps) return ;;
         train:--lr-min) return ;;
+        train:--lora-plus) return ;;
+        train:--neftune) return ;;
         train:--weight-decay) return ;;
         train:--clip) return ;;
         train:--optimizer) COMPREPLY=($(compgen -W "adamw sgd" -- "$cur")); return ;;
@@ -56,9 +59,11 @@ _fabric() {
         train:--eval-every) return ;;
         train:--patience) return ;;
         train:--checkpoint-every) return ;;
+        train:--checkpoint-minutes) return ;;
         train:--keep) return ;;
         train:--run-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        train:--config) return ;;
         resume:-o|resume:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--threads) return ;;
@@ -125,7 +130,7 @@ _fabric() {
     case "$command" in
         prepare) words="-o --output --format --as --field --keep --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --keep --run-dir --metrics --dry-run -q --quiet --json --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --debug -h --help" ;;
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads -q --quiet --json --debug -h --help" ;;

@@ -41,7 +41,7 @@ COMMANDS = {
 }
 
 EPILOG = """Commands are filters: `-` is stdin or stdout, results go to stdout or -o, everything else to stderr.
-Defaults come from flags, then FABRIC_<FLAG>, then ./fabric.toml, then ~/.config/fabric/config.toml."""
+Defaults come from flags, then FABRIC_<FLAG>, then --config, then ./fabric.toml, then ~/.config/fabric/config.toml."""
 
 
 class Command(typer.core.TyperCommand):
@@ -67,7 +67,7 @@ class Command(typer.core.TyperCommand):
         **extra: Any,
     ) -> click.Context:
         """Parses the arguments; what they leave open is looked up in environment and configuration files."""
-        defaults, origins = config.defaults(self)
+        defaults, origins = config.defaults(self, args)
         given = list(args)
         try:
             ctx = super().make_context(info_name, args, parent, default_map=defaults, **extra)

@@ -1,4 +1,5 @@
-"""Where a flag's default comes from: FABRIC_<FLAG>, then ./fabric.toml, then the user's config.toml.
+"""Where a flag's default comes from: FABRIC_<FLAG>, then the file of --config, then ./fabric.toml, then the user's
+config.toml.
 
 A file holds flags by their long names, at the top for every command or in a table named after one:
 
@@ -10,35 +11,42 @@ A file holds flags by their long names, at the top for every command or in a tab
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fabric.errors import UsageError
+from fabric.errors import MissingInputError, UsageError
+
+CONFIG = "config"
 
 
-def defaults(command: click.Command) -> tuple[dict[str, Any], dict[str, str]]:
+def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The defaults of a command's options, and where each was set; UsageError for a name nobody knows."""
-    flags = {_long(option): option for option in command.params if isinstance(option, click.Option)}
+    flags = {_long(param): param for param in command.params}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
     def put(flag: str, value: object, origin: str) -> None:
-        option = flags[flag]
-        name = option.name or flag
-        values[name] = value if not option.multiple or isinstance(value, list) else [value]
+        param = flags[flag]
+        name = param.name or flag
+        values[name] = value if not _many(param) or isinstance(value, list) else [value]
         origins[name] = origin
 
-    for path in (user_file(), Path("fabric.toml")):
+    named = _named(args) if CONFIG in flags else None
+    if named is not None and not named.is_file():
+        raise MissingInputError(f"--config {named}: there is no such file")
+    for path in (user_file(), Path("fabric.toml"), *([named] if named else [])):
         if path.is_file():
             for flag, value in _read(path, command.name or "", flags).items():
                 put(flag, value, str(path))
-    for flag in flags:
+    for flag, param in flags.items():
         variable = "FABRIC_" + flag.upper().replace("-", "_")
-        if variable in os.environ:
+        if variable in os.environ and isinstance(param, click.Option):
             put(flag, os.environ[variable], variable)
     return values, origins
 
@@ -55,42 +63,74 @@ def kernel_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fabric" / "kernels"
 
 
-def _long(option: click.Option) -> str:
-    return max(option.opts, key=len).lstrip("-")
+def _named(args: Sequence[str]) -> Path | None:
+    """The file of --config, which must be known before the other flags get their defaults."""
+    found = os.environ.get("FABRIC_CONFIG")
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            found = args[i + 1]
+        elif arg.startswith("--config="):
+            found = arg.partition("=")[2]
+    return Path(found) if found else None
 
 
-def _read(path: Path, command: str, flags: dict[str, click.Option]) -> dict[str, Any]:
+def _long(param: click.Parameter) -> str:
+    return max(param.opts, key=len).lstrip("-")
+
+
+def _many(param: click.Parameter) -> bool:
+    return param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)
+
+
+def _read(path: Path, command: str, flags: dict[str, click.Parameter]) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    found = {}
+    found, lines = {}, {}
     for name, value in document.items():
         flag = name.replace("_", "-")
+        place = f"{path}:{_line(text, name)}"
         if isinstance(value, dict):
-            _known(path, name, _commands(), "command")
+            _known(place, name, _commands(), "command")
             if name == command:
                 for inner, content in value.items():
-                    _known(path, inner.replace("_", "-"), set(flags), "flag")
-                    found[inner.replace("_", "-")] = content
+                    place = f"{path}:{_line(text, inner, name)}"
+                    _known(place, inner.replace("_", "-"), set(flags), "flag")
+                    found[inner.replace("_", "-")], lines[inner.replace("_", "-")] = content, place
         elif flag in flags:
             found.setdefault(flag, value)
+            lines.setdefault(flag, place)
         else:
-            _known(path, flag, _all_flags(), "flag")
+            _known(place, flag, _all_flags(), "flag")
     for flag, value in found.items():
-        if isinstance(value, (dict, list)) and not flags[flag].multiple:
-            raise UsageError(f"{path}: {flag} takes one value")
+        if isinstance(value, (dict, list)) and not _many(flags[flag]):
+            raise UsageError(f"{lines[flag]}: {flag} takes one value")
     return found
 
 
-def _known(path: Path, name: str, names: set[str], kind: str) -> None:
+def _line(text: str, name: str, table: str = "") -> int:
+    """Where a table or a key of one stands; its table's line where the key is written in a way of its own."""
+    key = rf"\s*(\[\s*)?[\"']?{re.escape(name)}[\"']?\s*[\]=.]"
+    inside, at = not table, 1
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*[\"']?([^\"'\]]+?)[\"']?\s*\]", line):
+            inside = header[1] == table if table else header[1] == name
+            at = number if inside else at
+        if inside and re.match(key, line):
+            return number
+    return at
+
+
+def _known(place: str, name: str, names: set[str], kind: str) -> None:
     if name not in names:
         close = get_close_matches(name, names, 1)
-        raise UsageError(f"{path}: there is no {kind} {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        raise UsageError(f"{place}: there is no {kind} {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
 
 
 def _commands() -> set[str]:
@@ -103,4 +143,4 @@ def _all_flags() -> set[str]:
     """Flags of every command; their modules are small, and only a file with a foreign flag needs this."""
     from fabric.cli.app import load
 
-    return {_long(p) for name in _commands() for p in load(name).params if isinstance(p, click.Option)}
+    return {_long(p) for name in _commands() for p in load(name).params}

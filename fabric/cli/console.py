@@ -106,6 +106,14 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def human_seconds(seconds: float) -> str:
+    """5400 -> '1.5 h'."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def table(rows: Sequence[Sequence[str]], align: str = "") -> str:
     """Plain columns; `align` holds `<` or `>` a column."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -62,6 +62,8 @@ def adapter_input(text: str) -> AdapterInput:
 
 def tell(verb: str, result: WriteResult) -> None:
     """Says what was written; which tensors did not get their type, and why."""
+    for text in result.notes:
+        console.note(text)
     reasons = Counter((tensor.to_type, tensor.fallback) for tensor in result.tensors if tensor.fallback)
     for (type, reason), count in reasons.items():
         first = next(t.name for t in result.tensors if (t.to_type, t.fallback) == (type, reason))

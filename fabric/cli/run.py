@@ -176,6 +176,7 @@ def plan(settings: TrainSettings) -> None:
         *([f"  {name.replace('_', ' ')}", console.human_bytes(n)] for name, n in values["memory"].items()),
         ["mapped model file", console.human_bytes(values["model_bytes"])],
         ["peak of the process", f"{console.human_bytes(values['peak_bytes'])}, the mapped file included"],
+        ["time, by one step", f"{console.human_seconds(values['seconds'])}, {values['tokens_per_s']:,.0f} tokens/s"],
         ["device", f"{device['name']} ({device['isa']}{threads})"],
     ]
     console.report(values, console.table(rows, "<<"), result=True)

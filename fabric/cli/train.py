@@ -26,6 +26,8 @@ def command(
     ] = None,
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
     alpha: Annotated[float, Option(metavar="X", help="LoRA scale is alpha / rank")] = 32.0,
+    rslora: Annotated[bool, Option("--rslora/--no-rslora", help="LoRA scale is alpha / sqrt(rank)")] = False,
+    dropout: Annotated[float, Option(metavar="SHARE", min=0.0, max=1.0, help="of what the LoRA pairs see")] = 0.0,
     modules: Annotated[
         str, Option(metavar="NAMES", help="attn, ffn, all, or names such as attn_q,ffn_up, joined by commas")
     ] = "all",
@@ -45,6 +47,8 @@ def command(
     lr_min: Annotated[
         float, Option(metavar="X", min=0.0, help="where the schedule ends; exponential: 0 means lr / 100")
     ] = 0.0,
+    lora_plus: Annotated[float, Option(metavar="RATIO", min=0.0, help="LoRA+: rate of B over that of A")] = 1.0,
+    neftune: Annotated[float, Option(metavar="ALPHA", min=0.0, help="noise on embeddings, such as 5; 0: none")] = 0.0,
     weight_decay: Annotated[float, Option(metavar="X", min=0.0, help="decoupled; not of norms and biases")] = 0.01,
     clip: Annotated[float, Option(metavar="X", min=0.0, help="largest gradient norm; 0: any")] = 1.0,
     optimizer: Annotated[Literal["adamw", "sgd"], Option(help="of the flat parameters")] = "adamw",
@@ -69,12 +73,18 @@ def command(
         int, Option(metavar="N", min=0, help="stop after N validations without a better one, write the best; 0: never")
     ] = 0,
     checkpoint_every: Annotated[int, Option(metavar="STEPS", min=0, help="0: after each epoch")] = 0,
+    checkpoint_minutes: Annotated[
+        float, Option(metavar="X", min=0.0, help="and whenever so many have passed; 0: by steps only")
+    ] = 0.0,
     keep: Annotated[int, Option(metavar="N", min=1, help="newest checkpoints that stay")] = 2,
     run_dir: Annotated[
         str | None, Option(metavar="DIR", help="checkpoints; default: a new one in .fabric/runs")
     ] = None,
     metrics: Annotated[str | None, Option(metavar="FILE", help="JSONL, one object a step; `-`: stdout")] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="plan, say what it needs, train nothing")] = False,
+    config: Annotated[
+        str | None, Option(metavar="TOML", help="flags of `train`, by their long names; see fabric.toml(5)")
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="plan, time one step, say what it takes")] = False,
 ) -> None:
     """Fine-tunes a GGUF model on records; writes a stock llama.cpp LoRA adapter, or with --full a new GGUF model.
 
@@ -84,12 +94,12 @@ def command(
     from fabric.files import check_streams
     from fabric.training.settings import TrainSettings
 
-    if full and (pairs := console.given("rank", "alpha", "modules", "adapter")):
+    if full and (pairs := console.given("rank", "alpha", "rslora", "dropout", "lora_plus", "modules", "adapter")):
         raise UsageError(
             f"--full trains whole weights, and {' and '.join(pairs)} would be of LoRA pairs: leave one out"
         )
     source = console.stdin_source(data)
-    check_streams([source, model, adapter, val, template], [output, metrics])
+    check_streams([source, model, adapter, val, template, config], [output, metrics])
     settings = TrainSettings(
         data=source,
         model=model,
@@ -98,6 +108,8 @@ def command(
         type=type.lower() if type and (full or console.given("type")) else None,
         rank=rank,
         alpha=alpha,
+        rslora=rslora,
+        dropout=dropout,
         modules=run.modules_of(modules),
         seed=seed,
         adapter=None if full else adapter,
@@ -108,6 +120,8 @@ def command(
         warmup_ratio=warmup_ratio,
         warmup_steps=warmup_steps,
         lr_min=lr_min,
+        lora_plus=lora_plus,
+        neftune=neftune,
         weight_decay=weight_decay,
         clip=clip,
         optimizer=optimizer,
@@ -126,6 +140,7 @@ def command(
         eval_every=eval_every,
         patience=patience,
         checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
         keep=keep,
         run_dir=run_dir,
         metrics=metrics,

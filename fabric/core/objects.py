@@ -165,11 +165,13 @@ class Buffer:
 
 
 class Lora(NamedTuple):
-    """A LoRA pair beside a linear layer: a (r, K), b (N, r), both tensors of the graph."""
+    """A LoRA pair beside a linear layer: a (r, K), b (N, r), both tensors of the graph; `keys` (T, 1) of dropout."""
 
     a: Tensor
     b: Tensor
     scale: float
+    dropout: float = 0.0
+    keys: Tensor = -1
 
 
 NO_LORA = Lora(-1, -1, 0.0)

@@ -31,6 +31,8 @@ from fabric.core import (
 from fabric.errors import DataError
 from fabric.weights.gguf import GGUF, check_decodable, decode_tensor
 
+EMBEDDING = "token_embd.weight"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -76,7 +78,8 @@ class Weights:
 class Recorder:
     """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions.
 
-    A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files.
+    A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files. `dropout` is of what the pairs see,
+    and `noise` is added to embeddings; either is one more input of a feed: keys (T, 1), numbers (T, width).
     """
 
     def __init__(
@@ -88,10 +91,12 @@ class Recorder:
         sources: Mapping[str, Source],
         cache_rows: int = 0,
         alpha: float = 0.0,
+        dropout: float = 0.0,
+        noise: bool = False,
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
-        self.sources, self.cache_rows, self.alpha = sources, cache_rows, alpha
+        self.sources, self.cache_rows, self.alpha, self.dropout = sources, cache_rows, alpha, dropout
         self.caches: list[Buffer] = []
         self.leaves: dict[str, Tensor] = {}
         self.tokens = self.graph.input(I32, TOKENS)
@@ -103,6 +108,8 @@ class Recorder:
         self.index = self.graph.input(I32, TRAINED)
         if not cache_rows:
             self.targets = self.graph.input(I32, TRAINED)
+        self.keys = self.graph.input(I32, TOKENS) if dropout else -1
+        self.noise = self.graph.input(F32, TOKENS, self.gguf.tensors[EMBEDDING].shape[-1]) if noise else -1
 
     def source(self, name: str) -> Tensor:
         """A matrix of the sources."""
@@ -142,11 +149,13 @@ class Recorder:
         a, b = f"{name}.lora_a", f"{name}.lora_b"
         if a not in self.sources:
             return NO_LORA
-        return Lora(self.source(a), self.source(b), self.alpha / self.sources[a].rows if self.alpha else 1.0)
+        scale = self.alpha / self.sources[a].rows if self.alpha else 1.0
+        return Lora(self.source(a), self.source(b), scale, self.dropout, self.keys)
 
     def embed(self, scale: float = 1.0) -> Tensor:
         """(T, width) F32."""
-        return self.graph.embed(self.weight("token_embd.weight"), self.tokens, scale)
+        rows = self.graph.embed(self.weight(EMBEDDING), self.tokens, scale)
+        return rows if self.noise < 0 else self.graph.add(rows, self.noise)
 
     def rope_table(self, inv_freq: npt.NDArray[np.float32], magnitude: float = 1.0) -> Tensor:
         """Cosines and sines of this feed's positions."""
@@ -183,7 +192,7 @@ class Recorder:
     @property
     def head_name(self) -> str:
         """`output.weight`, or the embedding where they are tied."""
-        return "output.weight" if "output.weight" in self.gguf.tensors else "token_embd.weight"
+        return "output.weight" if "output.weight" in self.gguf.tensors else EMBEDDING
 
     def loss(self, hidden: Tensor, softcap: float = 0.0) -> Tensor:
         """Negative log likelihoods of the targets."""

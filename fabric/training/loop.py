@@ -20,16 +20,18 @@ from fabric.data.pack import build_feed, plan_epoch
 from fabric.errors import DataError, DeviceError, DivergedError, StoppedError
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
-from fabric.models.recorder import Recorder, Weights
+from fabric.models.recorder import EMBEDDING, Recorder, Weights
 from fabric.text.encode import Example
 from fabric.training.checkpoint import Checkpoint, Snapshot, read_checkpoint, write_checkpoint, write_snapshot
 from fabric.training.metrics import MetricsLog, peak_bytes
+from fabric.training.noise import dropout_keys, embedding_noise
 from fabric.training.parameters import F32Array, Layout
 from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 
 POLL_S = 0.05
 BEST = "best.ckpt"
+WORSE = 1.5  # times its lowest: such a loss, if it is above that of guessing too, has exploded
 _PIECE_BYTES = 1 << 22
 
 
@@ -41,6 +43,8 @@ class Totals:
     trained_tokens: int = 0
     seconds: float = 0.0
     loss: float = math.nan
+    smooth: float = math.nan  # running mean of the loss over about ten steps
+    lowest: float = math.inf  # that it ever was
     val_loss: float | None = None
     validated: int = 0  # the step that val_loss is of
     best_loss: float | None = None
@@ -92,7 +96,7 @@ class Machine:
         arch = architecture_of(self.weights.gguf)
         recorder = Recorder(
             self.weights, self.capacity, self.capacity, self.precision, self.layout.sources(self.params),
-            alpha=self.alpha,
+            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check_sources()
@@ -107,8 +111,22 @@ class Machine:
         self._check_fits(self.planned_bytes())
         self.optimizer = Optimizer(
             m=self.state[1] if self.arrays > 1 else None, v=self.state[2] if self.arrays > 1 else None,
-            ranges=self.layout.ranges(), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
+            ranges=self.layout.ranges(s.lora_plus), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
         )  # fmt: skip
+
+    def feed(self, rows: list[Example], numbers: list[int] | None = None, step: int = 0) -> Feed:
+        """One micro-batch as the graph's inputs. `numbers`: those of the rows, in training; without, no noise."""
+        s, packed = self.settings, build_feed(rows)
+        lengths = [len(row.tokens) for row in rows]
+        inputs: list[Any] = [*packed]
+        width = self.weights.gguf.tensors[EMBEDDING].shape[-1]
+        if s.dropout:
+            calm = np.zeros(sum(lengths), np.int32)
+            inputs.append(dropout_keys(s.seed, step, numbers, lengths) if numbers else calm)
+        if s.neftune:
+            still = np.zeros((sum(lengths), width), np.float32)
+            inputs.append(embedding_noise(s.seed, step, numbers, lengths, width, s.neftune) if numbers else still)
+        return Feed(len(packed.tokens), len(packed.index), inputs)
 
     def memory(self) -> dict[str, int]:
         """Bytes of the device by what they are for; the mapped base comes on top."""
@@ -158,10 +176,28 @@ def _pieces(buffer: Buffer) -> Iterator[F32Array]:
         yield buffer.read(at, min(_PIECE_BYTES, buffer.nbytes - at))
 
 
-def to_feed(examples: list[Example]) -> Feed:
-    """One micro-batch as the graph's inputs."""
-    packed = build_feed(examples)
-    return Feed(len(packed.tokens), len(packed.index), tuple(packed))
+def batches(machine: Machine, rows: list[Example], epoch: int) -> list[list[list[int]]]:
+    """The steps of an epoch, each a list of micro-batches of numbers of rows."""
+    s, lengths = machine.settings, [len(row.tokens) for row in rows]
+    return plan_epoch(
+        lengths, batch=s.batch, capacity=machine.capacity, accumulate=s.accumulate, pack=s.pack, shuffle=s.shuffle,
+        seed=s.seed, epoch=epoch,
+    )  # fmt: skip
+
+
+def time_a_step(machine: Machine, rows: list[Example]) -> tuple[int, float]:
+    """Tokens and seconds of the first optimizer step, at rate 0, after a micro-batch that allocates and warms up."""
+    feeds = [machine.feed([rows[i] for i in numbers], numbers) for numbers in batches(machine, rows, 0)[0]]
+    machine.optimizer.t, began, progress = 1, 0.0, Progress()
+    with ThreadPoolExecutor(1, "fabric-step") as worker:
+        try:
+            for part in (feeds[:1], feeds):
+                began = time.perf_counter()
+                worker.submit(machine.plan.step, part, machine.optimizer, progress).result()
+        except BaseException:
+            progress.cancel()
+            raise
+    return sum(feed.tokens for feed in feeds), time.perf_counter() - began
 
 
 class Loop:
@@ -175,9 +211,11 @@ class Loop:
         self.machine, self.train, self.val, self.directory, self.ui = machine, train, val, directory, ui
         self.settings = machine.settings
         self.step, self.totals = start, totals
-        self.saved = start
+        self.saved, self.saved_at = start, time.monotonic()
         self.per_epoch = steps_per_epoch(len(train), self.settings.batch)
         self.last = total_steps(self.settings, len(train))
+        vocabulary = machine.weights.gguf.tensors[EMBEDDING].shape[0]
+        self.guessing = math.log(vocabulary)  # the loss where any token is as likely as another
         self.epoch_plan: tuple[int, list[list[list[int]]]] = (-1, [])
 
     def run(self, metrics: MetricsLog) -> None:
@@ -211,7 +249,7 @@ class Loop:
     def _one(self, worker: ThreadPoolExecutor, metrics: MetricsLog) -> None:
         s, began = self.settings, time.perf_counter()
         step = self.step + 1
-        feeds = [to_feed([self.train[i] for i in rows]) for rows in self._rows(step)]
+        feeds = self.feeds(step)
         optimizer = self.machine.optimizer
         optimizer.t = step
         optimizer.lr = learning_rate(
@@ -226,15 +264,14 @@ class Loop:
             raise DataError(f"{name}: the loss is not a number before any step; the model or an adapter is damaged")
         if not result.finite:
             self._checkpoint()
-            raise DivergedError(
-                f"step {step}: the loss or its gradient is no longer a number; the last good state is in "
-                f"{self.directory}: start again with a lower --lr"
-            )
+            raise self._diverged(step, "the loss or its gradient is no longer a number")
         self.step = step
         seconds = time.perf_counter() - began
         tokens = sum(f.tokens for f in feeds)
         totals = self.totals
         totals.loss = result.loss_sum / result.trained
+        totals.smooth = totals.loss if step == 1 else 0.9 * totals.smooth + 0.1 * totals.loss
+        totals.lowest = min(totals.lowest, totals.smooth)
         totals.tokens += tokens
         totals.trained_tokens += result.trained
         totals.seconds += seconds
@@ -249,24 +286,34 @@ class Loop:
         finally:
             metrics.write(record)
         self.ui.step({**record, "steps": self.last})
-        if self._due(s.checkpoint_every):
+        if totals.smooth > max(self.guessing, WORSE * totals.lowest):
+            raise self._diverged(step, f"the loss rose from {totals.lowest:.3g} to {totals.smooth:.3g}")
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if self._due(s.checkpoint_every) or 0 < s.checkpoint_minutes <= minutes:
             self._checkpoint()
+
+    def _diverged(self, step: int, what: str) -> DivergedError:
+        """Names the newest checkpoint of before the loss rose."""
+        good = "there is no checkpoint of before that"
+        for path in sorted(self.directory.glob("step-*.ckpt"), reverse=True):
+            found = read_checkpoint(path)
+            if found and found.totals["smooth"] <= 1.1 * found.totals["lowest"]:
+                good = f"the last good checkpoint is {path}"
+                break
+        return DivergedError(f"step {step}: {what}; {good}; start again with a lower --lr")
 
     def _due(self, every: int) -> bool:
         """Every so many steps, or (0) at the end of each epoch; and always at the end."""
         return self.step == self.last or self.step % (every or self.per_epoch) == 0
 
+    def feeds(self, step: int) -> list[Feed]:
+        """The micro-batches of a step."""
+        return [self.machine.feed([self.train[i] for i in rows], rows, step) for rows in self._rows(step)]
+
     def _rows(self, step: int) -> list[list[int]]:
         epoch, within = divmod(step - 1, self.per_epoch)
         if self.epoch_plan[0] != epoch:
-            s = self.settings
-            self.epoch_plan = (
-                epoch,
-                plan_epoch(
-                    [len(e.tokens) for e in self.train], batch=s.batch, capacity=self.machine.capacity,
-                    accumulate=s.accumulate, pack=s.pack, shuffle=s.shuffle, seed=s.seed, epoch=epoch,
-                ),
-            )  # fmt: skip
+            self.epoch_plan = (epoch, batches(self.machine, self.train, epoch))
         return self.epoch_plan[1][within]
 
     def _wait(self, future: Future[Any], progress: Progress) -> Any:
@@ -309,7 +356,7 @@ class Loop:
             pack=self.settings.pack, shuffle=False, seed=0, epoch=0,
         )  # fmt: skip
         for rows in steps[0]:
-            feed = to_feed([self.val[i] for i in rows])
+            feed = self.machine.feed([self.val[i] for i in rows])
             progress = Progress()
             self._wait(worker.submit(plan.run, feed, progress), progress)
             loss += float(plan.read(self.machine.nll, feed.trained, 1).sum(dtype=np.float64))
@@ -322,4 +369,4 @@ class Loop:
         if self.before_checkpoint:
             self.before_checkpoint()
         write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals), self.settings.keep)
-        self.saved = self.step
+        self.saved, self.saved_at = self.step, time.monotonic()

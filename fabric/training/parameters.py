@@ -57,12 +57,12 @@ class Layout:
         """Parameters that train, padding left out."""
         return sum(slot.size for slot in self.slots)
 
-    def ranges(self) -> list[Range]:
-        """Runs of slots that decay alike."""
+    def ranges(self, rate_of_b: float = 1.0) -> list[Range]:
+        """Runs of slots that learn and decay alike; the rate of LoRA's B is `rate_of_b` times that of all others."""
         found: list[Range] = []
         for slot, end in zip(self.slots, [*(s.first for s in self.slots[1:]), self.size], strict=True):
-            decay = float(slot.decays)
-            before = found.pop() if found and found[-1].decay_scale == decay else Range(slot.first, 0, 1.0, decay)
+            alike = (rate_of_b if slot.name.endswith(".lora_b") else 1.0, float(slot.decays))
+            before = found.pop() if found and found[-1][2:] == alike else Range(slot.first, 0, *alike)
             found.append(before._replace(n=end - before.first))
         return found
 

@@ -22,7 +22,7 @@ from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
 from fabric.training.checkpoint import lock_run, newest_checkpoint, read_run, write_run
-from fabric.training.loop import Loop, Machine, Totals, pack_capacity, total_steps
+from fabric.training.loop import Loop, Machine, Totals, pack_capacity, steps_per_epoch, time_a_step, total_steps
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import fill
 from fabric.training.rows import Rows, load_rows
@@ -49,7 +49,7 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
     """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run."""
     check_settings(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
-    with _new_run(directory):
+    with _new_run(directory, settings.run_dir is not None):
         _check_writable(settings)
         settings = replace(settings, run_dir=str(directory))
         with (
@@ -65,8 +65,9 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
 
 
 @contextlib.contextmanager
-def _new_run(directory: Path) -> Iterator[None]:
-    """Locks a run directory; where the run never gets to its first step, nothing of it stays."""
+def _new_run(directory: Path, named: bool) -> Iterator[None]:
+    """Locks a run directory; where the run never gets to its first step, nothing of it stays, nor of .fabric/runs
+    where the directory is not one that was `named`."""
     existed = directory.exists()
     with lock_run(directory):
         if (directory / "run.json").exists():
@@ -78,8 +79,9 @@ def _new_run(directory: Path) -> Iterator[None]:
                 for name in [*_KEPT.values(), "lock"]:
                     (directory / name).unlink(missing_ok=True)
                 if not existed:
-                    with contextlib.suppress(OSError):
-                        directory.rmdir()
+                    with contextlib.suppress(OSError):  # another run may be there, or a user's file
+                        for folder in (directory, *([] if named else directory.parents[:2])):
+                            folder.rmdir()
 
 
 def resume(
@@ -115,19 +117,24 @@ def resume(
 
 
 def plan_run(settings: TrainSettings) -> dict[str, Any]:
-    """What a run would do and take: rows, tokens, steps, parameters, bytes. Runs and writes nothing."""
+    """What a run would do and take: rows, tokens, steps, parameters, bytes, and seconds by one step that is run. Writes
+    nothing."""
     check_settings(settings)
     with tempfile.TemporaryDirectory() as scratch, _keeping(settings, Path(scratch)) as kept, _setup(kept) as setup:
-        return _describe(kept, setup)
+        told = _describe(kept, setup)
+        fill(setup.target.layout, setup.machine.params, setup.target.start)
+        tokens, seconds = time_a_step(setup.machine, setup.rows.train)
+        epochs = told["steps"] / steps_per_epoch(told["rows"], kept.batch)
+        return {**told, "tokens_per_s": tokens / seconds, "seconds": epochs * told["tokens"] / tokens * seconds}
 
 
 def check_settings(s: TrainSettings) -> None:
     """UsageError for values that make no sense."""
-    for name in ("alpha", "epochs", "lr", "lr_min", "weight_decay", "clip"):
+    for name in ("alpha", "epochs", "lr", "lr_min", "lora_plus", "neftune", "dropout", "weight_decay", "clip"):
         if not math.isfinite(getattr(s, name)):
             raise UsageError(f"--{name.replace('_', '-')} must be a finite number, not {getattr(s, name)}")
     positive = {"rank": s.rank, "alpha": s.alpha, "lr": s.lr, "batch": s.batch, "accumulate": s.accumulate}
-    for name, value in positive.items():
+    for name, value in {**positive, "lora-plus": s.lora_plus}.items():
         if not value > 0:
             raise UsageError(f"--{name} must be greater than 0, not {value}")
     if s.ctx < 2:
@@ -136,7 +143,10 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError(f"--steps must be at least 1, not {s.steps}")
     if not s.epochs > 0:
         raise UsageError(f"--epochs must be greater than 0, not {s.epochs}")
-    for name, value in {"clip": s.clip, "weight-decay": s.weight_decay}.items():
+    if not 0 <= s.dropout < 1:
+        raise UsageError(f"--dropout must lie between 0 and 1, not {s.dropout}")
+    never = {"clip": s.clip, "weight-decay": s.weight_decay, "neftune": s.neftune}
+    for name, value in {**never, "checkpoint-minutes": s.checkpoint_minutes}.items():
         if value < 0:
             raise UsageError(f"--{name} must not be negative")
     if not 0 <= s.warmup_ratio <= 1:
@@ -151,6 +161,10 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError(f"--keep must be at least 1, not {s.keep}")
     if s.patience < 0 or (s.patience and not s.val):
         raise UsageError("--patience waits for a better validation loss, so it needs --val and a number from 1 on")
+    if s.full and (s.dropout or s.rslora or s.lora_plus != 1):
+        raise UsageError("--full trains whole weights, and --dropout, --rslora and --lora-plus are of LoRA pairs")
+    if s.adapter and s.rslora:
+        raise UsageError("--rslora sets the scale of new pairs, and those of --adapter have theirs: leave one out")
     if s.full and s.adapter:
         raise UsageError("--full trains whole weights, and --adapter starts LoRA pairs: leave one out")
     if s.type is not None and not s.full:
@@ -348,7 +362,8 @@ class _Hashed:
 def _step(settings: TrainSettings, setup: _Setup) -> Step:
     """The history of what this run writes."""
     known = _RESULT_SETTINGS | set(setup.target.told)
-    told = {k: v for k, v in settings.to_json().items() if k in known or (k in _RARE_SETTINGS and v)}
+    rare = {k for k in _RARE_SETTINGS if getattr(settings, k) != getattr(TrainSettings, k)}
+    told = {k: v for k, v in settings.to_json().items() if k in known | rare}
     told["precision"] = setup.machine.precision
     hashes = {k.removesuffix("_sha256"): v for k, v in _identity(settings, setup).items() if v}
     return step("train", told, hashes, settings.seed)
@@ -358,4 +373,4 @@ _RESULT_SETTINGS = {
     "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip", "optimizer", "batch", "ctx",
     "accumulate", "pack", "shuffle",
 }  # fmt: skip
-_RARE_SETTINGS = {"warmup_steps", "lr_min", "stride", "patience"}
+_RARE_SETTINGS = {"warmup_steps", "lr_min", "stride", "patience", "dropout", "rslora", "lora_plus", "neftune"}

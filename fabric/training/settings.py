@@ -34,6 +34,10 @@ class TrainSettings:
     """Of a whole model's matrices; None: their own, BF16 for those in block formats; "keep": always their own."""
     rank: int = 16
     alpha: float = 32.0
+    rslora: bool = False
+    """The scale of the pairs is alpha / sqrt(rank), not alpha / rank (https://arxiv.org/abs/2312.03732)."""
+    dropout: float = 0.0
+    """Share of what a pair's first matrix sees that is dropped in a step."""
     modules: tuple[str, ...] = ALL_MODULES
     seed: int = 42
     adapter: str | None = None
@@ -48,6 +52,10 @@ class TrainSettings:
     """Overrides `warmup_ratio`."""
     lr_min: float = 0.0
     """Where the schedule ends; the exponential one needs an end above 0 and takes lr / 100 for it."""
+    lora_plus: float = 1.0
+    """The rate of a pair's B is so many times that of its A (LoRA+, https://arxiv.org/abs/2402.12354)."""
+    neftune: float = 0.0
+    """Noise on embeddings, as a multiple of 1 / sqrt(length * width) (https://arxiv.org/abs/2310.05914)."""
     weight_decay: float = 0.01
     """Decoupled; norms and biases do not decay."""
     clip: float = 1.0
@@ -78,6 +86,8 @@ class TrainSettings:
     """Stop after so many validations without a new best one, and write the best; 0: never, and the last is written."""
     checkpoint_every: int = 0
     """Checkpoint every this many steps; 0: after each epoch and at the end."""
+    checkpoint_minutes: float = 0.0
+    """Checkpoint when so many minutes have passed since the last one, too; 0: only by steps."""
     keep: int = 2
     """Checkpoints that stay."""
     run_dir: str | None = None
@@ -110,7 +120,7 @@ def _is_number(val: str | None) -> bool:
 
 _NO_RESULT = {
     "data", "model", "output", "adapter", "template", "run_dir", "metrics", "threads", "eval_every", "checkpoint_every",
-    "checkpointing", "keep",
+    "checkpoint_minutes", "checkpointing", "keep",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ The loop knows neither; both are slots of the flat parameters, and both are writ
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from fabric.training.parameters import (
     of_base,
 )
 from fabric.training.settings import TrainSettings
-from fabric.weights.adapter import Adapter, LoraPair, check_adapter, read_adapter, write_adapter
+from fabric.weights.adapter import Adapter, LoraPair, check_adapter, other_base, read_adapter, write_adapter
 from fabric.weights.convert import Rewrite, check_model, is_matrix, write_model
 from fabric.weights.formats import FORMATS, encodable, is_block_format, type_name
 from fabric.weights.gguf import GGUF, TensorInfo
@@ -58,12 +59,16 @@ def target_of(settings: TrainSettings, weights: Weights) -> Target:
 
 
 def _adapter(settings: TrainSettings, gguf: GGUF) -> Target:
+    notes: list[str] = []
     if settings.adapter:
         first = read_adapter(settings.adapter)
         check_adapter(first, gguf)
+        notes += other_base(first, gguf, settings.adapter)
         layout, alpha, start, earlier = adapter_layout(gguf, first), first.alpha, of_adapter(first), first.history
     else:
         layout, alpha = lora_layout(gguf, settings.modules, settings.rank), settings.alpha
+        if settings.rslora:  # readers of the file divide by the rank
+            alpha *= math.sqrt(settings.rank)
         start, earlier = drawn(settings.seed), []
 
     def write(out: BinaryIO, params: Buffer, made: Step) -> int:
@@ -75,7 +80,7 @@ def _adapter(settings: TrainSettings, gguf: GGUF) -> Target:
             out, Adapter(gguf.architecture, alpha, pairs, base_sha256=gguf.sha256(), history=history)
         )  # fmt: skip
 
-    return Target("adapter", layout, alpha, start, LORA_SETTINGS, [], write)
+    return Target("adapter", layout, alpha, start, LORA_SETTINGS, notes, write)
 
 
 def _model(settings: TrainSettings, weights: Weights) -> Target:

@@ -122,6 +122,13 @@ def check_adapter(adapter: Adapter, base: GGUF, name: str = "the adapter") -> No
             )
 
 
+def other_base(adapter: Adapter, base: GGUF, name: str) -> list[str]:
+    """A sentence where an adapter that fits was trained beside another file; none where it does not tell which."""
+    if adapter.base_sha256 in (None, base.sha256()):
+        return []
+    return [f"{name} was trained on another file than {base.name}: it helps only where both hold the same model"]
+
+
 def _read_pairs(gguf: GGUF) -> dict[str, LoraPair]:
     names = dict.fromkeys(name.removesuffix(_A).removesuffix(_B) for name in gguf.tensors)
     if not names:

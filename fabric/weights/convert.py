@@ -129,7 +129,9 @@ def write_model(
     return write_gguf(out, metadata, [rewrite.spec for rewrite in rewrites], counted())
 
 
-def result_of(output: str, type: str, rewrites: Sequence[Rewrite], file_bytes: int) -> WriteResult:
+def result_of(
+    output: str, type: str, rewrites: Sequence[Rewrite], file_bytes: int, notes: Sequence[str] = ()
+) -> WriteResult:
     """Sum up what was written."""
     reports = [rewrite.report() for rewrite in rewrites]
     return WriteResult(
@@ -139,6 +141,7 @@ def result_of(output: str, type: str, rewrites: Sequence[Rewrite], file_bytes: i
         from_bytes=sum(report.from_bytes for report in reports),
         to_bytes=sum(report.to_bytes for report in reports),
         file_bytes=file_bytes,
+        notes=list(notes),
     )
 
 

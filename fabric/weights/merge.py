@@ -6,7 +6,7 @@ import contextlib
 
 from fabric.errors import UsageError
 from fabric.files import check_streams, open_output
-from fabric.weights.adapter import Adapter, adapter_of, check_adapter
+from fabric.weights.adapter import Adapter, adapter_of, check_adapter, other_base
 from fabric.weights.convert import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.formats import FORMATS, encodable, is_block_format
 from fabric.weights.gguf import GGUF, TensorInfo
@@ -35,13 +35,15 @@ def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteRes
         check_model(base)
         files = [stack.enter_context(GGUF.open(given.path)) for given in settings.adapters]
         adapters = [adapter_of(file) for file in files]
+        notes: list[str] = []
         for adapter, file in zip(adapters, files, strict=True):
             check_adapter(adapter, base, file.name)
+            notes += other_base(adapter, base, file.name)
         rewrites = [_rewrite(base, info, adapters, settings, wanted) for info in base.tensors.values()]
         made = _history(settings, base, files, adapters)
         file_type = wanted.file_type if wanted else base.get("general.file_type", int, 0)
         file_bytes = write_model(out, base, rewrites, file_type, made, settings.threads, progress)
-    return result_of(settings.output, settings.type, rewrites, file_bytes)
+    return result_of(settings.output, settings.type, rewrites, file_bytes, notes)
 
 
 def _rewrite(

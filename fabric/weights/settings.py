@@ -65,3 +65,4 @@ class WriteResult:
     from_bytes: int  # of tensors
     to_bytes: int
     file_bytes: int  # of the whole output
+    notes: list[str] = field(default_factory=list)  # sentences about inputs that may not belong together

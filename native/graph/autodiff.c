@@ -75,20 +75,47 @@ static void grad_rms_norm(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
     d->grads[x] = dx;
 }
 
-/* y = x w^T + u b^T + bias + residual, u = lora_scale * x a^T */
+static void drop(fb_autodiff *d, fb_attr attr, fb_tensor y, fb_tensor x, fb_tensor keys, fb_tensor acc) {
+    EMIT(FB_OP_DROPOUT, y, x, keys, acc)->attr = attr;
+}
+
+/* What is dropped of x forward is dropped of its gradient. */
+static void grad_dropout(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+    fb_tensor x = n->v[1].tensor;
+    if (!needs(d, x)) return;
+    fb_tensor dx = fresh_grad(d, x);
+    drop(d, n->attr, dx, dy, n->v[2].tensor, d->grads[x]);
+    d->grads[x] = dx;
+}
+
+/* What a pair's first matrix saw: x, dropped anew rather than kept. */
+static fb_tensor seen_again(fb_autodiff *d, fb_tensor x, fb_tensor seen) {
+    if (seen < 0) return now(d, x);
+    const fb_node *n = d->g->program.nodes;
+    while (n->v[0].tensor != seen) n++;
+    fb_tensor y = fresh(d, seen, d->p->tensors[seen].cols, d->p->tensors[seen].type);
+    drop(d, n->attr, y, now(d, x), n->v[2].tensor, FB_NONE);
+    return y;
+}
+
+/* y = x w^T + u b^T + bias + residual, u = lora_scale * x a^T, or of x with dropout, which has a gradient of its own */
 static void grad_linear(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
     fb_tensor x = n->v[1].tensor, w = n->v[2].tensor, bias = n->v[3].tensor, u = n->v[4].tensor, b = n->v[5].tensor;
-    fb_tensor residual = n->v[6].tensor, a = n->lora_a, du = FB_NONE;
+    fb_tensor residual = n->v[6].tensor, a = n->lora_a, seen = n->lora_x, du = FB_NONE;
     if (u >= 0 && (needs(d, x) || trains(d, a))) {
         du = fresh(d, u, d->p->tensors[u].cols, FB_F32);
         EMIT(FB_OP_LINEAR_DX, du, dy, b)->attr.scale = n->lora_scale;
     }
     if (u >= 0 && trains(d, b)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, b), dy, now(d, u));
-    if (u >= 0 && trains(d, a)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, a), du, now(d, x));
+    if (u >= 0 && trains(d, a)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, a), du, seen_again(d, x, seen));
     if (trains(d, w)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, w), dy, now(d, x))->attr.scale = n->attr.scale;
     if (trains(d, bias)) EMIT(FB_OP_BIAS_DB, grad_of_param(d, bias), dy);
     if (needs(d, x)) {
         fb_tensor dx = fresh_grad(d, x);
+        if (u >= 0 && seen >= 0) {
+            EMIT(FB_OP_LINEAR_DX, d->grads[seen] = fresh_grad(d, seen), du, a);
+            du = FB_NONE;
+        }
         EMIT(FB_OP_LINEAR_DX, dx, dy, w, du, du < 0 ? FB_NONE : a, d->grads[x])->attr.scale = n->attr.scale;
         d->grads[x] = dx;
     }
@@ -179,6 +206,7 @@ const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_SCALE]         = {"scale",         "oii",        "mmm",        2, grad_scale},
     [FB_OP_SOFTCAP]       = {"softcap",       "oi",         "mm",         0, grad_softcap},
     [FB_OP_SOFTCAP_GRAD]  = {"softcap_grad",  "oiii",       "mmmm",       3, NULL},
+    [FB_OP_DROPOUT]       = {"dropout",       "oiii",       "mmmm",       3, grad_dropout},
     [FB_OP_GATHER]        = {"gather",        "oii",        "m.m",        0, grad_gather},
     [FB_OP_SCATTER]       = {"scatter",       "xii",        ".mm",        0, NULL},
     [FB_OP_XENT]          = {"xent",          "oxi",        "mmm",        0, NULL},
@@ -204,7 +232,7 @@ static fb_tensor rows_of(fb_autodiff *d, fb_tensor base, int32_t first, int32_t 
 /* Head and cross-entropy, a chunk of trained positions at a time; leaves the gradient of x in grads[x]. */
 static void lower_loss(fb_autodiff *d) {
     const fb_loss_spec *loss = &d->g->loss;
-    fb_tensor x = loss->x, w = loss->weight, a = loss->lora.a, b = loss->lora.b;
+    fb_tensor x = loss->x, seen = now(d, loss->seen), w = loss->weight, a = loss->lora.a, b = loss->lora.b;
     int32_t vocab = d->p->tensors[w].rows, width = d->p->tensors[w].cols, trained = d->g->trained;
     int32_t rank = a >= 0 ? d->p->tensors[a].rows : 0;
     int back = d->options->train && needs(d, loss->nll);
@@ -214,20 +242,20 @@ static void lower_loss(fb_autodiff *d) {
         fit = d->g->device->info.max_binding_bytes / ((uint64_t)vocab * 4);
     int32_t chunk = fit < 1 ? 1 : fit > (uint64_t)trained ? trained : (int32_t)fit, chunks = (trained + chunk - 1) / chunk;
     chunk = (trained + chunks - 1) / chunks;
-    fb_tensor dx = FB_NONE;
-    if (back && needs(d, x)) {
-        dx = fresh(d, x, width, FB_F32);
-        EMIT(FB_OP_ZERO, dx);
-    }
+    fb_tensor dx = FB_NONE, dseen = FB_NONE;
+    if (back && needs(d, x)) EMIT(FB_OP_ZERO, dx = fresh(d, x, width, FB_F32));
+    if (back && needs(d, x) && seen != x) EMIT(FB_OP_ZERO, dseen = fresh(d, x, width, FB_F32));
     for (int32_t first = 0; first < trained; first += chunk) {
         int32_t rows = trained - first < chunk ? trained - first : chunk;
         fb_tensor index = rows_of(d, loss->index, first, rows), targets = rows_of(d, loss->targets, first, rows);
         fb_tensor nll = rows_of(d, loss->nll, first, rows);
         fb_tensor xs = fresh(d, index, width, d->p->tensors[x].type), u = FB_NONE, du = FB_NONE;
         EMIT(FB_OP_GATHER, xs, x, index);
+        fb_tensor seens = xs;
+        if (seen != x) EMIT(FB_OP_GATHER, seens = fresh(d, index, width, d->p->tensors[x].type), seen, index);
         if (a >= 0) {
             u = fresh(d, index, rank, FB_F32);
-            EMIT(FB_OP_LINEAR, u, xs, a)->attr.scale = loss->lora.scale;
+            EMIT(FB_OP_LINEAR, u, seens, a)->attr.scale = loss->lora.scale;
         }
         fb_tensor logits = fresh(d, index, vocab, FB_F32);
         EMIT(FB_OP_LINEAR, logits, xs, w, FB_NONE, u, b < 0 ? FB_NONE : b);
@@ -240,14 +268,21 @@ static void lower_loss(fb_autodiff *d) {
             EMIT(FB_OP_LINEAR_DX, du, logits, b)->attr.scale = loss->lora.scale;
         }
         if (trains(d, b)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, b), logits, u);
-        if (trains(d, a)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, a), du, xs);
+        if (trains(d, a)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, a), du, seens);
         if (trains(d, w)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, w), logits, xs);
         if (dx < 0) continue;
+        if (dseen >= 0) {
+            fb_tensor part = fresh(d, index, width, d->p->tensors[x].type);
+            EMIT(FB_OP_LINEAR_DX, part, du, a);
+            EMIT(FB_OP_SCATTER, dseen, part, index);
+            du = FB_NONE;
+        }
         fb_tensor dxs = fresh(d, index, width, d->p->tensors[x].type);
-        EMIT(FB_OP_LINEAR_DX, dxs, logits, w, du, a < 0 ? FB_NONE : a);
+        EMIT(FB_OP_LINEAR_DX, dxs, logits, w, du, du < 0 ? FB_NONE : a);
         EMIT(FB_OP_SCATTER, dx, dxs, index);
     }
     if (dx >= 0) d->grads[x] = dx;
+    if (dseen >= 0) d->grads[loss->seen] = dseen;
 }
 
 /* ---- the program ---- */
@@ -262,7 +297,7 @@ static void find_what_needs_gradients(fb_autodiff *d) {
             any |= d->needs[n->v[k].tensor];
             d->readers[n->v[k].tensor]++;
         }
-        if (n->op == FB_OP_LINEAR && n->v[4].tensor >= 0) d->readers[n->v[1].tensor]--; /* its u read x: one gradient */
+        if (n->op == FB_OP_LINEAR && n->v[4].tensor >= 0 && n->lora_x < 0) d->readers[n->v[1].tensor]--; /* its u read x: one gradient */
         for (int k = 0; k < FB_MAX_OPERANDS; k++)
             if (n->v[k].tensor >= 0 && fb_is_written(n->op, k)) d->needs[n->v[k].tensor] |= (char)any;
     }
@@ -277,11 +312,12 @@ static void copy_node(fb_autodiff *d, const fb_node *n, const fb_tensor *map) {
     fb_tensor operands[FB_MAX_OPERANDS];
     for (int k = 0; k < FB_MAX_OPERANDS; k++) {
         fb_tensor t = n->v[k].tensor;
-        operands[k] = t >= 0 && map ? map[t] : t;
+        operands[k] = t >= 0 ? map[t] : t;
     }
     fb_node *copy = fb_program_node(d->p, n->op, FB_MAX_OPERANDS, operands);
     copy->attr = n->attr;
     copy->lora_a = n->lora_a;
+    copy->lora_x = n->lora_x;
     copy->lora_scale = n->lora_scale;
     copy->block = n->block;
 }
@@ -320,7 +356,7 @@ static void backward(fb_autodiff *d) {
     for (int32_t i = 0; i < f->n_nodes; i++)
         for (int k = 0; k < FB_MAX_OPERANDS; k++)
             if (f->nodes[i].v[k].tensor >= 0) last_reader[f->nodes[i].v[k].tensor] = i;
-    last_reader[d->g->loss.x] = f->n_nodes;
+    last_reader[d->g->loss.x] = last_reader[d->g->loss.seen] = f->n_nodes;
     for (int32_t end = f->n_nodes; end > 0;) {
         int32_t first = end - 1, block = f->nodes[end - 1].block;
         while (first > 0 && f->nodes[first - 1].block == block) first--;
@@ -390,7 +426,11 @@ int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_progr
     }
     if (out->failed) goto done;
     find_what_needs_gradients(&d);
-    for (int32_t i = 0; i < g->program.n_nodes; i++) copy_node(&d, &g->program.nodes[i], NULL);
+    for (int32_t i = 0; i < g->program.n_nodes; i++) {
+        const fb_node *node = &g->program.nodes[i];
+        if (node->op == FB_OP_DROPOUT && !options->train) d.map[node->v[0].tensor] = node->v[1].tensor;
+        else copy_node(&d, node, d.map);
+    }
     if (g->has_loss) lower_loss(&d);
     if (g->has_loss && options->train) backward(&d);
     code = out->failed ? FB_E_MEMORY : drop_unread(out);

@@ -55,6 +55,8 @@ typedef struct fb_view {
  *  SCALE          out y act; x act; [acc]                               y = scale * x + acc; also the cast
  *  SOFTCAP        out y act; x act                                      y = softcap * tanh(x / softcap)
  *  SOFTCAP_GRAD   out dx act; dy act; y act; [acc]
+ *  DROPOUT        out y act(T,D); x act; keys i32(T,1); [acc act]       y = scale * x or 0, + acc; dropped where
+ *                                                                       fb_noise(keys[t], salt, column) < threshold
  *  GATHER         out y act(M,D); x act(T,D); index i32(M,1)            y[i] = x[index[i]]
  *  SCATTER        io y act(T,D); x act(M,D); index i32(M,1)             y[index[i]] += x[i], in order of i
  *  XENT           out nll f32(M,1); io logits f32(M,V); targets i32(M,1)  softcap applies to logits first; grad = 1
@@ -71,7 +73,7 @@ typedef enum fb_op {
     FB_OP_LINEAR, FB_OP_LINEAR_DX, FB_OP_LINEAR_DW, FB_OP_BIAS_DB, FB_OP_EMBED_DW,
     FB_OP_ROPE_TABLE, FB_OP_ROPE,
     FB_OP_ATTENTION, FB_OP_ATTENTION_DQ, FB_OP_ATTENTION_DKV,
-    FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD,
+    FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD, FB_OP_DROPOUT,
     FB_OP_GATHER, FB_OP_SCATTER, FB_OP_XENT, FB_OP_APPEND, FB_OP_ZERO,
     FB_OP_SUMSQ, FB_OP_ADAMW, FB_OP_SGD,
     FB_OP_COUNT
@@ -79,18 +81,29 @@ typedef enum fb_op {
 
 /* The numbers of an op; each reads those that its line above names. */
 typedef struct fb_attr {
-    float scale;                              /* EMBED LINEAR* EMBED_DW ROPE_TABLE SCALE */
+    float scale;                              /* EMBED LINEAR* EMBED_DW ROPE_TABLE SCALE DROPOUT */
     float eps;                                /* RMS_NORM*, ADAMW */
     float softcap;                            /* SOFTCAP* XENT; 0: none */
     int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key */
     int32_t head_dim, layout, inverse;        /* ROPE */
     int32_t kind;                             /* GLU* */
     int32_t grad;                             /* XENT */
+    uint32_t threshold, salt;                 /* DROPOUT */
     fb_attention_shape attention;             /* ATTENTION* */
     float lr, beta1, beta2, decay, grad_scale; /* ADAMW SGD: g is multiplied by grad_scale; p -= lr * decay * p */
     float correct1, correct2;                 /* ADAMW: 1 - beta^t; p -= lr * (m/correct1) / (sqrt(v/correct2) + eps) */
     float momentum;                           /* SGD: m = momentum * m + g; p -= lr * m */
 } fb_attr;
+
+/* 32 random bits of an element, from a row's key, an op's salt and a column. */
+static inline uint32_t fb_mix(uint32_t x) { /* a bijection whose every output bit hangs on every input bit */
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+static inline uint32_t fb_noise(uint32_t key, uint32_t salt, uint32_t column) {
+    return fb_mix(fb_mix(key + salt * 0x9e3779b9u) + column * 0x85ebca77u);
+}
 
 typedef struct fb_launch {
     fb_op op;

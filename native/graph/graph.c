@@ -38,7 +38,7 @@ fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operan
     fb_node *node = &p->nodes[p->n_nodes++];
     memset(node, 0, sizeof *node);
     node->op = op;
-    node->lora_a = FB_NONE;
+    node->lora_a = node->lora_x = FB_NONE;
     node->attr.scale = 1.0f;
     for (int i = 0; i < FB_MAX_OPERANDS; i++) node->v[i] = fb_whole(p, i < n ? operands[i] : FB_NONE);
     return node;
@@ -178,6 +178,21 @@ fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps) {
     return done(g, y);
 }
 
+/* x as a pair's first matrix sees it; x itself where nothing is dropped. The salt is the op's place in the recording. */
+static fb_tensor dropped(fb_graph *g, fb_tensor x, fb_lora lora) {
+    if (!(lora.dropout > 0)) return x;
+    const fb_tensor_info *a = get(g, x, "x"), *k = get(g, lora.keys, "dropout's keys");
+    if (!a || !k) return -FB_E_ARGUMENT;
+    REQUIRE(lora.dropout < 1 && k->type == FB_I32 && k->cols == 1 && same_rows(a, k),
+            "dropout takes a share below 1 and an I32 column of keys");
+    fb_tensor y = output(g, x, a->cols, a->type);
+    fb_attr *attr = &record(g, FB_OP_DROPOUT, 3, (fb_tensor[]){y, x, lora.keys})->attr;
+    attr->scale = 1 / (1 - lora.dropout);
+    attr->threshold = (uint32_t)((double)lora.dropout * 4294967296.0);
+    attr->salt = (uint32_t)g->program.n_nodes;
+    return done(g, y);
+}
+
 static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_tensor residual,
                         int32_t type) {
     const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the weight");
@@ -195,7 +210,7 @@ static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bi
         if (!r) return -FB_E_ARGUMENT;
         REQUIRE(r->cols == outputs && same_rows(r, a), "a residual must have the output's shape");
     }
-    fb_tensor u = FB_NONE;
+    fb_tensor u = FB_NONE, seen = x;
     if (lora.a >= 0 || lora.b >= 0) {
         const fb_tensor_info *la = get(g, lora.a, "lora a"), *lb = get(g, lora.b, "lora b");
         if (!la || !lb) return -FB_E_ARGUMENT;
@@ -204,13 +219,16 @@ static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bi
                 "a LoRA pair of (%d, %d) and (%d, %d) beside a weight of %d x %d", (int)la->rows, (int)la->cols,
                 (int)lb->rows, (int)lb->cols, (int)outputs, (int)inputs);
         int32_t rank = la->rows;
+        seen = dropped(g, x, lora);
+        if (seen < 0) return seen;
         u = output(g, x, rank, FB_F32);
-        record(g, FB_OP_LINEAR, 3, (fb_tensor[]){u, x, lora.a})->attr.scale = lora.scale;
+        record(g, FB_OP_LINEAR, 3, (fb_tensor[]){u, seen, lora.a})->attr.scale = lora.scale;
     }
     fb_tensor y = output(g, x, outputs, type);
     fb_node *node = record(g, FB_OP_LINEAR, 7,
                            (fb_tensor[]){y, x, weight, bias, u, u < 0 ? FB_NONE : lora.b, residual});
     node->lora_a = u < 0 ? FB_NONE : lora.a;
+    node->lora_x = seen == x ? FB_NONE : seen;
     node->lora_scale = lora.scale;
     return done(g, y);
 }
@@ -333,10 +351,12 @@ fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_t
         if (!la || !lb) return -FB_E_ARGUMENT;
         REQUIRE(la->cols == w->cols && lb->rows == w->rows && la->rows == lb->cols, "a LoRA pair that does not fit the head");
     }
+    fb_tensor seen = lora.a >= 0 ? dropped(g, x, lora) : x;
+    if (seen < 0) return seen;
     fb_tensor nll = output(g, index, 1, FB_F32);
     if (nll < 0) return -fb_fail(FB_E_MEMORY, "out of memory while recording");
     g->program.tensors[nll].keep = 1;
-    g->loss = (fb_loss_spec){x, weight, index, targets, nll, lora, softcap};
+    g->loss = (fb_loss_spec){x, seen, weight, index, targets, nll, lora, softcap};
     g->has_loss = 1;
     return nll;
 }

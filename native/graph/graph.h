@@ -54,6 +54,7 @@ typedef struct fb_node {
     fb_attr attr;
     fb_operand v[FB_MAX_OPERANDS];
     fb_tensor lora_a; /* of a linear layer with a pair: what backward needs beside its operands */
+    fb_tensor lora_x; /* and what lora_a saw where elements are dropped, else FB_NONE */
     float lora_scale;
     int32_t block;
     int tiled;
@@ -69,7 +70,7 @@ typedef struct fb_program {
 } fb_program;
 
 typedef struct fb_loss_spec {
-    fb_tensor x, weight, index, targets, nll;
+    fb_tensor x, seen, weight, index, targets, nll; /* seen: x with dropout, for the pair */
     fb_lora lora;
     float softcap;
 } fb_loss_spec;

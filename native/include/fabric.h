@@ -139,10 +139,14 @@ fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale);
 /* y = x / sqrt(mean(x^2) + eps) * weight over groups of weight's width (whole rows, or heads). */
 fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps);
 
-/* A LoRA pair beside a linear layer: a (r, K), b (N, r); adds scale * b (a x). */
+/* A LoRA pair beside a linear layer: a (r, K), b (N, r); adds scale * b (a x). With dropout > 0, a training plan drops
+ * elements of the x that `a` sees (Srivastava et al. 2014): which, is a hash of keys[t] (T, 1 I32), the pair and the
+ * column, so it depends on nothing that lays work out. */
 typedef struct fb_lora {
     fb_tensor a, b; /* both negative: none */
     float scale;
+    float dropout;  /* share that is dropped, below 1; the others grow by 1 / (1 - dropout) */
+    fb_tensor keys; /* where dropout > 0 */
 } fb_lora;
 /* y (T, N) = x W^T (+ bias) (+ scale * (x A^T) B^T); weight (N, K), bias (1, N) or -1.
  * residual (T, N) or -1 is added, and y is then F32: the residual stream. */

@@ -200,6 +200,14 @@ LOWER(softcap_grad) {
     d->arg[2] = bits(l->attr.softcap);
     return 1;
 }
+LOWER(dropout) {
+    UNUSED;
+    elements(d, l, FB_KERNEL_elements, "0123", 9, 2);
+    d->arg[2] = bits(l->attr.scale);
+    d->arg[3] = l->attr.threshold;
+    d->arg[4] = l->attr.salt;
+    return 1;
+}
 LOWER(adamw) {
     UNUSED;
     const fb_attr *a = &l->attr;
@@ -257,7 +265,8 @@ static lowering *const ROWS[FB_OP_COUNT] = {
     [FB_OP_ROPE_TABLE] = rope_table, [FB_OP_ROPE] = rope, [FB_OP_ATTENTION] = attention,
     [FB_OP_ATTENTION_DQ] = attention_dq, [FB_OP_ATTENTION_DKV] = attention_dkv, [FB_OP_GLU] = glu,
     [FB_OP_GLU_GRAD] = glu_grad, [FB_OP_ADD] = add, [FB_OP_SCALE] = scale, [FB_OP_SOFTCAP] = softcap,
-    [FB_OP_SOFTCAP_GRAD] = softcap_grad, [FB_OP_GATHER] = gather, [FB_OP_SCATTER] = scatter, [FB_OP_XENT] = xent,
+    [FB_OP_SOFTCAP_GRAD] = softcap_grad, [FB_OP_DROPOUT] = dropout,
+    [FB_OP_GATHER] = gather, [FB_OP_SCATTER] = scatter, [FB_OP_XENT] = xent,
     [FB_OP_APPEND] = append, [FB_OP_ZERO] = zero, [FB_OP_SUMSQ] = sumsq, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
 };
 

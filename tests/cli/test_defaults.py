@@ -33,6 +33,25 @@ def test_flag_beats_environment_beats_project_beats_user(tmp_path: Path) -> None
     assert [by_project - by_user, by_environment - by_project, by_flag - by_environment] == [5, 6, 8]
 
 
+def test_a_file_of_train_stands_between_environment_and_project(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "fabric.toml").write_text("[train]\nrank = 2\nctx = 40\nalpha = 3\n")
+    (tmp_path / "run.toml").write_text(
+        f"data = '{rows}'\nmodel = '{tiny}'\nrank = 3\nlora-plus = 2\nctx = 41\nsteps = 2\n"
+    )
+    env = {"FABRIC_LORA_PLUS": "4"}
+    ended = fabric("train", "--config", "run.toml", "--run-dir", "run", "--ctx", "42", env=env, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert {name: told[name] for name in ("rank", "lora_plus", "ctx", "alpha", "steps")} == {
+        "rank": 3, "lora_plus": 4.0, "ctx": 42, "alpha": 3.0, "steps": 2,
+    }  # fmt: skip
+    one_sentence(fabric("train", "--config", "no.toml", cwd=tmp_path), 66, "no.toml")
+    (tmp_path / "run.toml").write_text("rank = 3\n\n# rates\nlearning-rate = 1\nlr_mni = 2\n")
+    one_sentence(fabric("train", "--config=run.toml", cwd=tmp_path), 2, "run.toml:4", "learning-rate")
+    (tmp_path / "run.toml").write_text("rank = 3\n\n[train]\nlr_mni = 2\n")
+    one_sentence(fabric("train", "--config=run.toml", cwd=tmp_path), 2, "run.toml:4", "'lr-min'")
+
+
 def test_a_bad_default_is_told_with_the_place_it_came_from(tmp_path: Path) -> None:
     run = metrics(tmp_path)
     one_sentence(fabric("plot", run, env={"FABRIC_HEIGHT": "tall"}), 2, "tall", "FABRIC_HEIGHT")

@@ -50,6 +50,16 @@ def two_linears_of_one_input(lab: Lab) -> int:
     return lab.loss(lab.graph.add(a, b), 5)
 
 
+def dropout(lab: Lab) -> int:
+    """Two pairs that drop different elements of one input, and the head's."""
+    x = lab.graph.linear(lab.param(T, 6), lab.param(8, 6))
+    keys = lab.ints(np.arange(T) * 77777)
+    a = lab.graph.linear(x, lab.param(5, 8), lora=Lora(lab.param(2, 8), lab.param(5, 2), 1.0, 0.4, keys))
+    b = lab.graph.linear(x, lab.param(5, 8), lora=Lora(lab.param(3, 8), lab.param(5, 3), 0.7, 0.3, keys))
+    y, head = lab.graph.add(a, b), Lora(lab.param(2, 5), lab.param(13, 2), 0.5, 0.5, keys)
+    return lab.graph.loss(y, lab.param(13, 5), lab.index, lab.targets, head)
+
+
 def rope(lab: Lab, layout: int) -> int:
     frequencies = lab.frozen(np.array([[0.9, 0.3]], np.float32))
     table = lab.graph.rope_table(lab.ints(np.arange(T) * 3), frequencies, 1.0)
@@ -98,6 +108,7 @@ OPS: dict[str, Callable[[Lab], int]] = {
     "linear": linear,
     "linear_with_lora": linear_with_lora,
     "two_linears_of_one_input": two_linears_of_one_input,
+    "dropout": dropout,
     "rope_pairs": lambda lab: rope(lab, PAIRS),
     "rope_halves": lambda lab: rope(lab, HALVES),
     "attention": attention,

@@ -16,8 +16,8 @@ T, WIDTH, HEADS = 24, 32, 4
 
 
 def decoder(device: Device, blocks: int = 3, precision: int = F32, whole: bool = False) -> tuple[Lab, int]:
-    """A small decoder whose every feed holds packed rows of 10 and 14: LoRA pairs on all its layers train, or (whole)
-    every weight does, biases, norms, and an embedding that is the head too."""
+    """A small decoder whose every feed holds packed rows of 10 and 14: LoRA pairs on all its layers train, those of the
+    gate with dropout, or (whole) every weight does, biases, norms, and an embedding that is the head too."""
     lab = Lab(device, T, precision)
     g = lab.graph
     ids = lab.ints(np.arange(T) * 7 % VOCAB)
@@ -35,7 +35,8 @@ def decoder(device: Device, blocks: int = 3, precision: int = F32, whole: bool =
     def linear(x: int, rows: int, cols: int, residual: int = -1) -> int:
         if whole:
             return g.linear(x, weight(rows, cols), lab.param(1, rows, 0.1), residual=residual)
-        lora = Lora(lab.param(3, cols, cols**-0.5), lab.param(rows, 3, 0.1), 2.0)
+        dropout = 0.25 if rows == 48 else 0.0
+        lora = Lora(lab.param(3, cols, cols**-0.5), lab.param(rows, 3, 0.1), 2.0, dropout, ids)
         return g.linear(x, weight(rows, cols), lora=lora, residual=residual)
 
     embedding = weight(VOCAB, WIDTH)
@@ -99,6 +100,26 @@ def test_checkpointing_changes_no_bit_and_saves_memory(precision: int, whole: bo
     assert np.array_equal(kept[0], recomputed[0])
     assert np.array_equal(kept[1], recomputed[1])
     assert recomputed[2].stats.arena_bytes < kept[2].stats.arena_bytes
+
+
+def test_dropout_takes_its_share_in_training_and_nothing_elsewhere() -> None:
+    """The base is zero, the pair the identity: what comes out is what is left of a row of ones."""
+    device, share = Device("cpu", threads=2), 0.3
+    lab = Lab(device, 100)
+    keys, one = lab.ints(np.arange(100) * 9973), lab.frozen(np.ones((100, 64), np.float32))
+    zero, eye = lab.frozen(np.zeros((64, 64), np.float32)), np.eye(64, dtype=np.float32)
+    pairs = [Lora(lab.frozen(eye), lab.frozen(eye), 1.0, share, keys) for _ in range(2)]
+    left = [lab.graph.keep(lab.graph.linear(one, zero, lora=pair)) for pair in pairs]
+    lab.loss(lab.graph.add(lab.graph.add(*left), lab.param(100, 64)), 64)
+    training, scoring = lab.plan(), Plan(lab.graph)
+    training.run(lab.feed())
+    a, b = (training.read(t, 100, 64) for t in left)
+    for part in (a, b):
+        assert set(np.unique(part)) == {0, np.float32(1 / (1 - np.float32(share)))}
+        assert abs((part == 0).mean() - share) < 0.03 and (part == 0).mean(0).max() < 0.5 > (part == 0).mean(1).max()
+    assert abs(((a == 0) & (b == 0)).mean() - share**2) < 0.03, "pairs must not drop the same elements"
+    scoring.run(lab.feed())
+    assert (scoring.read(left[0], 100, 64) == 1).all()
 
 
 @pytest.mark.parametrize("whole", [False, True])

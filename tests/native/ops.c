@@ -63,6 +63,7 @@ static const row TABLE[] = {
     {"scale", FB_OP_SCALE, make_scale, 0, {{1, 1}, {7, 13}, {33, 600}}},
     {"softcap", FB_OP_SOFTCAP, make_softcap, 0, {{1, 1}, {7, 13}, {33, 600}}},
     {"softcap_grad", FB_OP_SOFTCAP_GRAD, make_softcap_grad, 0, {{1, 1}, {7, 13}, {33, 600}}},
+    {"dropout", FB_OP_DROPOUT, make_dropout, 0, {{1, 1}, {7, 13}, {33, 600}}},
     {"gather", FB_OP_GATHER, make_gather, 0, {{1, 1, 1}, {7, 13, 5}, {50, 200, 70}}},
     {"scatter", FB_OP_SCATTER, make_scatter, 0, {{1, 1, 1}, {7, 13, 5}, {50, 200, 7}}},
     {"append", FB_OP_APPEND, make_append, 0, {{1, 1, 1}, {7, 13, 9}, {50, 200, 70}}},

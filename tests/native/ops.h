@@ -309,6 +309,23 @@ static void make_scale(test_case *t, const int *s) {
     for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = -0.75 * x->d[i] + (PRESENT(acc) ? acc->d[i] : 0);
 }
 
+static uint32_t mixed(uint32_t x) {
+    x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
+    return x;
+}
+
+static void make_dropout(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[1], OUT), *x = add(t, ACT, s[0], s[1], 0), *keys = add_ids(t, s[0], 1 << 30);
+    operand *acc = add_maybe(t, below(2), ACT, s[0], s[1]);
+    t->launch.attr.threshold = 0x40000000u, t->launch.attr.scale = 4.0f / 3, t->launch.attr.salt = (uint32_t)below(100);
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[1]; c++) {
+            uint32_t row = mixed((uint32_t)AT(keys, r, 0) + t->launch.attr.salt * 0x9e3779b9u);
+            int kept = mixed(row + (uint32_t)c * 0x85ebca77u) >= 0x40000000u;
+            AT(y, r, c) = (kept ? AT(x, r, c) * 4 / 3 : 0) + (PRESENT(acc) ? AT(acc, r, c) : 0);
+        }
+}
+
 static void make_softcap(test_case *t, const int *s) {
     operand *y = add(t, ACT, s[0], s[1], OUT), *x = add(t, ACT, s[0], s[1], 0);
     t->launch.attr.softcap = 3;

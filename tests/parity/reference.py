@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from gguf.quants import dequantize
 from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional
 
 from tests.parity.architectures import ARCHITECTURES, MODULES
@@ -256,6 +257,7 @@ class Recipe:
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
+    lora_plus: float = 1.0  # rate of B over that of A
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
@@ -276,20 +278,26 @@ class Step:
 
 def train(reference: Reference, batches: Sequence[Sequence[Row]], recipe: Recipe) -> Iterator[Step]:
     """One optimizer step a batch: gradients are sums over trained tokens, divided once by the batch's count. Vectors
-    do not decay."""
+    do not decay. With LoRA+ the groups are those that PEFT makes."""
     parameters = [p for p in reference.model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), eps=1e-8, foreach=False)
+    if recipe.lora_plus != 1:
+        optimizer = create_loraplus_optimizer(
+            reference.model, torch.optim.AdamW, lr=recipe.lr, loraplus_lr_ratio=recipe.lora_plus,
+            loraplus_weight_decay=recipe.weight_decay, betas=(0.9, 0.999), eps=1e-8, foreach=False,
+        )  # fmt: skip
+    times = [group["lr"] / recipe.lr for group in optimizer.param_groups]
     for i, rows in enumerate(batches):
         optimizer.zero_grad(set_to_none=True)
         total, count = reference.backward(rows)
         for p in parameters:
             p.grad /= count
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(i)
+        for group, more in zip(optimizer.param_groups, times, strict=True):
+            group["lr"] = recipe.rate(i) * more
         optimizer.step()
         yield Step(total / count, norm, recipe.rate(i))

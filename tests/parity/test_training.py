@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="parity needs torch, transformers and peft")
 pytest.importorskip("transformers", reason="parity needs torch, transformers and peft")
-pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
+peft = pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
 
 from fabric.training.run import train as fabric_train  # noqa: E402
 from fabric.training.settings import TrainSettings  # noqa: E402
@@ -58,10 +58,12 @@ def run_ours(folder: Path, model: Path, pairs: Pairs, **settings: Any) -> tuple[
     return losses, {name: (pair.a, pair.b) for name, pair in tuned.pairs.items()}
 
 
-def run_peft(model: Path, pairs: Pairs, dtype: torch.dtype = torch.float64) -> tuple[list[float], Pairs]:
+def run_peft(
+    model: Path, pairs: Pairs, dtype: torch.dtype = torch.float64, lora_plus: float = 1.0
+) -> tuple[list[float], Pairs]:
     reference = Reference(model, dtype)
     reference.add_lora(pairs, ALPHA)
-    steps = list(train(reference, batches(VOCAB, STEPS, rows=4), Recipe(STEPS, lr=5e-3)))
+    steps = list(train(reference, batches(VOCAB, STEPS, rows=4), Recipe(STEPS, lr=5e-3, lora_plus=lora_plus)))
     return [step.loss for step in steps], reference.pairs()
 
 
@@ -74,6 +76,34 @@ def test_twenty_steps_follow_peft(name: str, pack: bool, tmp_path: Path) -> None
     assert len(losses) == STEPS
     np.testing.assert_allclose(losses, theirs, rtol=1e-4)
     assert rms_error(flat(tuned), flat(end)) < 1e-3
+
+
+def test_the_rates_of_lora_plus_are_those_of_peft(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", SHAPES["llama"], "Q8_0")
+    pairs = random_pairs(SHAPES["llama"], b_std=0.1)
+    theirs, end = run_peft(model, pairs, lora_plus=4.0)
+    losses, tuned = run_ours(tmp_path, model, pairs, lora_plus=4.0)
+    np.testing.assert_allclose(losses, theirs, rtol=1e-4)
+    assert rms_error(flat(tuned), flat(end)) < 1e-3
+
+
+def test_a_rank_stabilised_adapter_has_the_scale_of_peft(tmp_path: Path) -> None:
+    """Stock llama.cpp multiplies by adapter.lora.alpha / rank, which must come to PEFT's alpha / sqrt(rank)."""
+    model = write_model(tmp_path / "m.gguf", SHAPES["llama"], "Q8_0")
+    reference = Reference(model, torch.float32)
+    config = peft.LoraConfig(r=16, lora_alpha=8, use_rslora=True, target_modules=["q_proj"])
+    layer = peft.get_peft_model(reference.model, config).get_submodule(
+        "base_model.model.model.layers.0.self_attn.q_proj"
+    )
+    rows = ours.write_rows(tmp_path / "rows.jsonl", batches(VOCAB, 1, rows=2))
+    out = tmp_path / "tuned.gguf"
+    fabric_train(
+        TrainSettings(data=str(rows), model=str(model), output=str(out), rank=16, alpha=8.0, rslora=True,
+                      modules=("attn_q",), run_dir=str(tmp_path / "run")),
+        Quiet(),
+    )  # fmt: skip
+    with GGUF.open(out) as file:
+        assert file.get("adapter.lora.alpha", float, 0.0) / 16 == pytest.approx(layer.scaling["default"]) == 2.0
 
 
 @pytest.mark.parametrize("name", SHAPES)

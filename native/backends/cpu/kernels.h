@@ -62,6 +62,7 @@ static float read_all(const float *p, int64_t n) {
             [FB_OP_SCALE] = run_scale,                           \
             [FB_OP_SOFTCAP] = run_softcap,                       \
             [FB_OP_SOFTCAP_GRAD] = run_softcap_grad,             \
+            [FB_OP_DROPOUT] = run_dropout,                       \
             [FB_OP_GATHER] = run_gather,                         \
             [FB_OP_SCATTER] = run_scatter,                       \
             [FB_OP_XENT] = run_xent,                             \

@@ -285,6 +285,27 @@ static void run_scale(fb_worker *w, const fb_launch *l, char *scratch) {
     ELEMENTWISE(1, 2, out = scale * IN(1); if (row[2]) out += IN(2);)
 }
 
+static void run_dropout(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const uint32_t threshold = l->attr.threshold, salt = l->attr.salt;
+    float kept[CHUNK];
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        const char *x = fb_row(&v[1], t), *acc = fb_has(&v[3]) ? fb_row(&v[3], t) : NULL;
+        const uint32_t key = (uint32_t)row_id(&v[2], t);
+        char *y = fb_row(&v[0], t);
+        for (int64_t c0 = 0; c0 < v[0].cols; c0 += CHUNK) {
+            int64_t n = at_most(v[0].cols - c0, CHUNK);
+            for (uint32_t c = 0; c < CHUNK; c++)
+                kept[c] = fb_noise(key, salt, (uint32_t)c0 + c) >= threshold ? l->attr.scale : 0;
+            for (int64_t c = 0; c < n; c += VW) {
+                vf out = a_load(kept, FB_F32, c, n - c) * a_load(x, v[1].type, c0 + c, n - c);
+                if (acc) out += a_load(acc, v[3].type, c0 + c, n - c);
+                a_store(y, v[0].type, c0 + c, n - c, out);
+            }
+        }
+    }
+}
+
 static void run_softcap(fb_worker *w, const fb_launch *l, char *scratch) {
     OPERANDS(l);
     vf cap = v_set(l->attr.softcap);
