@@ -38,6 +38,8 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "quantize": [
         ("eight bits a weight", "fabric quantize model.gguf --type q8_0 -o small.gguf"),
         ("the mix of four and six bits that most files are in", "fabric quantize model.gguf --type q4_k_m -o q4.gguf"),
+        ("fitted to what the rows use", "fabric quantize model.gguf --type q4_k_m --calibrate rows.jsonl -o q4.gguf"),
+        ("some matrices larger", "fabric quantize model.gguf --type q4_0 --tensor 'blk.*.attn_v.*=q8_0' -o q4.gguf"),
     ],
     "eval": [
         ("base against two adapters, row by row", "fabric eval held.jsonl -m base.gguf -a a.gguf -a b.gguf --compare"),

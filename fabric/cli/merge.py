@@ -27,6 +27,7 @@ def command(
     type: Annotated[
         str, Option("--type", metavar="TYPE", help="bf16, f16, ..., q4_k_m, or keep: each tensor's own")
     ] = "bf16",
+    errors: options.Errors = False,
     threads: options.Threads = 0,
 ) -> None:
     """Folds LoRA adapters into their base model and streams the result.
@@ -41,7 +42,7 @@ def command(
     check_streams([model, *(a.path for a in adapters)], [output])
     with console.bar("merge", "B") as progress:
         result = merge(MergeSettings(model, adapters, output, type.lower(), threads), progress)
-    tell("merged", result)
+    tell("merged", result, errors)
 
 
 def adapter_input(text: str) -> AdapterInput:
@@ -60,8 +61,8 @@ def adapter_input(text: str) -> AdapterInput:
     return AdapterInput(path, number)
 
 
-def tell(verb: str, result: WriteResult) -> None:
-    """Says what was written; which tensors did not get their type, and why."""
+def tell(verb: str, result: WriteResult, each: bool) -> None:
+    """Says what was written; which tensors did not get their type, and why; and of each what encoding lost."""
     for text in result.notes:
         console.note(text)
     reasons = Counter((tensor.to_type, tensor.fallback) for tensor in result.tensors if tensor.fallback)
@@ -69,6 +70,10 @@ def tell(verb: str, result: WriteResult) -> None:
         first = next(t.name for t in result.tensors if (t.to_type, t.fallback) == (type, reason))
         which = first if count == 1 else f"{first} and {count - 1} more"
         console.note(f"{which}: {type}, because {reason}")
+    if each:
+        lost = [(t, t.relative_rmse) for t in result.tensors if t.relative_rmse is not None]
+        lines = [[t.name, t.from_type, t.to_type, f"{100 * part:.4f} %"] for t, part in lost]
+        console.note(console.table([["tensor", "from", "to", "lost"], *lines], "<<<"))
     changed = sum(tensor.changed for tensor in result.tensors)
     what = f"{changed} of {len(result.tensors)} tensors" if changed else f"{len(result.tensors)} tensors"
     errors = [t.relative_rmse for t in result.tensors if t.relative_rmse]

@@ -14,6 +14,7 @@ Adapters = Annotated[
     list[str] | None, typer.Option("-a", "--adapter", metavar="GGUF[=SCALE]", help="LoRA adapter; may be given again")
 ]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="where the result goes; `-`: stdout")]
+Errors = Annotated[bool, typer.Option("--errors", help="say what each tensor lost")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=0, max=512, help="CPU threads; 0: one a core")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="a name from `fabric devices`")]
 Precision = Annotated[

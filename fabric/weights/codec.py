@@ -28,7 +28,7 @@ def decode(type: int, data: Bytes, n: int) -> Floats:
 def encode(type: int, values: Floats, importance: Floats | None = None) -> memoryview:
     """Encode (rows, cols) float32, cols whole blocks, to the bytes of that type.
 
-    `importance`, (cols,) for Q4_K, Q5_K and Q6_K: how much the squared error of a column counts.
+    `importance`, (cols,): how much the squared error of a column counts, where a format can choose.
     """
     row = FORMATS[type]
     values = np.ascontiguousarray(values, np.float32)

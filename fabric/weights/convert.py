@@ -48,6 +48,7 @@ class Rewrite:
     changes: list[tuple[LoraPair, float]] = field(default_factory=list)
     fallback: str | None = None
     values: Callable[[int, int], Floats] | None = None
+    importance: Floats | None = None  # (cols,): how much the squared error of a column counts
     error: float = 0.0  # sums of squares
     power: float = 0.0
 
@@ -212,7 +213,7 @@ def _encode_rows(gguf: GGUF, rewrite: Rewrite, first: int, last: int) -> _Piece:
     for pair, scale in rewrite.changes:
         # einsum, not a BLAS product: its sums run in one order whatever the number of threads
         values += np.float32(scale) * np.einsum("nr,rk->nk", pair.b[first:last], pair.a)
-    data = encode(rewrite.type, values)
+    data = encode(rewrite.type, values, rewrite.importance)
     with np.errstate(all="ignore"):
         lost = decode(rewrite.type, data, values.size) - values.reshape(-1)
         return _Piece(

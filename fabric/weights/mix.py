@@ -76,8 +76,11 @@ def _refusal(name: str, known: list[str]) -> str:
     return f"the type {name!r} cannot be written; these can: {' '.join(known)}"
 
 
-def choose_type(gguf: GGUF, info: TensorInfo, mix: Mix, output_type: Format | None = None) -> tuple[int, str | None]:
-    """Return the type a matrix gets in a file of that mix, and why where neither the mix nor its base says so.
+def choose_type(
+    gguf: GGUF, info: TensorInfo, mix: Mix, output_type: Format | None = None, named: Format | None = None
+) -> tuple[int, str | None]:
+    """Return the type a matrix gets in a file of that mix, and why where neither the mix nor its base says so. `named`:
+    the type asked for this very matrix.
 
     As in stock llama.cpp: the output head, or the embedding that serves as one, gets Q6_K in a file of smaller blocks,
     or Q8_0 where rows are not whole ones; other rows that are not whole blocks get shorter ones, or F16.
@@ -85,6 +88,8 @@ def choose_type(gguf: GGUF, info: TensorInfo, mix: Mix, output_type: Format | No
     head = "output.weight" if "output.weight" in gguf.tensors else "token_embd.weight"
     cols, reason = info.shape[-1], None
     row = _raised(gguf, info, mix)
+    if named:
+        return named.type, None
     if info.name == head and output_type:
         row, reason = output_type, "it is the output head"
     elif info.name == head and mix.base.block > 1 and mix.base.type != Q8_0:

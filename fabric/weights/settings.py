@@ -37,6 +37,7 @@ class QuantizeSettings:
     type: str = "q8_0"  # any of fabric.weights.mix.type_names()
     output_type: str | None = None  # of output.weight, or of token_embd.weight where it serves as the output too
     threads: int = 0
+    tensors: tuple[tuple[str, str], ...] = ()  # (glob of names, type) of some matrices; of several that match, the last
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ typedef struct fb_format {
 const fb_format *fb_format_get(int32_t type);
 /* src: n elements in whole blocks; dst: n floats. */
 int fb_decode(int32_t type, const void *src, float *dst, int64_t n);
-/* src: (rows, cols) floats; dst: rows of whole blocks; importance: NULL, or for Q4_K, Q5_K and Q6_K cols weights >= 0
- * of the squared error. */
+/* src: (rows, cols) floats; dst: rows of whole blocks; importance: NULL, or cols weights >= 0 of the squared error, which
+ * formats of 8 bits and more have no use for. */
 int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t cols, const float *importance);
 
 /* ---- devices ---- */

@@ -6,18 +6,18 @@
 typedef struct format_row {
     fb_format format;
     fb_decoder *decode;
-    fb_encoder *encode; /* NULL: read only, or it weighs */
-    fb_weighing_encoder *weigh;
+    fb_encoder *encode;         /* without importance; NULL: read only, or `weigh` does that too */
+    fb_weighing_encoder *weigh; /* NULL: importance means nothing to it */
 } format_row;
 
 static const format_row rows_of_table[] = {
     {{"F32", FB_F32, 1, 4}, fb_decode_f32, fb_encode_f32, NULL},
     {{"F16", FB_F16, 1, 2}, fb_decode_f16, fb_encode_f16, NULL},
     {{"BF16", FB_BF16, 1, 2}, fb_decode_bf16, fb_encode_bf16, NULL},
-    {{"Q4_0", FB_Q4_0, 32, 18}, fb_decode_q4_0, fb_encode_q4_0, NULL},
-    {{"Q4_1", FB_Q4_1, 32, 20}, fb_decode_q4_1, fb_encode_q4_1, NULL},
-    {{"Q5_0", FB_Q5_0, 32, 22}, fb_decode_q5_0, fb_encode_q5_0, NULL},
-    {{"Q5_1", FB_Q5_1, 32, 24}, fb_decode_q5_1, fb_encode_q5_1, NULL},
+    {{"Q4_0", FB_Q4_0, 32, 18}, fb_decode_q4_0, fb_encode_q4_0, fb_weigh_q4_0},
+    {{"Q4_1", FB_Q4_1, 32, 20}, fb_decode_q4_1, fb_encode_q4_1, fb_weigh_q4_1},
+    {{"Q5_0", FB_Q5_0, 32, 22}, fb_decode_q5_0, fb_encode_q5_0, fb_weigh_q5_0},
+    {{"Q5_1", FB_Q5_1, 32, 24}, fb_decode_q5_1, fb_encode_q5_1, fb_weigh_q5_1},
     {{"Q8_0", FB_Q8_0, 32, 34}, fb_decode_q8_0, fb_encode_q8_0, NULL},
     {{"Q2_K", FB_Q2_K, 256, 84}, fb_decode_q2_k, NULL, NULL},
     {{"Q3_K", FB_Q3_K, 256, 110}, fb_decode_q3_k, NULL, NULL},
@@ -74,14 +74,12 @@ int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t c
         return fb_fail(FB_E_ARGUMENT, "a matrix of %lld x %lld is not rows of whole %s blocks of %d", (long long)rows,
                        (long long)cols, row->format.name, (int)row->format.block);
     }
-    if (importance && !row->weigh) {
-        return fb_fail(FB_E_ARGUMENT, "%s has no use for importance weights", row->format.name);
-    }
     const int64_t blocks = cols / row->format.block;
-    if (row->encode) {
+    const int plain = row->encode && !(importance && row->weigh);
+    if (plain) {
         row->encode(src, dst, rows * blocks);
     }
-    for (int64_t r = 0; row->weigh && r < rows; r++) {
+    for (int64_t r = 0; !plain && r < rows; r++) {
         row->weigh(src + r * cols, (uint8_t *)dst + r * blocks * row->format.block_bytes, blocks, importance);
     }
     return FB_OK;

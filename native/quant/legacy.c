@@ -5,6 +5,7 @@
  *   Q5_1  d, m, 32 high bits, 16 bytes           y = d q + m
  *   Q8_0  d, 32 signed bytes                     y = d q
  * Byte j holds element j in its low nibble and element j + 16 in its high one. Formats: ggml's GGUF specification. */
+#include <math.h>
 #include "quant.h"
 
 enum { QK = 32, HALF = QK / 2 };
@@ -187,5 +188,124 @@ void fb_encode_q8_0(const float *src, uint8_t *dst, int64_t n) {
             const float rest = t - (float)whole;
             dst[2 + j] = (uint8_t)(whole + (rest >= 0.5f) - (rest <= -0.5f));
         }
+    }
+}
+
+/* ---- encode by importance: levels from several steps, each with the line through them that loses least ---- */
+
+enum { STARTS = 10, REFITS = 3 };
+#define STEP 0.15f /* levels between two starts */
+
+/* Each a little more than its importance: what has none must not go wild. */
+static void weights_of(const float *importance, float *w) {
+    float mean = 0.0f;
+    for (int j = 0; j < QK; j++) {
+        mean += importance[j] / QK;
+    }
+    for (int j = 0; j < QK; j++) {
+        w[j] = mean > 0.0f ? importance[j] + 1e-3f * mean : 1.0f;
+    }
+}
+
+static float as_half(float x) { return fb_half_to_float(fb_float_to_half(x)); }
+
+static float fit_symmetric(const float *x, const float *importance, float levels, uint8_t *q) {
+    const float first = inverse(extreme(x) / -levels);
+    float w[QK], d = 0.0f, most = 0.0f;
+    weights_of(importance, w);
+    for (int s = -STARTS; s <= STARTS; s++) {
+        float id = first * (1.0f + STEP * (float)s / levels);
+        for (int r = 0; r < REFITS; r++) {
+            float xq = 0.0f, qq = 0.0f;
+            to_levels(x, 0.0f, id, levels + 0.5f, 2.0f * levels - 1.0f, q);
+            for (int j = 0; j < QK; j++) {
+                const float level = (float)q[j] - levels;
+                xq += w[j] * x[j] * level;
+                qq += w[j] * level * level;
+            }
+            if (!(qq > 0.0f)) break;
+            if (xq * xq > most * qq) {
+                most = xq * xq / qq;
+                d = xq / qq;
+            }
+            id = inverse(xq / qq);
+        }
+    }
+    d = as_half(d);
+    to_levels(x, 0.0f, inverse(d), levels + 0.5f, 2.0f * levels - 1.0f, q);
+    return d;
+}
+
+static float fit_range(const float *x, const float *importance, float levels, uint8_t *q, float *m) {
+    float w[QK], lowest, highest, d = 0.0f, least = INFINITY;
+    weights_of(importance, w);
+    range_of(x, &lowest, &highest);
+    const float first = inverse((highest - lowest) / levels);
+    *m = lowest;
+    for (int s = -STARTS; s <= STARTS; s++) {
+        float id = first * (1.0f + STEP * (float)s / levels), base = lowest;
+        for (int r = 0; r < REFITS; r++) {
+            float sw = 0.0f, sx = 0.0f, sq = 0.0f, sqq = 0.0f, sxq = 0.0f, error = 0.0f;
+            to_levels(x, base, id, 0.5f, levels, q);
+            for (int j = 0; j < QK; j++) {
+                const float level = (float)q[j];
+                sw += w[j], sx += w[j] * x[j], sq += w[j] * level, sqq += w[j] * level * level, sxq += w[j] * x[j] * level;
+            }
+            const float det = sw * sqq - sq * sq, slope = (sw * sxq - sx * sq) / det;
+            if (!(det > 0.0f) || !(slope > 0.0f)) break;
+            base = (sqq * sx - sq * sxq) / det;
+            for (int j = 0; j < QK; j++) {
+                const float off = slope * (float)q[j] + base - x[j];
+                error += w[j] * off * off;
+            }
+            if (error < least) {
+                least = error;
+                d = slope;
+                *m = base;
+            }
+            id = inverse(slope);
+        }
+    }
+    d = as_half(d);
+    *m = as_half(*m);
+    to_levels(x, *m, inverse(d), 0.5f, levels, q);
+    return d;
+}
+
+void fb_weigh_q4_0(const float *src, uint8_t *dst, int64_t n, const float *importance) {
+    uint8_t q[QK];
+    for (int64_t i = 0; i < n; i++, src += QK, dst += 18, importance += QK) {
+        fb_store_half(dst, fit_symmetric(src, importance, 8.0f, q));
+        store_nibbles(q, dst + 2);
+    }
+}
+
+void fb_weigh_q4_1(const float *src, uint8_t *dst, int64_t n, const float *importance) {
+    uint8_t q[QK];
+    float m;
+    for (int64_t i = 0; i < n; i++, src += QK, dst += 20, importance += QK) {
+        fb_store_half(dst, fit_range(src, importance, 15.0f, q, &m));
+        fb_store_half(dst + 2, m);
+        store_nibbles(q, dst + 4);
+    }
+}
+
+void fb_weigh_q5_0(const float *src, uint8_t *dst, int64_t n, const float *importance) {
+    uint8_t q[QK];
+    for (int64_t i = 0; i < n; i++, src += QK, dst += 22, importance += QK) {
+        fb_store_half(dst, fit_symmetric(src, importance, 16.0f, q));
+        store_high(q, dst + 2);
+        store_nibbles(q, dst + 6);
+    }
+}
+
+void fb_weigh_q5_1(const float *src, uint8_t *dst, int64_t n, const float *importance) {
+    uint8_t q[QK];
+    float m;
+    for (int64_t i = 0; i < n; i++, src += QK, dst += 24, importance += QK) {
+        fb_store_half(dst, fit_range(src, importance, 31.0f, q, &m));
+        fb_store_half(dst + 2, m);
+        store_high(q, dst + 4);
+        store_nibbles(q, dst + 8);
     }
 }

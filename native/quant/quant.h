@@ -9,13 +9,14 @@
 typedef void fb_decoder(const uint8_t *src, float *dst, int64_t n);
 /* src: n * block floats; dst: n blocks. */
 typedef void fb_encoder(const float *src, uint8_t *dst, int64_t n);
-/* The same for one row, with a weight >= 0 for the squared error of each element, or NULL. */
+/* The same for one row, with a weight >= 0 for the squared error of each element; fb_encode_*: or NULL. */
 typedef void fb_weighing_encoder(const float *src, uint8_t *dst, int64_t n, const float *importance);
 
 fb_decoder fb_decode_f32, fb_decode_f16, fb_decode_bf16;
 fb_encoder fb_encode_f32, fb_encode_f16, fb_encode_bf16;
 fb_decoder fb_decode_q4_0, fb_decode_q4_1, fb_decode_q5_0, fb_decode_q5_1, fb_decode_q8_0;
 fb_encoder fb_encode_q4_0, fb_encode_q4_1, fb_encode_q5_0, fb_encode_q5_1, fb_encode_q8_0;
+fb_weighing_encoder fb_weigh_q4_0, fb_weigh_q4_1, fb_weigh_q5_0, fb_weigh_q5_1;
 fb_decoder fb_decode_q2_k, fb_decode_q3_k, fb_decode_q4_k, fb_decode_q5_k, fb_decode_q6_k;
 fb_weighing_encoder fb_encode_q4_k, fb_encode_q5_k, fb_encode_q6_k;
 fb_decoder fb_decode_iq4_nl, fb_decode_mxfp4, fb_decode_tq1_0, fb_decode_tq2_0;

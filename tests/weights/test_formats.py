@@ -23,6 +23,7 @@ ffi, lib = _native.ffi, _native.lib
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 BLOCKS = [name for name in TYPES if BY_NAME[name].block > 1]
 FITTED = ["Q4_K", "Q5_K", "Q6_K"]  # encoders of our own; what must not differ is what is lost
+WEIGHED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1"]  # fitted like those where importance is given
 DECODED = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "TQ1_0", "TQ2_0"]
 SCALES_AT = {
     "Q2_K": (80, 82),
@@ -145,8 +146,9 @@ def test_values_that_are_no_numbers_do_not_crash_the_encoder(name: str) -> None:
     values[1] = 0.0
     values[2] = 1e-42
     values[3] = np.float32(3e38)
-    found = decode(BY_NAME[name].type, encode(BY_NAME[name].type, values), values.size)
-    assert (found.reshape(4, -1)[1] == 0).all()
+    for importance in (None, np.ones(values.shape[1], np.float32)):
+        found = decode(BY_NAME[name].type, encode(BY_NAME[name].type, values, importance), values.size)
+        assert (found.reshape(4, -1)[1] == 0).all()
 
 
 def matrices() -> dict[str, np.ndarray]:
@@ -172,8 +174,9 @@ def lost(name: str, values: np.ndarray, data: bytes | memoryview, weights: np.nd
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
-@pytest.mark.parametrize("weighed", [False, True])
-@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize(
+    ("name", "weighed"), [*((n, w) for n in FITTED for w in (False, True)), *((n, True) for n in WEIGHED)]
+)
 def test_fitted_formats_lose_no_more_than_in_stock_llama_cpp(name: str, weighed: bool) -> None:
     type = BY_NAME[name].type
     for kind, values in matrices().items():
@@ -195,15 +198,22 @@ def test_matrices_of_gemma_lose_no_more_than_in_stock_llama_cpp(name: str) -> No
             assert lost(name, values, encode(type, values)) <= 1.02 * lost(name, values, theirs), tensor
 
 
-@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("name", FITTED + WEIGHED)
 def test_columns_of_importance_are_kept_best(name: str) -> None:
     values = matrices()["normal"]
     importance = np.where(np.arange(512) % 8 == 0, 1.0, 0.0).astype(np.float32)
     plain, weighed = (encode(BY_NAME[name].type, values, given) for given in (None, importance))
     assert lost(name, values, weighed, importance) < 0.7 * lost(name, values, plain, importance)
     assert lost(name, values, weighed) < 3 * lost(name, values, plain)
-    none = np.zeros(512, np.float32)
-    assert bytes(encode(BY_NAME[name].type, values, none)) == bytes(plain)
+    none = encode(BY_NAME[name].type, values, np.zeros(512, np.float32))
+    assert lost(name, values, none) <= lost(name, values, plain)
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
+def test_formats_that_have_no_choice_pass_over_importance(name: str) -> None:
+    values = matrices()["normal"]
+    importance = np.arange(512, dtype=np.float32)
+    assert bytes(encode(BY_NAME[name].type, values, importance)) == bytes(encode(BY_NAME[name].type, values))
 
 
 def test_the_core_and_the_reader_agree_on_every_size() -> None:
@@ -225,10 +235,6 @@ def test_the_core_and_the_reader_agree_on_every_size() -> None:
         (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 1, 33, ffi.NULL), "whole Q8_0 blocks"),
         (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 1 << 40, 1 << 40, ffi.NULL), "1099511627776"),
         (lambda: lib.fb_encode(26, ffi.NULL, ffi.NULL, 1, 1, ffi.NULL), "cannot be encoded"),
-        (
-            lambda: lib.fb_encode(8, ffi.new("float[32]"), ffi.new("char[34]"), 1, 32, ffi.new("float[32]")),
-            "importance",
-        ),
     ],
 )
 def test_a_mistaken_call_ends_in_a_sentence(call: object, sentence: str) -> None:
