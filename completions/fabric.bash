@@ -82,6 +82,7 @@ _fabric() {
         quantize:--threads) return ;;
         eval:-m|eval:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:-a|eval:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        eval:--accuracy) COMPREPLY=($(compgen -W "likelihood generated" -- "$cur")); return ;;
         eval:--labels) return ;;
         eval:--ctx) return ;;
         eval:--stride) return ;;
@@ -93,10 +94,15 @@ _fabric() {
         generate:-a|generate:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:-o|generate:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:--prompt) return ;;
+        generate:--system) return ;;
         generate:--max-tokens) return ;;
         generate:--temperature) return ;;
         generate:--top-k) return ;;
         generate:--top-p) return ;;
+        generate:--min-p) return ;;
+        generate:--repeat-penalty) return ;;
+        generate:--repeat-window) return ;;
+        generate:--choices) return ;;
         generate:--seed) return ;;
         generate:--stop) return ;;
         generate:--ctx) return ;;
@@ -132,13 +138,13 @@ _fabric() {
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
-        generate) words="-m --model -a --adapter -o --output --prompt --raw --max-tokens --temperature --top-k --top-p --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="-q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
-        inspect) words="--tensors -q --quiet --json --debug -h --help" ;;
+        inspect) words="--tensors --chat-template -q --quiet --json --debug -h --help" ;;
         bench) words="-m --model --tokens --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
-        plot) words="-o --output -c --columns --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
+        plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;

@@ -322,11 +322,12 @@ static void copy_node(fb_autodiff *d, const fb_node *n, const fb_tensor *map) {
     copy->block = n->block;
 }
 
-/* Costs less to compute again than to keep: one pass over operands that backward needs anyway. Those of a rotation are
- * among them when they are a norm's result. */
+/* Costs less to compute again than to keep: one pass over operands that backward needs anyway. Those of a rotation and
+ * of dropout are among them when they are a norm's or a gate's result. */
 static int is_cheap(const fb_autodiff *d, const fb_node *n) {
     fb_tensor x = n->v[1].tensor;
-    return n->op == FB_OP_RMS_NORM || n->op == FB_OP_GLU || (n->op == FB_OP_ROPE && d->map[x] != x);
+    if (n->op == FB_OP_ROPE || n->op == FB_OP_DROPOUT) return d->map[x] != x;
+    return n->op == FB_OP_RMS_NORM || n->op == FB_OP_GLU;
 }
 
 /* Records nodes [first, end) again, with fresh tensors for what only this block reads: all, or those that are cheap. */
