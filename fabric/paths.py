@@ -6,3 +6,6 @@ from pathlib import Path
 
 # Where drivers' built kernels are kept from run to run: the beginning of a file name. None: nowhere.
 kernel_cache: Path | None = None
+
+# The folder of the user's device profiles. None: there are none.
+profiles: Path | None = None

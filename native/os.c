@@ -27,6 +27,8 @@ double fb_os_seconds(void) {
     return (double)now.QuadPart / (double)rate.QuadPart;
 }
 
+void fb_os_sleep(double seconds) { Sleep((DWORD)(seconds * 1000)); }
+
 int fb_os_cpu_count(void) {
     DWORD n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
     return n ? (int)n : 1;
@@ -111,6 +113,11 @@ double fb_os_seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void fb_os_sleep(double seconds) {
+    struct timespec span = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    nanosleep(&span, NULL);
 }
 
 int fb_os_cpu_count(void) {

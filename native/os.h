@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 double fb_os_seconds(void); /* monotonic */
+void fb_os_sleep(double seconds);
 int fb_os_arm_bf16(void);   /* whether 64-bit ARM has bf16 products */
 int fb_os_cpu_count(void);  /* that this process may use, at least 1 */
 uint64_t fb_os_memory_bytes(void);

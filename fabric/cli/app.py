@@ -41,7 +41,8 @@ COMMANDS = {
 }
 
 EPILOG = """Commands are filters: `-` is stdin or stdout, results go to stdout or -o, everything else to stderr.
-Defaults come from flags, then FABRIC_<FLAG>, then --config, then ./fabric.toml, then ~/.config/fabric/config.toml."""
+Defaults come from flags, then FABRIC_<FLAG>, then --config, then ./fabric.toml, then ~/.config/fabric/config.toml,
+then the device's profile."""
 
 
 class Command(typer.core.TyperCommand):
@@ -86,10 +87,10 @@ class Command(typer.core.TyperCommand):
             raise click.BadParameter(error.message + hint, error.ctx, error.param) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; what is below it keeps built kernels where the user's caches are."""
+        """Runs the command; what is below it finds the user's profiles, and keeps built kernels in the user's cache."""
         from fabric import paths
 
-        paths.kernel_cache = config.kernel_cache()
+        paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -57,6 +57,11 @@ def user_file() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "fabric" / "config.toml"
 
 
+def user_profiles() -> Path:
+    """The folder of the user's device profiles, beside the configuration file."""
+    return user_file().parent / "profiles"
+
+
 def kernel_cache() -> Path:
     """Where built kernels are kept, by the XDG rule."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -19,7 +19,7 @@ Threads = Annotated[int, typer.Option("--threads", metavar="N", min=0, max=512, 
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="a name from `fabric devices`")]
 Precision = Annotated[
     Literal["auto", "f32", "bf16"],
-    typer.Option("--precision", help="of activations; auto: bf16 where the device has it"),
+    typer.Option("--precision", help="of activations; auto: as the device's profile says, or bf16 where it pays"),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="the same seed gives the same bits")]
 Template = Annotated[
@@ -30,7 +30,7 @@ Checkpointing = Annotated[
     bool | None,
     typer.Option(
         "--checkpointing/--no-checkpointing",
-        help="recompute activations: less memory, same bits; default: where they are large",
+        help="recompute activations: less memory, same bits; default: the profile's, or where large",
         show_default=False,
     ),
 ]

@@ -54,7 +54,8 @@ def _handle(pointer: Any) -> Any:
 
 
 class DeviceInfo(NamedTuple):
-    """What a device is; bytes are of the device, `max_binding_bytes` 0 where there is no such limit."""
+    """What a device is, in bytes of the device. `max_binding_bytes` is 2^64 - 1 and the workgroup's limits are 0 where
+    there are none such."""
 
     backend: str
     name: str
@@ -64,6 +65,10 @@ class DeviceInfo(NamedTuple):
     bf16: bool
     memory_bytes: int
     max_binding_bytes: int
+    driver: str
+    workgroup_bytes: int
+    workgroup_threads: int
+    workgroups: int
 
 
 def _info(c: Any) -> DeviceInfo:
@@ -72,7 +77,7 @@ def _info(c: Any) -> DeviceInfo:
 
     return DeviceInfo(
         text(c.backend), text(c.name), text(c.isa), c.cores, c.threads, bool(c.bf16), c.memory_bytes,
-        c.max_binding_bytes,
+        c.max_binding_bytes, text(c.driver), c.workgroup_bytes, c.workgroup_threads, c.workgroups,
     )  # fmt: skip
 
 
@@ -95,20 +100,17 @@ def devices() -> list[DeviceInfo]:
 
 
 class Device:
-    """An open device. `isa` and `max_binding_bytes` lower what the processor or driver offers, for tests."""
+    """An open device. `isa` lowers what the processor offers; `limits` are further fields of fb_device_options, by
+    name: those that lower what the driver says, and those that shape and pace the work."""
 
     def __init__(
-        self,
-        name: str = "cpu",
-        threads: int = 0,
-        isa: str | None = None,
-        max_binding_bytes: int = 0,
-        profile: bool = False,
+        self, name: str = "cpu", threads: int = 0, isa: str | None = None, profile: bool = False, **limits: float
     ) -> None:
         options = ffi.new("fb_device_options *")
         isa_text = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
         options.threads, options.isa, options.profile = threads, isa_text, int(profile)
-        options.max_binding_bytes = max_binding_bytes
+        for field, value in limits.items():
+            setattr(options, field, value)
         cache = ffi.new("char[]", os.fsencode(paths.kernel_cache)) if paths.kernel_cache else ffi.NULL
         options.cache_path = cache
         if paths.kernel_cache and name != "cpu":

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fabric.core import Device
+from fabric.devices import profile_of
 from fabric.models import architecture_of
 from fabric.models.inference import frozen_loras, pick_precision
 from fabric.models.recorder import Source, Weights
@@ -66,8 +66,11 @@ def open_model(
         adapter = read_adapter(given.path)
         check_adapter(adapter, gguf, given.path)
         scaled.append((adapter, given.scale))
+    profile = profile_of(device)
+    if precision == "auto":
+        precision = profile.get("precision", "auto")
     with (
-        contextlib.closing(Device(device, threads=threads)) as opened,
+        contextlib.closing(profile.open(device, threads)) as opened,
         contextlib.closing(Weights(gguf, opened)) as weights,
     ):
         yield Model(weights, scaled, pick_precision(opened, precision))

@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from fabric.core import Device, Feed
+from fabric.devices import profile_of
 from fabric.errors import UsageError
 from fabric.models import architecture_of
 from fabric.models.inference import Decoder
@@ -69,8 +70,8 @@ class BenchReport:
 
     @property
     def share_of_peak(self) -> float:
-        """Nominal operations over the best measured peak."""
-        return self.nominal_flops_per_s / max(self.peak_flops_per_s.values())
+        """Nominal operations over the measured peak of the precision that ran."""
+        return self.nominal_flops_per_s / self.peak_flops_per_s[self.precision]
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the share."""
@@ -101,13 +102,18 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
     """What `settings` ask for, on a device of its own. Raises UsageError, DataError or DeviceError."""
     if settings.tokens < 2 or settings.steps < 1 or settings.trained_every < 1:
         raise UsageError("bench needs at least two tokens, one step and one trained token")
+    known = profile_of(settings.device)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=known.get("precision", "auto"))
+    if settings.checkpointing is None:
+        settings = replace(settings, checkpointing=known.get("checkpointing"))
     layout = lora_layout(gguf, settings.modules, settings.rank)
     train = TrainSettings(
         data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
         checkpointing=settings.checkpointing,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        device = Device(settings.device, settings.threads, settings.isa, profile=profile)
+        device = known.open(settings.device, settings.threads, settings.isa, profile)
         stack.callback(device.close)
         weights = Weights(gguf, device)
         stack.callback(weights.close)
@@ -128,7 +134,7 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
         times = []
         with steps_of(settings, gguf) as steps:
             peaks = {kind: steps.device.peak(kind) for kind in ("f32", "bf16")}
-            read, info, plan = steps.device.peak("read"), steps.device.info, steps.machine.plan
+            info, plan = steps.device.info, steps.machine.plan
             for step in range(settings.steps + 1):
                 times.append(steps.run())
                 if progress:
@@ -137,7 +143,8 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             resident, nominal, feed = peak_bytes(), steps.nominal_flops, steps.feed
         with steps_of(settings, gguf, profile=True) as steps:
             ops = _by_op(steps)
-        step_s, token_s = median(times[1:]), _decode(settings, gguf, architecture_of(gguf).read_config(gguf).vocab_size)
+        step_s = median(times[1:])
+        token_s, read = _decode(settings, precision, gguf)
         return BenchReport(
             model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=settings.tokens,
             step_s=step_s, first_step_s=times[0], tokens_per_s=settings.tokens / step_s,
@@ -162,21 +169,22 @@ def _by_op(steps: Steps) -> list[dict[str, Any]]:
     return sorted(ops, key=lambda op: -op["seconds"])
 
 
-def _decode(settings: BenchSettings, gguf: GGUF, vocab: int) -> float:
-    """Median seconds of a token, one sequence over a cache."""
+def _decode(settings: BenchSettings, precision: str, gguf: GGUF) -> tuple[float, float]:
+    """Median seconds of a token, one sequence over a cache; bytes/s that the device reads, measured just after."""
+    vocab = architecture_of(gguf).read_config(gguf).vocab_size
     with contextlib.ExitStack() as stack:
-        device = Device(settings.device, settings.threads, settings.isa)
+        device = profile_of(settings.device).open(settings.device, settings.threads, settings.isa)
         stack.callback(device.close)
         weights = Weights(gguf, device)
         stack.callback(weights.close)
-        decoder = Decoder(weights, DECODED, 1, 1, settings.precision)
+        decoder = Decoder(weights, DECODED, 1, 1, precision)
         stack.callback(decoder.close)
         zero, times = np.zeros(1, np.int32), []
         for at in range(DECODED):
             began, slot = time.perf_counter(), np.array([at], np.int32)
             decoder.logits(slot * 7919 % vocab, slot, zero, slot + 1, slot, zero)
             times.append(time.perf_counter() - began)
-        return median(times[DECODED // 3 :])
+        return median(times[DECODED // 3 :]), device.peak("read")
 
 
 def _factors(gguf: GGUF) -> list[TensorInfo]:

@@ -65,12 +65,13 @@ def total_steps(settings: TrainSettings, rows: int) -> int:
 
 
 def pack_capacity(settings: TrainSettings, *sets: list[Example]) -> int:
-    """Tokens of a micro-batch: room for the longest row, and for as many as `ctx` holds when rows are packed."""
+    """Tokens of a micro-batch: room for the longest row, and for as many as `ctx` or `micro_batch` holds when rows are
+    packed."""
     longest = max(len(e.tokens) for rows in sets for e in rows)
     if not settings.pack:
         return longest
     most = max(sum(sorted((len(e.tokens) for e in rows), reverse=True)[: settings.batch]) for rows in sets if rows)
-    return max(longest, min(settings.ctx, most))
+    return max(longest, min(settings.ctx, settings.micro_batch or settings.ctx, most))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fabric.core import Device
+from fabric.devices import profile_of
 from fabric.errors import DataError, FabricError, OutputError, UsageError
 from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
@@ -48,6 +48,7 @@ class _Setup:
 def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
     """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run."""
     check_settings(settings)
+    settings = _profiled(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
     with _new_run(directory, settings.run_dir is not None):
         _check_writable(settings)
@@ -120,6 +121,7 @@ def plan_run(settings: TrainSettings) -> dict[str, Any]:
     """What a run would do and take: rows, tokens, steps, parameters, bytes, and seconds by one step that is run. Writes
     nothing."""
     check_settings(settings)
+    settings = _profiled(settings)
     with tempfile.TemporaryDirectory() as scratch, _keeping(settings, Path(scratch)) as kept, _setup(kept) as setup:
         told = _describe(kept, setup)
         fill(setup.target.layout, setup.machine.params, setup.target.start)
@@ -215,6 +217,15 @@ def _keeping(settings: TrainSettings, directory: Path) -> Iterator[TrainSettings
     yield settings
 
 
+def _profiled(settings: TrainSettings) -> TrainSettings:
+    """What the settings leave open, as the device's profile says; kept with the run, so that a resumed one stays so."""
+    profile = profile_of(settings.device)
+    told = {key: profile.get(key) for key in ("checkpointing", "micro_batch") if getattr(settings, key) is None}
+    if settings.precision == "auto":
+        told["precision"] = profile.get("precision", "auto")
+    return replace(settings, **told)
+
+
 def _findable(settings: TrainSettings) -> TrainSettings:
     """The settings with absolute paths, so that `resume` finds the files from any folder."""
     fraction = settings.val and not Path(settings.val).exists()
@@ -246,7 +257,7 @@ def _setup(settings: TrainSettings) -> Iterator[_Setup]:
         gguf = GGUF.open(settings.model)
         closing.append(gguf.close)
         architecture_of(gguf)
-        device = Device(settings.device, threads=settings.threads)
+        device = profile_of(settings.device).open(settings.device, threads=settings.threads)
         closing.append(device.close)
         weights = Weights(gguf, device)
         closing.append(weights.close)
@@ -301,6 +312,8 @@ def _describe(settings: TrainSettings, setup: _Setup) -> dict[str, Any]:
         "peak_bytes": peak_bytes() + machine.planned_bytes() + len(setup.gguf.buffer),
         "model_bytes": len(setup.gguf.buffer),
         "device": {**setup.weights.device.info._asdict(), "opened": settings.device},
+        "launches": machine.plan.stats.launches,
+        "tiled": machine.plan.stats.tiled,
         "flops_per_token": machine.plan.stats.flops_per_token,
         "flops_per_trained": machine.plan.stats.flops_per_trained,
     }

@@ -73,9 +73,12 @@ class TrainSettings:
     template: str | None = None
     """A chat template file; None: the model's own, else ChatML."""
     precision: Precision = "auto"
+    """auto: as the device's profile says, else bf16 where the device gains from it."""
     checkpointing: bool | None = None
-    """Recompute activations in backward; the same bits for less memory and more time. None: where they would take
-    more than a 32nd of the device's memory."""
+    """Recompute activations in backward; the same bits for less memory and more time. None: as the device's profile
+    says, else where they would take more than a 32nd of the device's memory."""
+    micro_batch: int | None = None
+    """Rows are packed into at most this many tokens; None: as the device's profile says, else `ctx`."""
     threads: int = 0
     device: str = "cpu"
     val: str | None = None

@@ -129,6 +129,8 @@ typedef struct fb_backend {
      * seconds: NULL, or n entries to which each launch's time is written (then it does wait). */
     int (*submit)(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds);
     int (*wait)(void *self);
+    /* NULL, or: from now on submit ends with FB_E_CANCELLED soon after *cancel is set; NULL ends that. */
+    void (*watch)(void *self, const volatile int32_t *cancel);
     int (*peak)(void *self, int kind, double seconds, double *per_second);
 } fb_backend;
 

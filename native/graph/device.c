@@ -47,6 +47,7 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
         }
         device->backend = backend;
         device->profile = options->profile;
+        device->duty = options->duty > 0 && options->duty < 1 ? options->duty : 1;
         if (backend->open(index, options, &device->self, &device->info) != FB_OK) {
             free(device);
             return NULL;

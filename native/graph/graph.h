@@ -16,6 +16,7 @@ struct fb_device {
     void *self;
     fb_device_info info;
     int profile;
+    double duty; /* share of the time that is worked */
 };
 
 struct fb_buffer {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "graph.h"
+#include "../os.h"
 
 /* Launches handed to the backend at once; progress and cancel act between such groups. */
 enum { GROUP = 8 };
@@ -269,21 +270,36 @@ static int stage(fb_plan *plan, const fb_feed *feed) {
     return FB_OK;
 }
 
+/* Lets the device cool for as long as its duty asks after `worked` seconds; a cancel ends that. */
+static void rest(const fb_plan *plan, double worked, const fb_progress *progress) {
+    double end = fb_os_seconds() + worked * (1 / plan->device->duty - 1);
+    for (double left; (left = end - fb_os_seconds()) > 0 && !(progress && progress->cancel);)
+        fb_os_sleep(left < 0.05 ? left : 0.05);
+}
+
+static int submit(fb_plan *plan, const fb_launch *group, int n, double *seconds, const fb_progress *progress) {
+    const fb_backend *backend = plan->device->backend;
+    void *self = plan->device->self;
+    double before = fb_os_seconds();
+    int code = backend->submit(self, group, n, &plan->scratch, plan->device->profile ? seconds : NULL);
+    if (plan->device->duty == 1) return code;
+    if (code == FB_OK) code = backend->wait(self);
+    rest(plan, fb_os_seconds() - before, progress);
+    return code;
+}
+
 static int run_feed(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
     const fb_backend *backend = plan->device->backend;
     int code = stage(plan, feed);
     fb_launch group[GROUP];
     double seconds[GROUP];
     int n = 0;
+    if (backend->watch) backend->watch(plan->device->self, progress ? &progress->cancel : NULL);
     for (int32_t i = 0; i < plan->program.n_nodes && code == FB_OK; i++) {
         n += make_launch(plan, &plan->program.nodes[i], feed->tokens, feed->trained, &group[n]);
         if (n < GROUP && i + 1 < plan->program.n_nodes) continue;
-        if (progress && progress->cancel) {
-            backend->wait(plan->device->self);
-            return fb_fail(FB_E_CANCELLED, "cancelled");
-        }
-        if (n) code = backend->submit(plan->device->self, group, n, &plan->scratch,
-                                      plan->device->profile ? seconds : NULL);
+        if (progress && progress->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
+        else if (n) code = submit(plan, group, n, seconds, progress);
         for (int k = 0; plan->device->profile && k < n && code == FB_OK; k++) {
             fb_op_stats *stats = &plan->ops[group[k].op];
             stats->launches++;
@@ -294,7 +310,9 @@ static int run_feed(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
         n = 0;
         if (progress) progress->done += (i + 1 < plan->program.n_nodes) ? GROUP : 0;
     }
-    return code;
+    if (backend->watch) backend->watch(plan->device->self, NULL);
+    if (code == FB_E_CANCELLED) backend->wait(plan->device->self);
+    return code == FB_E_CANCELLED ? fb_fail(code, "cancelled") : code;
 }
 
 int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {

@@ -74,20 +74,29 @@ typedef struct fb_device fb_device;
 typedef struct fb_device_options {
     int32_t threads;            /* CPU worker threads; 0: one a core */
     const char *isa;            /* CPU: "generic" "avx2" "avx512" "avx512_bf16" "neon"; NULL: the best there is */
-    uint64_t max_binding_bytes; /* lowers the driver's limit; 0: as the driver says */
-    int32_t profile;            /* time every launch (fb_plan_op_stats) */
+    /* These lower what the driver says (fb_device_info); 0: as it says. */
+    uint64_t max_binding_bytes;
+    uint32_t workgroup_bytes, workgroup_threads, workgroups;
+    uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32 or 64; 0: by its shape */
+    uint32_t submit_ms;            /* what a submission to a GPU may take; 0: 100 */
+    double duty;                   /* share of the time that is worked, the rest is slept; 0: all of it */
+    int32_t profile;               /* time every launch (fb_plan_op_stats) */
     const char *cache_path;     /* start of a file name for a driver's built kernels, kept from run to run; NULL: none */
 } fb_device_options;
 
 typedef struct fb_device_info {
     char backend[16]; /* "cpu" */
     char name[96];    /* "AMD EPYC 9B14" */
+    char driver[96];  /* "llvmpipe"; empty where it has no name */
     char isa[32];     /* "avx512_bf16" */
     int32_t cores;
     int32_t threads;
     int32_t bf16;               /* 1: 16-bit activations pay off here */
     uint64_t memory_bytes;      /* of the device */
-    uint64_t max_binding_bytes; /* largest range one operand of a launch may span */
+    uint64_t max_binding_bytes; /* largest range one operand of a launch may span; UINT64_MAX: any */
+    uint32_t workgroup_bytes;   /* memory that the threads of a workgroup share; these three are 0 on the CPU */
+    uint32_t workgroup_threads; /* most threads of a workgroup */
+    uint32_t workgroups;        /* most workgroups in one dimension of a launch */
 } fb_device_info;
 
 int fb_device_count(void);

@@ -34,6 +34,7 @@ typedef struct fb_dispatch {
 typedef struct fb_kernel_limits {
     uint32_t threads;      /* of a workgroup; at least 128 */
     uint32_t shared_bytes; /* at least 16 KiB */
+    uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32, 64, or 0: by its shape */
 } fb_kernel_limits;
 
 enum { FB_MOST_DISPATCHES = 2 };

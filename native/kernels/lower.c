@@ -40,6 +40,8 @@ static void weights_at(dispatch *d, int binding) {
 /* Tiles of 64 x 64 with 4 x 4 a thread; narrow ones where the output is narrow, as beside a LoRA pair. */
 static void tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint32_t n) {
     uint32_t bm = m <= 16 ? 16 : m <= 32 || limits->threads < 256 ? 32 : 64, bn = n <= 16 ? 16 : 64;
+    if (limits->tile_rows && limits->tile_rows < bm) bm = limits->tile_rows;
+    if (limits->tile_cols && limits->tile_cols < bn) bn = limits->tile_cols;
     uint32_t tm = bm == 16 ? 2 : 4, tn = bn == 16 ? 2 : 4;
     uint32_t pad = 32 * 4 * (bm + bn + 2) <= limits->shared_bytes;
     const uint32_t spec[] = {bm / tm * (bn / tn), 0, 0, d->spec[3], d->spec[4], bm, bn, tm, tn, pad};

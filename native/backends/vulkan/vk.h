@@ -45,7 +45,8 @@ enum { /* VkStructureType */
     VK_STYPE_PIPELINE_CACHE = 17, VK_STYPE_SHADER_STAGE = 18, VK_STYPE_COMPUTE_PIPELINE = 29, VK_STYPE_PIPELINE_LAYOUT = 30,
     VK_STYPE_SET_LAYOUT = 32, VK_STYPE_DESCRIPTOR_POOL = 33, VK_STYPE_SET_ALLOCATE = 34, VK_STYPE_WRITE_SET = 35,
     VK_STYPE_COMMAND_POOL = 39, VK_STYPE_COMMAND_ALLOCATE = 40, VK_STYPE_COMMAND_BEGIN = 42, VK_STYPE_MEMORY_BARRIER = 46,
-    VK_STYPE_PROPERTIES_2 = 1000059001, VK_STYPE_MAINTENANCE_3 = 1000168000
+    VK_STYPE_PROPERTIES_2 = 1000059001, VK_STYPE_MAINTENANCE_3 = 1000168000,
+    VK_STYPE_DRIVER = 1000196000
 };
 
 #define VK_INFO int32_t sType; const void *pNext /* how every structure of arguments begins */
@@ -98,6 +99,14 @@ typedef struct VkPhysicalDeviceMaintenance3Properties {
     uint32_t maxPerSetDescriptors;
     VkDeviceSize maxMemoryAllocationSize;
 } VkPhysicalDeviceMaintenance3Properties;
+
+typedef struct VkPhysicalDeviceDriverProperties {
+    int32_t sType;
+    void *pNext;
+    int32_t driverID;
+    char driverName[256], driverInfo[256];
+    uint8_t conformanceVersion[4];
+} VkPhysicalDeviceDriverProperties;
 
 typedef struct VkQueueFamilyProperties {
     VkFlags queueFlags;

@@ -6,9 +6,9 @@
 #include <string.h>
 #include "../../os.h"
 
-/* Operations of one submission at most (but for a single workgroup): drivers kill what runs for seconds. */
-static const double MOST_WORK = 8e9;
-enum { VERSION_1_1 = 1 << 22 | 1 << 12, MOST_DEVICES = 16 };
+enum { SUBMIT_MS = 100 }; /* unless told; drivers kill what runs for seconds */
+static const double FIRST_PACE = 1e-9; /* seconds an operation, until a kernel has run: submissions start small */
+enum { VERSION_1_1 = 1 << 22 | 1 << 12, VERSION_1_2 = 1 << 22 | 2 << 12, MOST_DEVICES = 16 };
 
 int vk_check(VkResult result, const char *what) {
     switch (result) {
@@ -24,7 +24,7 @@ int vk_check(VkResult result, const char *what) {
 /* ---- the driver and its devices ---- */
 
 static void driver_close(vk_driver *d) {
-    if (d->instance) d->DestroyInstance(d->instance, NULL);
+    if (d->instance && d->DestroyInstance) d->DestroyInstance(d->instance, NULL);
     if (d->library) fb_os_library_close(d->library);
     memset(d, 0, sizeof *d);
 }
@@ -56,7 +56,6 @@ static int driver_open(vk_driver *d) {
     VK_INSTANCE_FUNCTIONS(FROM_INSTANCE)
     return FB_OK;
 broken:
-    d->instance = NULL;
     driver_close(d);
     return fb_fail(FB_E_DEVICE, "libvulkan is too old or broken: a function of Vulkan 1.1 is missing");
 }
@@ -106,10 +105,37 @@ static int vk_count(void) {
     return n;
 }
 
+static void tell_limits(const vulkan *vk, fb_device_info *info) {
+    info->max_binding_bytes = vk->max_binding_bytes;
+    info->workgroup_bytes = vk->limits.shared_bytes;
+    info->workgroup_threads = vk->limits.threads;
+    info->workgroups = vk->most_groups;
+}
+
+static void lower(uint32_t *limit, uint32_t to) {
+    if (to && to < *limit) *limit = to;
+}
+
+/* What the caller wants lower than the driver has it. */
+static void restrict_to(vulkan *vk, const fb_device_options *options) {
+    if (options->max_binding_bytes && options->max_binding_bytes < vk->max_binding_bytes)
+        vk->max_binding_bytes = options->max_binding_bytes;
+    lower(&vk->limits.shared_bytes, options->workgroup_bytes);
+    lower(&vk->limits.threads, options->workgroup_threads);
+    lower(&vk->most_groups, options->workgroups);
+    vk->limits.tile_rows = options->tile_rows;
+    vk->limits.tile_cols = options->tile_cols;
+    vk->submit_s = (options->submit_ms ? options->submit_ms : SUBMIT_MS) / 1000.0;
+    for (int i = 0; i < FB_KERNEL_COUNT; i++) vk->pace[i] = FIRST_PACE;
+}
+
 /* The device's facts, in its own structures and in ours. */
 static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_device_info *info) {
+    VkPhysicalDeviceDriverProperties driver = {.sType = VK_STYPE_DRIVER};
     VkPhysicalDeviceMaintenance3Properties sizes = {.sType = VK_STYPE_MAINTENANCE_3};
     VkPhysicalDeviceProperties2 properties = {.sType = VK_STYPE_PROPERTIES_2, .pNext = &sizes};
+    d->GetPhysicalDeviceProperties(device, &properties.properties);
+    if (properties.properties.apiVersion >= VERSION_1_2) sizes.pNext = &driver;
     d->GetPhysicalDeviceProperties2(device, &properties);
     d->GetPhysicalDeviceMemoryProperties(device, &vk->memory);
     const VkPhysicalDeviceLimits *limits = &properties.properties.limits;
@@ -124,9 +150,12 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     vk->limits.threads = limits->maxComputeWorkGroupInvocations;
     if (limits->maxComputeWorkGroupSize[0] < vk->limits.threads) vk->limits.threads = limits->maxComputeWorkGroupSize[0];
     vk->limits.shared_bytes = limits->maxComputeSharedMemorySize;
+    vk->most_groups = limits->maxComputeWorkGroupCount[0];
+    if (limits->maxComputeWorkGroupCount[1] < vk->most_groups) vk->most_groups = limits->maxComputeWorkGroupCount[1];
     memset(info, 0, sizeof *info);
     snprintf(info->backend, sizeof info->backend, "vulkan");
     snprintf(info->name, sizeof info->name, "%.95s", vk->properties.deviceName);
+    snprintf(info->driver, sizeof info->driver, "%.95s", driver.driverName);
     snprintf(info->isa, sizeof info->isa, "spirv");
     info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
@@ -134,7 +163,7 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
         if (!(vk->memory.memoryTypes[i].propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT)) continue;
         if (heap > info->memory_bytes) info->memory_bytes = heap;
     }
-    info->max_binding_bytes = vk->max_binding_bytes;
+    tell_limits(vk, info);
 }
 
 static int vk_describe(int index, fb_device_info *info) {
@@ -216,8 +245,8 @@ static int vk_open(int index, const fb_device_options *options, void **self, fb_
     if (code == FB_OK && index >= usable(&vk->driver, found)) code = fb_fail(FB_E_DEVICE, "there is no Vulkan device %d", index);
     if (code == FB_OK) {
         look(&vk->driver, found[index], vk, info);
-        if (options->max_binding_bytes && options->max_binding_bytes < vk->max_binding_bytes)
-            info->max_binding_bytes = vk->max_binding_bytes = options->max_binding_bytes;
+        restrict_to(vk, options);
+        tell_limits(vk, info);
         code = open_device(vk);
     }
     if (code == FB_OK) code = open_slots(vk);
@@ -238,10 +267,28 @@ static void barrier(vulkan *vk, VkCommandBuffer commands) {
     vk->fn.CmdPipelineBarrier(commands, stages, stages, 0, 1, &all, 0, NULL, 0, NULL);
 }
 
+/* Moves the pace of each kernel of a submission towards what it took, by its share. `seen`: the host saw it end; where it
+ * only knows that it has ended, it may have been quicker but not slower. What short ones take is not operations. */
+static void learn(vulkan *vk, const vk_slot *slot, double took, int seen) {
+    double ratio = slot->expected > 0 ? took / slot->expected : 1;
+    if (ratio > 1 && (!seen || took < vk->submit_s / 2)) return;
+    ratio = ratio < 0.25 ? 0.25 : ratio > 8 ? 8 : ratio;
+    for (int i = 0; i < FB_KERNEL_COUNT; i++) {
+        if (slot->work[i] <= 0) continue;
+        double told = slot->seconds[i] / slot->work[i] * ratio, share = slot->seconds[i] / slot->expected;
+        vk->pace[i] += share * (told - vk->pace[i]);
+    }
+}
+
 static int retire(vulkan *vk, vk_slot *slot) {
     if (!slot->running) return FB_OK;
+    double asked = fb_os_seconds();
     int code = vk_check(vk->fn.WaitForFences(vk->device, 1, &slot->fence, 1, ~(uint64_t)0), "finish its work");
+    double now = fb_os_seconds();
+    int seen = now - asked > 5e-5;
     slot->running = 0;
+    if (code == FB_OK) learn(vk, slot, now - (slot->began > vk->ended ? slot->began : vk->ended), seen);
+    vk->ended = seen ? now : 0;
     if (code == FB_OK) code = vk_check(vk->fn.ResetFences(vk->device, 1, &slot->fence), "reset a fence");
     return code;
 }
@@ -256,7 +303,9 @@ int vk_begin(vulkan *vk, VkCommandBuffer *commands) {
         if (code == FB_OK) code = vk_check(vk->fn.BeginCommandBuffer(slot->commands, &begin), "record commands");
         if (code) return code;
         slot->used = 0;
-        slot->work = 0;
+        slot->expected = 0;
+        memset(slot->work, 0, sizeof slot->work);
+        memset(slot->seconds, 0, sizeof slot->seconds);
         vk->recording = 1;
     }
     barrier(vk, slot->commands);
@@ -277,6 +326,7 @@ int vk_flush(vulkan *vk) {
     if (code == FB_OK) code = vk_check(vk->fn.QueueSubmit(vk->queue, 1, &submit, slot->fence), "run commands");
     if (code) return code;
     slot->running = 1;
+    slot->began = fb_os_seconds();
     vk->slot = (vk->slot + 1) % SLOTS;
     return FB_OK;
 }
@@ -342,10 +392,12 @@ static int record(vulkan *vk, const fb_dispatch *d, uint32_t first, uint32_t n, 
     if (code == FB_OK) code = make_set(vk, slot, d, &push, &set);
     if (code) return code;
     slot->used++;
-    slot->work += work;
+    slot->work[d->kernel] += work;
+    slot->seconds[d->kernel] += work * vk->pace[d->kernel];
+    slot->expected += work * vk->pace[d->kernel];
     memcpy(push.arg, d->arg, sizeof push.arg);
     push.arg[FB_ARGS - 1] = first;
-    const uint32_t widest = vk->properties.limits.maxComputeWorkGroupCount[0], wide = n < widest ? n : widest;
+    const uint32_t widest = vk->most_groups, wide = n < widest ? n : widest;
     vk->fn.CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
     vk->fn.CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, vk->layout, 0, 1, &set, 0, NULL);
     vk->fn.CmdPushConstants(commands, vk->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, &push);
@@ -353,17 +405,19 @@ static int record(vulkan *vk, const fb_dispatch *d, uint32_t first, uint32_t n, 
     return FB_OK;
 }
 
-/* A dispatch in parts of bounded work, each in a submission that is not yet full. */
+/* A dispatch in parts that should take submit_s at most (but for a single workgroup), each in a submission that is not yet
+ * full. */
 static int run(vulkan *vk, const fb_dispatch *d) {
-    const uint64_t widest = vk->properties.limits.maxComputeWorkGroupCount[0];
-    const uint64_t most = widest * (widest < 32768 ? widest : 32768);
-    double each = d->work / d->groups, groups = each * d->groups > MOST_WORK ? MOST_WORK / each : d->groups;
+    const uint64_t widest = vk->most_groups, most = widest * (widest < 32768 ? widest : 32768);
+    const double each = d->work / d->groups, pace = vk->pace[d->kernel], whole = d->work * pace;
+    double groups = whole > vk->submit_s ? d->groups * (vk->submit_s / whole) : d->groups;
     uint32_t part = groups < 1 ? 1 : groups > (double)most ? (uint32_t)most : (uint32_t)groups;
     int code = FB_OK;
     for (uint64_t at = 0; at < d->groups && code == FB_OK; at += part) {
         uint32_t n = d->groups - at < part ? (uint32_t)(d->groups - at) : part;
         const vk_slot *slot = &vk->slots[vk->slot];
-        if (vk->recording && (slot->used == SETS || slot->work + each * n > MOST_WORK)) code = vk_flush(vk);
+        if (vk->recording && (slot->used == SETS || slot->expected + each * n * pace > vk->submit_s)) code = vk_flush(vk);
+        if (code == FB_OK && !vk->recording && vk->cancel && *vk->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
         if (code == FB_OK) code = record(vk, d, (uint32_t)at, n, each * n);
     }
     return code;
@@ -384,6 +438,11 @@ static int vk_submit(void *self, const fb_launch *launches, int n, fb_mem *scrat
     }
     if (code == FB_OK) code = vk_flush(vk);
     return code;
+}
+
+static void vk_watch(void *self, const volatile int32_t *cancel) {
+    vulkan *vk = self;
+    vk->cancel = cancel;
 }
 
 static uint64_t vk_scratch(void *self, const fb_launch *launch) {
@@ -446,5 +505,6 @@ const fb_backend fb_backend_vulkan = {
     .scratch = vk_scratch,
     .submit = vk_submit,
     .wait = vk_wait,
+    .watch = vk_watch,
     .peak = vk_peak,
 };

@@ -45,7 +45,8 @@ typedef struct vk_slot {
     VkDescriptorPool sets;
     VkFence fence;
     int running, used; /* submitted; descriptor sets taken */
-    double work;
+    double work[FB_KERNEL_COUNT], seconds[FB_KERNEL_COUNT]; /* operations of each kernel, and what they should take */
+    double expected, began;                                 /* seconds of them all; when it was submitted */
 } vk_slot;
 
 typedef struct vk_pipeline {
@@ -64,6 +65,7 @@ typedef struct vulkan {
     VkPhysicalDeviceProperties properties;
     VkPhysicalDeviceMemoryProperties memory;
     uint64_t most_allocation, max_binding_bytes, align;
+    uint32_t most_groups; /* in one dimension of a dispatch */
     fb_kernel_limits limits;
     /* memory.c */
     vk_block *blocks;
@@ -73,6 +75,8 @@ typedef struct vulkan {
     vk_slot slots[SLOTS];
     int slot; /* the one being recorded, or next to be */
     int recording;
+    double submit_s, pace[FB_KERNEL_COUNT], ended; /* pace: seconds an operation; ended: when a submission was seen to end */
+    const volatile int32_t *cancel;
     /* pipeline.c */
     VkDescriptorSetLayout set_layout;
     VkPipelineLayout layout;
