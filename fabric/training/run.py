@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fabric.devices import profile_of
-from fabric.errors import DataError, FabricError, OutputError, UsageError
+from fabric.errors import DataError, DeviceError, FabricError, OutputError, UsageError
 from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
@@ -334,8 +334,12 @@ def _run(
         ui.message(note)
     ui.start({**_describe(settings, setup), "run_dir": str(directory), "from_step": step})
     loop = Loop(machine, setup.rows.train, setup.rows.val, directory, ui, step, totals, identity)
-    with MetricsLog(directory, settings.metrics, step) as metrics:
-        loop.run(metrics)
+    try:
+        with MetricsLog(directory, settings.metrics, step) as metrics:
+            loop.run(metrics)
+    except DeviceError as error:
+        told = str(error).rstrip(".")
+        raise DeviceError(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
     size, sha256 = _write(settings, setup, directory)
     return TrainReport(
         steps=loop.step, loss=totals.loss, val_loss=totals.best_loss if settings.patience else totals.val_loss,

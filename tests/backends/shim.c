@@ -2,6 +2,7 @@
  * what passes through:
  *     SHIM_FAIL="vkQueueSubmit 5 -4"   its 5th call and all later ones fail with -4 (a lost device)
  *     SHIM_HIDE="vkName"               the function is not there
+ *     SHIM_BUFFERS=4                   storage buffers that a kernel may have
  *     SHIM_NAME="Adreno (TM) 740"      what the first device is called
  *     SHIM_LOG=FILE                    a line an event: submit, dispatch X Y Z, pipeline CONSTANTS, sleep SECONDS,
  *                                      instance + or -, allocate BYTES */
@@ -83,6 +84,7 @@ static void dispatch(VkCommandBuffer commands, uint32_t x, uint32_t y, uint32_t 
 static void (*real_properties)(VkPhysicalDevice, VkPhysicalDeviceProperties *);
 static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties *out) {
     real_properties(device, out);
+    if (getenv("SHIM_BUFFERS")) out->limits.maxPerStageDescriptorStorageBuffers = (uint32_t)atoi(getenv("SHIM_BUFFERS"));
     if (getenv("SHIM_NAME")) snprintf(out->deviceName, sizeof out->deviceName, "%s", getenv("SHIM_NAME"));
 }
 

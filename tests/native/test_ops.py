@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.devices import VALIDATED, vulkan
+from tests.support.devices import VALIDATED, swiftshader, vulkan
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
@@ -43,13 +43,16 @@ def test_every_op_is_right_on_every_instruction_set_and_thread_count(tmp_path: P
     assert "instruction set: generic" in output
 
 
-def test_every_op_is_right_on_vulkan_without_a_word_from_the_validation_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("driver", ["installed", "swiftshader"])
+def test_every_op_is_right_on_vulkan_without_a_word_from_the_validation_layer(driver: str, tmp_path: Path) -> None:
     vulkan()
+    chosen = swiftshader(tmp_path) if driver == "swiftshader" else {}
     done = subprocess.run(
         [str(build(os.environ.get("CC", "cc"), tmp_path / "ops", "-O1")), "quick", "vulkan"],
-        capture_output=True, text=True, check=False, env={**os.environ, **VALIDATED},
+        capture_output=True, text=True, check=False, env={**os.environ, **VALIDATED, **chosen},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert ("SwiftShader" in done.stdout) == (driver == "swiftshader")
     assert 'Insert instance layer "VK_LAYER_KHRONOS_validation"' in done.stderr
     assert not re.search("VUID|Validation (Error|Warning)", done.stdout + done.stderr), done.stdout
 

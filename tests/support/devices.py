@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from fabric.core import missing_devices
@@ -16,3 +20,17 @@ def vulkan() -> str:
         if "Vulkan" in sentence:
             pytest.skip(sentence)
     return "vulkan"
+
+
+def swiftshader(folder: Path) -> dict[str, str]:
+    """The environment in which SwiftShader is the only Vulkan driver, else the test is skipped: a weak device, without
+    16-bit floats, with subgroups of 4 and workgroups of 256 threads."""
+    here = os.environ.get("FABRIC_SWIFTSHADER", "/usr/lib/chromium")
+    library = Path(here) / "libvk_swiftshader.so"
+    if not library.exists():
+        pytest.skip(
+            "SwiftShader is not there: libvk_swiftshader.so of chromium-common, where FABRIC_SWIFTSHADER points"
+        )
+    told = {"file_format_version": "1.0.0", "ICD": {"library_path": str(library), "api_version": "1.1.0"}}
+    (folder / "icd.json").write_text(json.dumps(told))
+    return {"VK_DRIVER_FILES": str(folder / "icd.json"), "VK_ICD_FILENAMES": str(folder / "icd.json")}

@@ -8,7 +8,7 @@
 
 enum { SUBMIT_MS = 100 }; /* unless told; drivers kill what runs for seconds */
 static const double FIRST_PACE = 1e-9; /* seconds an operation, until a kernel has run: submissions start small */
-enum { VERSION_1_1 = 1 << 22 | 1 << 12, VERSION_1_2 = 1 << 22 | 2 << 12, MOST_DEVICES = 16 };
+enum { VERSION_1_1 = 1 << 22 | 1 << 12, VERSION_1_2 = 1 << 22 | 2 << 12, MOST_DEVICES = 16, LEAST_THREADS = 128, LEAST_SHARED = 16 << 10 };
 
 int vk_check(VkResult result, const char *what) {
     switch (result) {
@@ -77,20 +77,37 @@ static int compute_family(const vk_driver *d, VkPhysicalDevice device) {
     return -1;
 }
 
+/* Whether a device has what the kernels need; else fb_error says what it lacks. */
+static int suits(const vk_driver *d, VkPhysicalDevice device, const VkPhysicalDeviceProperties *p) {
+    const VkPhysicalDeviceLimits *has = &p->limits;
+    const uint32_t needs[][2] = {{has->maxPerStageDescriptorStorageBuffers, FB_BINDINGS},
+                                 {has->maxComputeWorkGroupInvocations, LEAST_THREADS},
+                                 {has->maxComputeWorkGroupSize[0], LEAST_THREADS},
+                                 {has->maxComputeSharedMemorySize, LEAST_SHARED}};
+    static const char *const names[] = {"storage buffers a kernel", "threads a workgroup", "threads a workgroup",
+                                        "bytes of workgroup memory"};
+    if (p->apiVersion < VERSION_1_1 || compute_family(d, device) < 0)
+        return fb_fail(FB_E_DEVICE, "%s has no Vulkan 1.1 or cannot compute", p->deviceName), 0;
+    for (int i = 0; i < 4; i++)
+        if (needs[i][0] < needs[i][1])
+            return fb_fail(FB_E_DEVICE, "%s has %u %s, and Vulkan kernels need %u", p->deviceName, needs[i][0], names[i],
+                           needs[i][1]), 0;
+    return 1;
+}
+
 /* Devices that can run the kernels, in our numbering. */
 static int usable(const vk_driver *d, VkPhysicalDevice found[MOST_DEVICES]) {
     VkPhysicalDevice all[MOST_DEVICES];
     uint32_t n = MOST_DEVICES;
     int count = 0;
     VkResult result = d->EnumeratePhysicalDevices(d->instance, &n, all);
+    fb_fail(FB_E_DEVICE, "the Vulkan driver has no device");
     if (result != VK_SUCCESS && result != VK_INCOMPLETE) return 0;
     for (int rank = 0; rank < 4; rank++)
         for (uint32_t i = 0; i < n; i++) {
             VkPhysicalDeviceProperties p;
             d->GetPhysicalDeviceProperties(all[i], &p);
-            if (rank_of(p.deviceType) != rank || p.apiVersion < VERSION_1_1 || compute_family(d, all[i]) < 0) continue;
-            if (p.limits.maxPerStageDescriptorStorageBuffers < FB_BINDINGS) continue;
-            found[count++] = all[i];
+            if (rank_of(p.deviceType) == rank && suits(d, all[i], &p)) found[count++] = all[i];
         }
     return count;
 }
@@ -101,7 +118,6 @@ static int vk_count(void) {
     if (driver_open(&driver)) return 0;
     int n = usable(&driver, found);
     driver_close(&driver);
-    if (n == 0) fb_fail(FB_E_DEVICE, "the Vulkan driver has no device that can compute");
     return n;
 }
 

@@ -1,0 +1,89 @@
+"""Bad days of a driver, brought about by a library that stands before libvulkan: one sentence, exit code 69, nothing
+half-written, and a run that goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.backends.shim import behind, build_shim, events
+from tests.cli.conftest import rows, tiny
+from tests.cli.shell import Ended, fabric, one_sentence
+
+__all__ = ["rows", "tiny"]
+
+LOST, OUT_OF_MEMORY = -4, -2
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shim(tmp_path_factory.mktemp("shim"))
+
+
+def train(folder: Path, tiny: Path, rows: Path, env: dict[str, str], *flags: str) -> Ended:
+    """Four steps on Vulkan, each checkpointed."""
+    return fabric(
+        "train", rows, "-m", tiny, "-o", "a.gguf", "--device", "vulkan", "--steps", "4", "--rank", "2", "--ctx", "32",
+        "--batch", "1", "--checkpoint-every", "1", "--run-dir", "run", *flags, cwd=folder, env=env, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_lost_device_ends_in_a_sentence_and_the_run_goes_on_to_the_same_bits(
+    tiny: Path, rows: Path, tmp_path: Path, shim: Path
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    done = train(whole, tiny, rows, behind(shim, whole / "log"), "--json")
+    assert done.code == 0, done.err
+    submits = len(events(whole / "log", "submit"))
+    for function, at in (("vkQueueSubmit", submits * 3 // 4), ("vkWaitForFences", submits // 2), ("vkQueueSubmit", 30)):
+        folder = tmp_path / f"{function}{at}"
+        folder.mkdir()
+        lost = train(folder, tiny, rows, behind(shim, SHIM_FAIL=f"{function} {at} {LOST}"), "-q")
+        one_sentence(lost, 69, "device was lost", "fabric resume run")
+        assert not (folder / "a.gguf").exists()
+        resumed = fabric("resume", "run", "--json", cwd=folder, timeout=300)
+        assert resumed.code == 0, resumed.err
+        assert json.loads(resumed.out)["sha256"] == json.loads(done.out)["sha256"]
+        assert (folder / "a.gguf").read_bytes() == (whole / "a.gguf").read_bytes()
+
+
+def test_a_device_without_memory_is_told_before_any_step(tiny: Path, rows: Path, tmp_path: Path, shim: Path) -> None:
+    ended = train(tmp_path, tiny, rows, behind(shim, SHIM_FAIL=f"vkAllocateMemory 1 {OUT_OF_MEMORY}"), "-q")
+    one_sentence(ended, 69, "could not allocate", "smaller")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_in_a_step_leaves_a_run_that_goes_on(
+    tiny: Path, rows: Path, tmp_path: Path, shim: Path
+) -> None:
+    ended = train(tmp_path, tiny, rows, behind(shim, SHIM_FAIL=f"vkQueueSubmit 40 {OUT_OF_MEMORY}"), "-q")
+    one_sentence(ended, 69, "ran out of memory", "fabric resume run")
+    assert fabric("resume", "run", cwd=tmp_path, timeout=300).code == 0
+    assert (tmp_path / "a.gguf").exists()
+
+
+LACKING = {
+    "an old libvulkan": ({"SHIM_HIDE": "vkGetPhysicalDeviceProperties2"}, "too old"),
+    "a driver without a function": ({"SHIM_HIDE": "vkCmdDispatch"}, "vkCmdDispatch"),
+    "a device with few buffers": ({"SHIM_BUFFERS": "4"}, "4 storage buffers a kernel"),
+}
+
+
+@pytest.mark.parametrize("kind", LACKING)
+def test_a_driver_without_a_needed_feature_is_told_and_let_go(
+    kind: str, tiny: Path, rows: Path, tmp_path: Path, shim: Path
+) -> None:
+    settings, words = LACKING[kind]
+    ended = train(tmp_path, tiny, rows, behind(shim, tmp_path / "log", **settings), "-q")
+    one_sentence(ended, 69, words)
+    log = (tmp_path / "log").read_text()
+    assert log.count("instance +") == log.count("instance -") > 0
+    (tmp_path / "log").unlink()
+    assert list(tmp_path.iterdir()) == []
+    listed = fabric("devices", "--json", env=behind(shim, **settings))
+    assert listed.code == 0
+    if kind != "a driver without a function":
+        assert words in json.loads(listed.out)["missing"][0]
