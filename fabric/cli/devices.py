@@ -2,19 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fabric.cli import console
+from typer import Option
+
+from fabric.cli import console, options
+from fabric.errors import UsageError
 
 
-def command() -> None:
+def command(
+    plan: Annotated[
+        bool, Option("--plan", help="say what training -m on --device would cut into tiles, and why")
+    ] = False,
+    probe: Annotated[bool, Option("--probe", help="measure --device, and write what is best as a profile")] = False,
+    output: Annotated[
+        str | None,
+        Option(
+            "-o", "--output", metavar="FILE", help="the profile of --probe; default: among yours", show_default=False
+        ),
+    ] = None,
+    model: Annotated[str | None, Option("-m", "--model", metavar="GGUF", help="base model, for --plan")] = None,
+    full: Annotated[bool, Option("--full/--no-full", help="plan for whole weights, not for LoRA pairs")] = False,
+    ctx: options.Context = 512,
+    precision: options.Precision = "auto",
+    device: options.Device = "cpu",
+) -> None:
     """Lists the devices that --device takes, what each has, and the profile that it gets."""
+    if plan and probe:
+        raise UsageError("--plan computes and --probe measures: leave one out")
+    if not probe and output is not None:
+        raise UsageError("--output belongs to --probe")
+    if probe:
+        measure(device, output)
+        return
+    if plan:
+        if model is None:
+            raise UsageError("--plan is of a model: name it with -m")
+        console.report(*tiles(model, device, full, ctx, precision), result=True)
+        return
+    if typed := console.given("model", "full", "ctx", "precision"):
+        raise UsageError(f"{' and '.join(typed)} belongs to --plan")
     from fabric.devices.listing import list_devices
 
     values = list_devices()
     for sentence in values["missing"]:
         console.note(sentence)
     console.report(values, describe(values["devices"]), result=True)
+
+
+def measure(device: str, output: str | None) -> None:
+    """Probes a device, writes its profile, and says what was found."""
+    from fabric.devices.probe import probe, write_profile
+
+    with console.bar("probe", " shapes") as progress:
+        found = probe(device, 0, progress)
+    place = write_profile(found, output)
+    values = ", ".join(f"{key} = {value}" for key, value in found.values.items())
+    console.report({**found.to_json(), "file": place}, f"{place}: {values}", output)
+
+
+def tiles(model: str, device: str, full: bool, ctx: int, precision: Any) -> tuple[dict[str, Any], str]:
+    """What would be cut, as values and as text."""
+    from fabric.devices.tiling import plan_tiles
+    from fabric.training.settings import TrainSettings
+
+    values = plan_tiles(
+        TrainSettings(data="", model=model, device=device, full=full, ctx=ctx, precision=precision)
+    )  # fmt: skip
+    rows = [["op", "because of", "shape", "size", "limit", "ops", "launches"]]
+    for row in values["tiles"]:
+        limit = f"{row['limit']} {console.human_bytes(row['limit_bytes'])}"
+        shape, size = f"{row['rows']} x {row['cols']}", console.human_bytes(row["bytes"])
+        rows.append([row["op"], row["tensor"], shape, size, limit, str(row["ops"]), str(row["launches"])])
+    cut = sum(row["launches"] for row in values["tiles"])
+    said = f"{cut:,} of {values['launches']:,} launches are tiles" if cut else "nothing is tiled: every operand fits"
+    text = f"{values['tokens']:,} tokens of {values['model']} on {device}: {said}"
+    return values, f"{console.table(rows, '<<>><')}\n\n{text}" if cut else text
 
 
 def describe(found: list[dict[str, Any]]) -> str:
@@ -28,6 +91,7 @@ def describe(found: list[dict[str, Any]]) -> str:
         ["memory", *(console.human_bytes(d["memory_bytes"]) for d in found)],
         ["auto precision", *(_precision(d) for d in found)],
         ["largest binding", *(_limit(d["max_binding_bytes"]) for d in found)],
+        ["largest allocation", *(_limit(d["max_allocation_bytes"]) for d in found)],
         ["workgroup memory", *(_limit(d["workgroup_bytes"]) for d in found)],
         ["workgroup threads", *(f"{d['workgroup_threads'] or ''}" for d in found)],
         ["workgroups", *(f"{d['workgroups'] or ''}" for d in found)],

@@ -58,7 +58,11 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
             "fabric generate prompts.jsonl -m base.gguf --choices 3 --temperature 0.8 --min-p 0.05 > answers.jsonl",
         ),
     ],
-    "devices": [("what is there", "fabric devices")],
+    "devices": [
+        ("what is there", "fabric devices"),
+        ("what would be cut into tiles on a GPU", "fabric devices --plan -m base.gguf --device vulkan"),
+        ("measure a GPU and keep what is best", "fabric devices --probe --device vulkan"),
+    ],
     "convert": [
         ("a checkpoint, straight into eight bits", "fabric convert Qwen3-0.6B/ | fabric quantize -o qwen3.gguf"),
         ("an adapter that PEFT trained", "fabric convert peft-adapter/ -m base.gguf -o adapter.gguf"),

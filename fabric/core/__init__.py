@@ -28,6 +28,7 @@ from fabric.core.objects import (
     Range,
     StepResult,
     Tensor,
+    Tiling,
     devices,
     missing_devices,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Range",
     "StepResult",
     "Tensor",
+    "Tiling",
     "devices",
     "missing_devices",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,8 +54,8 @@ def _handle(pointer: Any) -> Any:
 
 
 class DeviceInfo(NamedTuple):
-    """What a device is, in bytes of the device. `max_binding_bytes` is 2^64 - 1 and the workgroup's limits are 0 where
-    there are none such."""
+    """What a device is, in bytes of the device. Where there is no such limit, those of bindings and allocations are
+    2^64 - 1 and the workgroup's are 0."""
 
     backend: str
     name: str
@@ -65,6 +65,7 @@ class DeviceInfo(NamedTuple):
     bf16: bool
     memory_bytes: int
     max_binding_bytes: int
+    max_allocation_bytes: int
     driver: str
     workgroup_bytes: int
     workgroup_threads: int
@@ -77,7 +78,8 @@ def _info(c: Any) -> DeviceInfo:
 
     return DeviceInfo(
         text(c.backend), text(c.name), text(c.isa), c.cores, c.threads, bool(c.bf16), c.memory_bytes,
-        c.max_binding_bytes, text(c.driver), c.workgroup_bytes, c.workgroup_threads, c.workgroups,
+        c.max_binding_bytes, c.max_allocation_bytes, text(c.driver), c.workgroup_bytes, c.workgroup_threads,
+        c.workgroups,
     )  # fmt: skip
 
 
@@ -138,16 +140,25 @@ class Device:
 
 
 class Buffer:
-    """Memory of a device: zeroed, or (wrap) read-only memory of the caller, which is kept alive."""
+    """Memory of a device: zeroed, or (wrap) read-only memory of the caller, which is kept alive. Where it is
+    larger than one allocation it is parted at some of the `seams`, offsets in ascending order."""
 
-    def __init__(self, device: Device, n_bytes: int = 0, wrap: Any = None) -> None:
-        self.keep = None
-        if wrap is None:
-            self.c = _handle(lib.fb_buffer_new(device.c, n_bytes))
+    def __init__(
+        self,
+        device: Device,
+        n_bytes: int = 0,
+        wrap: Any = None,
+        seams: Callable[[], npt.NDArray[np.uint64]] | None = None,
+    ) -> None:
+        self.keep = ffi.from_buffer(wrap) if wrap is not None else None
+        n_bytes = n_bytes if self.keep is None else len(self.keep)
+        parted = seams is not None and n_bytes > device.info.max_allocation_bytes
+        at = seams() if seams is not None and parted else np.empty(0, np.uint64)
+        told = ffi.from_buffer("uint64_t *", at) if len(at) else ffi.NULL
+        if self.keep is None:
+            self.c = _handle(lib.fb_buffer_new(device.c, n_bytes, told, len(at)))
         else:
-            self.keep = ffi.from_buffer(wrap)
-            self.c = _handle(lib.fb_buffer_wrap(device.c, self.keep, len(self.keep)))
-            n_bytes = len(self.keep)
+            self.c = _handle(lib.fb_buffer_wrap(device.c, self.keep, n_bytes, told, len(at)))
         self.nbytes = n_bytes
 
     def write(self, array: npt.NDArray[Any], offset: int = 0) -> None:
@@ -367,6 +378,21 @@ class PlanStats(NamedTuple):
     flops_per_trained: float
 
 
+class Tiling(NamedTuple):
+    """An op that was cut into `tiles` because an operand (rows, cols) spans more `bytes` than `limit`, that of an
+    "allocation" or a "binding". `of`: "activation", or the "weight" or "gradient" of the leaf `tensor`."""
+
+    op: str
+    of: str
+    tensor: Tensor
+    rows: int
+    cols: int
+    bytes: int
+    limit: int
+    which: str
+    tiles: int
+
+
 class Plan:
     """A graph made ready to run; with `train`, its backward pass too."""
 
@@ -391,6 +417,18 @@ class Plan:
         c = ffi.new("fb_plan_stats *")
         _check(lib.fb_plan_get_stats(self.c, c))
         return PlanStats(*(getattr(c, name) for name in PlanStats._fields))
+
+    def tilings(self) -> list[Tiling]:
+        """The ops that were cut, in the order in which they run."""
+        count = lib.fb_plan_tilings(self.c, ffi.NULL, 0)
+        rows = ffi.new("fb_tiling[]", count)
+        lib.fb_plan_tilings(self.c, rows, count)
+        of = {lib.FB_OF_ACTIVATION: "activation", lib.FB_OF_WEIGHT: "weight", lib.FB_OF_GRADIENT: "gradient"}
+        return [
+            Tiling(ffi.string(r.op).decode(), of[r.what], r.tensor, r.rows, r.cols, r.bytes, r.limit,
+                   "allocation" if r.allocation else "binding", r.tiles)
+            for r in rows
+        ]  # fmt: skip
 
     def describe(self) -> str:
         """The launches, a line each."""

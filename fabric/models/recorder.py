@@ -60,7 +60,12 @@ class Weights:
             raise DataError(f"{self.gguf.path}: tensor {name} is missing")
         if name not in self.buffers:
             check_decodable(self.gguf, self.gguf.tensors[name])
-            self.buffers[name] = Buffer(self.device, wrap=self.gguf.data(name))
+            info = self.gguf.tensors[name]
+            row_bytes = info.nbytes * info.shape[-1] // info.n_elements
+            self.buffers[name] = Buffer(
+                self.device, wrap=self.gguf.data(name),
+                seams=lambda: np.arange(row_bytes, info.nbytes, row_bytes, dtype=np.uint64),
+            )  # fmt: skip
         return self.buffers[name]
 
     def constant(self, array: npt.NDArray[Any]) -> Buffer:

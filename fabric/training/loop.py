@@ -91,9 +91,10 @@ class Machine:
         self.precision = pick_precision(device, s.precision)
         self.arrays = 3 if s.optimizer == "adamw" else 1
         self._check_fits()
-        self.state = [Buffer(device, self.layout.size * 4) for _ in range(self.arrays)]
+        flat = self.layout.size * 4
+        self.state = [Buffer(device, flat, seams=self.layout.seams) for _ in range(self.arrays)]
         self.params = self.state[0]
-        self.grads = Buffer(device, self.layout.size * 4)
+        self.grads = Buffer(device, flat, seams=self.layout.seams)
         arch = architecture_of(self.weights.gguf)
         recorder = Recorder(
             self.weights, self.capacity, self.capacity, self.precision, self.layout.sources(self.params),
@@ -101,6 +102,7 @@ class Machine:
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check_sources()
+        self.names = {tensor: name for name, tensor in recorder.leaves.items()}
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=bool(s.checkpointing))
         self.checkpointing = bool(s.checkpointing)
         if s.checkpointing is None and self.plan.stats.arena_bytes > device.info.memory_bytes // 8:

@@ -66,6 +66,11 @@ class Layout:
             found.append(before._replace(n=end - before.first))
         return found
 
+    def seams(self) -> npt.NDArray[np.uint64]:
+        """Bytes of the flat space at which a row of a slot begins: where it may be parted."""
+        rows = [np.arange(s.first, s.first + s.size, s.cols, dtype=np.uint64) * np.uint64(4) for s in self.slots]
+        return np.concatenate(rows)
+
     def sources(self, params: Buffer) -> dict[str, Source]:
         """The slots as trained leaves of a graph."""
         return {s.name: Source(PARAM, params, s.first * 4, s.rows, s.cols) for s in self.slots}

@@ -237,9 +237,10 @@ static void lower_loss(fb_autodiff *d) {
     int32_t rank = a >= 0 ? d->p->tensors[a].rows : 0;
     int back = d->options->train && needs(d, loss->nll);
     uint64_t room = d->options->logits_bytes ? d->options->logits_bytes : (uint64_t)(d->options->checkpoint ? 64 : 160) << 20;
+    const fb_device_info *limits = &d->g->device->info;
+    if (room > limits->max_binding_bytes) room = limits->max_binding_bytes;
+    if (room > limits->max_allocation_bytes) room = limits->max_allocation_bytes;
     uint64_t fit = room / ((uint64_t)vocab * 4);
-    if (d->g->device->info.max_binding_bytes && fit > d->g->device->info.max_binding_bytes / ((uint64_t)vocab * 4))
-        fit = d->g->device->info.max_binding_bytes / ((uint64_t)vocab * 4);
     int32_t chunk = fit < 1 ? 1 : fit > (uint64_t)trained ? trained : (int32_t)fit, chunks = (trained + chunk - 1) / chunk;
     chunk = (trained + chunks - 1) / chunks;
     fb_tensor dx = FB_NONE, dseen = FB_NONE;

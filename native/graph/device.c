@@ -27,6 +27,10 @@ const char *fb_device_missing(int index) {
     return NULL;
 }
 
+static void lower(uint64_t *limit, uint64_t to) {
+    if (to && to < *limit) *limit = to;
+}
+
 /* "cpu" is its first device, "cpu:1" the second. */
 fb_device *fb_device_open(const char *name, const fb_device_options *options) {
     static const fb_device_options defaults;
@@ -52,9 +56,8 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
             free(device);
             return NULL;
         }
-        uint64_t forced = options->max_binding_bytes;
-        if (forced && (forced < device->info.max_binding_bytes || !device->info.max_binding_bytes))
-            device->info.max_binding_bytes = forced;
+        lower(&device->info.max_binding_bytes, options->max_binding_bytes);
+        lower(&device->info.max_allocation_bytes, options->max_allocation_bytes);
         return device;
     }
     fb_fail(FB_E_DEVICE, "there is no device '%s' here; 'fabric devices' lists those there are", name);
@@ -76,48 +79,99 @@ int fb_device_peak(fb_device *device, int kind, double seconds, double *per_seco
     return device->backend->peak(device->self, kind, seconds, per_second);
 }
 
-static fb_buffer *buffer_of(fb_device *device, const void *host, uint64_t bytes) {
+/* Where the parts start: each ends at the last seam that the device's largest allocation reaches. */
+static int lay_out(fb_buffer *b, uint64_t most, const uint64_t *seams, int64_t n_seams) {
+    b->starts = malloc(sizeof *b->starts * (size_t)(2 * (b->bytes / most) + 3));
+    if (!b->starts) return fb_fail(FB_E_MEMORY, "out of memory");
+    uint64_t start = 0, seam = 0;
+    b->starts[b->n_parts++] = 0;
+    for (int64_t i = 0; b->bytes - start > most; start = b->starts[b->n_parts++] = seam) {
+        for (; i < n_seams && seams[i] - start <= most; i++) seam = seams[i];
+        if (seam <= start || seam >= b->bytes)
+            return fb_fail(FB_E_LIMIT, "%.1f MiB that cannot be parted are more than the %.1f MiB that this device allocates at once",
+                           (double)(b->bytes - start) / 1048576, (double)most / 1048576);
+    }
+    b->starts[b->n_parts] = b->bytes;
+    b->parts = calloc((size_t)b->n_parts, sizeof *b->parts);
+    return b->parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+}
+
+static fb_buffer *buffer_of(fb_device *device, const char *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
+    const fb_backend *backend = device->backend;
     fb_buffer *buffer = calloc(1, sizeof *buffer);
     if (!buffer) {
         fb_fail(FB_E_MEMORY, "out of memory");
         return NULL;
     }
     buffer->device = device;
-    int code = host ? device->backend->wrap(device->self, host, bytes, &buffer->mem)
-                    : device->backend->alloc(device->self, bytes, &buffer->mem);
+    buffer->bytes = bytes;
+    int code = lay_out(buffer, device->info.max_allocation_bytes, seams, n_seams);
+    for (int64_t i = 0; i < buffer->n_parts && code == FB_OK; i++) {
+        uint64_t start = buffer->starts[i], size = buffer->starts[i + 1] - start;
+        code = host ? backend->wrap(device->self, host + start, size, &buffer->parts[i])
+                    : backend->alloc(device->self, size, &buffer->parts[i]);
+    }
     if (code == FB_OK) return buffer;
-    free(buffer);
+    fb_buffer_free(buffer);
     return NULL;
 }
 
-fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes) { return buffer_of(device, NULL, bytes ? bytes : 1); }
+fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
+    return buffer_of(device, NULL, bytes ? bytes : 1, seams, n_seams);
+}
 
-fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes) {
+fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
     if (!host || !bytes) {
         fb_fail(FB_E_ARGUMENT, "a wrapped buffer needs memory");
         return NULL;
     }
-    return buffer_of(device, host, bytes);
+    return buffer_of(device, host, bytes, seams, n_seams);
+}
+
+int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset) {
+    int64_t low = 0, high = buffer->n_parts - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (buffer->starts[middle] <= offset) low = middle;
+        else high = middle - 1;
+    }
+    return low;
 }
 
 static int within(const fb_buffer *buffer, uint64_t offset, uint64_t bytes) {
-    if (offset <= buffer->mem.bytes && bytes <= buffer->mem.bytes - offset) return FB_OK;
+    if (offset <= buffer->bytes && bytes <= buffer->bytes - offset) return FB_OK;
     return fb_fail(FB_E_ARGUMENT, "bytes %llu..%llu lie outside a buffer of %llu", (unsigned long long)offset,
-                   (unsigned long long)(offset + bytes), (unsigned long long)buffer->mem.bytes);
+                   (unsigned long long)(offset + bytes), (unsigned long long)buffer->bytes);
+}
+
+/* Copies part after part, to the device or (dst) from it. */
+static int copy(fb_buffer *buffer, uint64_t offset, const char *src, char *dst, uint64_t bytes) {
+    const fb_backend *backend = buffer->device->backend;
+    int code = within(buffer, offset, bytes);
+    for (uint64_t at = 0; at < bytes && code == FB_OK;) {
+        int64_t part = fb_buffer_part(buffer, offset + at);
+        uint64_t from = offset + at - buffer->starts[part], n = buffer->starts[part + 1] - offset - at;
+        if (n > bytes - at) n = bytes - at;
+        code = src ? backend->write(buffer->device->self, &buffer->parts[part], from, src + at, n)
+                   : backend->read(buffer->device->self, &buffer->parts[part], from, dst + at, n);
+        at += n;
+    }
+    return code;
 }
 
 int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes) {
-    int code = within(buffer, offset, bytes);
-    return code ? code : buffer->device->backend->write(buffer->device->self, &buffer->mem, offset, src, bytes);
+    return copy(buffer, offset, src, NULL, bytes);
 }
 
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes) {
-    int code = within(buffer, offset, bytes);
-    return code ? code : buffer->device->backend->read(buffer->device->self, &buffer->mem, offset, dst, bytes);
+    return copy(buffer, offset, NULL, dst, bytes);
 }
 
 void fb_buffer_free(fb_buffer *buffer) {
     if (!buffer) return;
-    buffer->device->backend->free(buffer->device->self, &buffer->mem);
+    for (int64_t i = 0; i < buffer->n_parts && buffer->parts; i++)
+        if (buffer->parts[i].bytes) buffer->device->backend->free(buffer->device->self, &buffer->parts[i]);
+    free(buffer->parts);
+    free(buffer->starts);
     free(buffer);
 }

@@ -45,6 +45,7 @@ fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operan
 }
 
 void fb_program_free(fb_program *p) {
+    free(p->tilings);
     free(p->tensors);
     free(p->nodes);
     memset(p, 0, sizeof *p);
@@ -94,8 +95,11 @@ fb_tensor fb_leaf(fb_graph *g, int kind, fb_buffer *buffer, uint64_t offset, int
         return -fb_fail(FB_E_ARGUMENT, "a %s matrix of %d x %d has no whole blocks", format->name, (int)rows, (int)cols);
     if (kind == FB_PARAM && type != FB_F32) return -fb_fail(FB_E_ARGUMENT, "what trains must be F32");
     uint64_t bytes = fb_type_bytes(type, (int64_t)rows * cols);
-    if (buffer->device != g->device || offset > buffer->mem.bytes || bytes > buffer->mem.bytes - offset)
+    if (buffer->device != g->device || offset > buffer->bytes || bytes > buffer->bytes - offset)
         return -fb_fail(FB_E_ARGUMENT, "a %d x %d matrix does not lie inside its buffer", (int)rows, (int)cols);
+    for (int64_t i = fb_buffer_part(buffer, offset) + 1; i < buffer->n_parts && buffer->starts[i] < offset + bytes; i++)
+        if ((buffer->starts[i] - offset) % fb_type_bytes(type, cols))
+            return -fb_fail(FB_E_ARGUMENT, "a row of a %d x %d matrix lies across two allocations", (int)rows, (int)cols);
     return fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = rows, .cols = cols,
                                                             .place = FB_IN_BUFFER, .kind = kind, .base = FB_NONE,
                                                             .buffer = buffer, .offset = offset});

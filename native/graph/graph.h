@@ -19,12 +19,16 @@ struct fb_device {
     double duty; /* share of the time that is worked */
 };
 
+/* Memory in parts, each an allocation of the device; offsets run on through all of them. */
 struct fb_buffer {
     fb_device *device;
-    fb_mem mem;
+    uint64_t bytes;
+    int64_t n_parts;
+    fb_mem *parts;
+    uint64_t *starts; /* (n_parts + 1,) the last one is `bytes` */
 };
 
-enum { FB_NONE = -1 };
+enum { FB_NONE = -1, FB_ALIGN = 256 /* bytes: where tensors of an arena begin */ };
 
 /* Where a tensor's bytes are. GRAD is the gradient of a FB_PARAM leaf, at the same offset of the gradient buffer. */
 typedef enum fb_place { FB_IN_ARENA, FB_IN_BUFFER, FB_IN_GRADS, FB_IN_INPUTS } fb_place;
@@ -41,6 +45,7 @@ typedef struct fb_tensor_info {
     int32_t base_row;
     fb_buffer *buffer;
     uint64_t offset;  /* bytes: in its buffer, the inputs or the arena */
+    int32_t part_rows; /* in the arena: rows in each allocation, where it is larger than one; 0: it is not */
     int keep;
 } fb_tensor_info;
 
@@ -68,6 +73,9 @@ typedef struct fb_program {
     fb_node *nodes;
     int32_t n_nodes, room_nodes;
     int failed; /* an allocation failed; told once, at the end */
+    uint64_t part_bytes; /* of the arena's parts */
+    fb_tiling *tilings;
+    int32_t n_tilings;
 } fb_program;
 
 typedef struct fb_loss_spec {
@@ -113,10 +121,14 @@ void fb_program_free(fb_program *p);
 
 /* autodiff.c */
 int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_program *out);
+/* device.c: the part of a buffer in which an offset lies */
+int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset);
 /* tiles.c */
-int fb_tile_program(fb_program *p, uint64_t max_binding_bytes);
+int fb_tile_program(fb_program *p, const fb_device_info *limits);
 /* memory.c: sets offsets of arena tensors; returns the arena's size */
 int fb_plan_memory(fb_program *p, uint64_t *arena_bytes);
+/* Where a row begins, in bytes of what the tensor lies in. */
+uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row);
 /* optimizer.c */
 int fb_optimizer_update(fb_device *device, fb_buffer *params, fb_buffer *grads, const fb_optimizer *o,
                         double denominator, double *grad_norm, int *finite);

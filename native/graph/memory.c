@@ -4,8 +4,6 @@
 #include <string.h>
 #include "graph.h"
 
-enum { ALIGN = 256 };
-
 typedef struct slot {
     uint64_t bytes, offset;
     int32_t first, last; /* nodes */
@@ -24,6 +22,19 @@ static int by_offset(const void *a, const void *b) {
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
+uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row) {
+    if (t->base >= 0) return fb_row_offset(p, &p->tensors[t->base], t->base_row + row);
+    if (!t->part_rows) return t->offset + fb_type_bytes(t->type, (int64_t)row * t->cols);
+    return t->offset + (uint64_t)(row / t->part_rows) * p->part_bytes +
+           fb_type_bytes(t->type, (int64_t)(row % t->part_rows) * t->cols);
+}
+
+/* The lowest offset from `at` on where a tensor lies in one part of the arena, or (parted) begins one. */
+static uint64_t whole_from(const fb_program *p, const slot *s, uint64_t at) {
+    uint64_t into = at % p->part_bytes;
+    return into && into + s->bytes > p->part_bytes ? at - into + p->part_bytes : at;
+}
+
 int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
     size_t n = (size_t)p->n_tensors + 1;
     slot *slots = calloc(n, sizeof *slots);
@@ -34,8 +45,10 @@ int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
     for (int32_t t = 0; t < p->n_tensors; t++) {
         home[t] = p->tensors[t].base >= 0 ? p->tensors[t].base : t;
         slots[t] = (slot){.first = INT32_MAX, .last = -1};
-        if (p->tensors[t].place == FB_IN_ARENA && home[t] == t)
-            slots[t].bytes = (fb_tensor_bytes(&p->tensors[t]) + ALIGN - 1) / ALIGN * ALIGN;
+        const fb_tensor_info *info = &p->tensors[t];
+        if (info->place != FB_IN_ARENA || home[t] != t) continue;
+        if (info->part_rows) slots[t].bytes = (uint64_t)((info->rows - 1) / info->part_rows + 1) * p->part_bytes;
+        else slots[t].bytes = (fb_tensor_bytes(info) + FB_ALIGN - 1) / FB_ALIGN * FB_ALIGN;
     }
     for (int32_t i = 0; i < p->n_nodes; i++)
         for (int k = 0; k < FB_MAX_OPERANDS; k++) {
@@ -73,20 +86,16 @@ int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
         qsort(near, (size_t)n_near, sizeof *near, by_offset);
         for (int32_t j = 0; j < n_near; j++) {
             const slot *o = &slots[near[j]];
+            s->offset = whole_from(p, s, s->offset);
             if (s->offset + s->bytes <= o->offset) break;
             if (o->offset + o->bytes > s->offset) s->offset = o->offset + o->bytes;
         }
+        s->offset = whole_from(p, s, s->offset);
         if (s->offset + s->bytes > *arena_bytes) *arena_bytes = s->offset + s->bytes;
     }
     for (int32_t t = 0; t < p->n_tensors; t++) {
         fb_tensor_info *info = &p->tensors[t];
         if (info->place == FB_IN_ARENA && info->base < 0) info->offset = slots[home[t]].offset;
-    }
-    for (int32_t t = 0; t < p->n_tensors; t++) {
-        fb_tensor_info *info = &p->tensors[t];
-        if (info->base < 0) continue;
-        const fb_tensor_info *base = &p->tensors[info->base];
-        info->offset = base->offset + fb_type_bytes(info->type, (int64_t)info->base_row * info->cols);
     }
     code = FB_OK;
 done:

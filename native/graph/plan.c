@@ -17,7 +17,8 @@ struct fb_plan {
     fb_tensor *inputs;
     fb_tensor nll;
     uint64_t arena_bytes, scratch_bytes, input_bytes;
-    fb_mem arena, scratch, staged;
+    fb_buffer *arena;
+    fb_mem scratch, staged;
     int ready;
     int32_t *bounds; /* (n_inputs,) I32 values of an input must lie in 0 .. bounds - 1; 0: any */
     char *text;
@@ -32,13 +33,25 @@ static int32_t rows_in_use(const fb_tensor_info *t, const fb_operand *v, int32_t
     return count < 0 ? 0 : count < v->rows ? count : v->rows;
 }
 
-static const fb_mem *memory_of(const fb_plan *plan, const fb_tensor_info *t) {
+/* What a tensor lies in; NULL: the inputs, which are staged in one piece. */
+static fb_buffer *buffer_of(const fb_plan *plan, const fb_tensor_info *t) {
     switch (t->place) {
-    case FB_IN_ARENA: return &plan->arena;
-    case FB_IN_INPUTS: return &plan->staged;
-    case FB_IN_GRADS: return &plan->options.grads->mem;
-    default: return &t->buffer->mem;
+    case FB_IN_ARENA: return plan->arena;
+    case FB_IN_INPUTS: return NULL;
+    case FB_IN_GRADS: return plan->options.grads;
+    default: return t->buffer;
     }
+}
+
+/* The memory of a row, and where in it the row begins. Before the first run the arena has none. */
+static const fb_mem *locate(const fb_plan *plan, const fb_tensor_info *t, int32_t row, uint64_t *offset) {
+    static const fb_mem none;
+    const fb_buffer *buffer = buffer_of(plan, t);
+    *offset = fb_row_offset(&plan->program, t, row);
+    if (!buffer) return t->place == FB_IN_INPUTS ? &plan->staged : &none;
+    int64_t part = fb_buffer_part(buffer, *offset);
+    *offset -= buffer->starts[part];
+    return &buffer->parts[part];
 }
 
 /* Returns 0 when some operand has no row in use: nothing to do then. */
@@ -51,12 +64,12 @@ static int make_launch(const fb_plan *plan, const fb_node *n, int32_t tokens, in
         memset(view, 0, sizeof *view);
         if (v->tensor < 0) continue;
         const fb_tensor_info *t = &plan->program.tensors[v->tensor];
-        view->mem = memory_of(plan, t);
+        view->mem = locate(plan, t, v->row, &view->offset);
         view->type = t->type;
         view->rows = rows_in_use(t, v, tokens, trained);
         view->cols = v->cols;
         view->ld = t->cols;
-        view->offset = t->offset + fb_type_bytes(t->type, (int64_t)v->row * t->cols) + fb_type_bytes(t->type, v->col);
+        view->offset += fb_type_bytes(t->type, v->col);
         if (view->rows == 0) return 0;
     }
     return 1;
@@ -137,7 +150,7 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
     memcpy(plan->inputs, g->inputs, sizeof *plan->inputs * (size_t)g->n_inputs);
     if (fb_build_program(g, options, &plan->program)) goto fail;
     bound_inputs(plan);
-    if (fb_tile_program(&plan->program, g->device->info.max_binding_bytes)) goto fail;
+    if (fb_tile_program(&plan->program, &g->device->info)) goto fail;
     if (fb_plan_memory(&plan->program, &plan->arena_bytes)) goto fail;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
         fb_launch launch;
@@ -153,18 +166,46 @@ fail:
 }
 
 static void release(fb_plan *plan) {
-    fb_mem *all[] = {&plan->arena, &plan->scratch, &plan->staged};
-    for (int i = 0; i < 3; i++) {
+    fb_mem *all[] = {&plan->scratch, &plan->staged};
+    fb_buffer_free(plan->arena);
+    plan->arena = NULL;
+    for (int i = 0; i < 2; i++) {
         if (all[i]->bytes) plan->device->backend->free(plan->device->self, all[i]);
         memset(all[i], 0, sizeof *all[i]);
     }
 }
 
+static uint64_t arena_there(const fb_plan *plan) {
+    uint64_t bytes = 0;
+    for (int64_t i = 0; plan->arena_bytes && plan->arena && i < plan->arena->n_parts; i++) bytes += plan->arena->parts[i].bytes;
+    return bytes;
+}
+
+/* Parts of the arena end at every part_bytes, across which no tensor lies. */
+static int allocate_arena(fb_plan *plan) {
+    uint64_t part = plan->program.part_bytes, n = plan->arena_bytes ? (plan->arena_bytes - 1) / part : 0;
+    uint64_t *seams = malloc(sizeof *seams * (size_t)(n + 1));
+    if (!seams) return fb_fail(FB_E_MEMORY, "out of memory");
+    for (uint64_t i = 0; i < n; i++) seams[i] = (i + 1) * part;
+    plan->arena = fb_buffer_new(plan->device, plan->arena_bytes, seams, (int64_t)n);
+    free(seams);
+    if (!plan->arena) return FB_E_MEMORY;
+    uint64_t there = arena_there(plan);
+    if (!plan->arena_bytes || there == plan->arena_bytes) return FB_OK;
+    return fb_fail(FB_E_INTERNAL, "planned %llu bytes but allocated %llu", (unsigned long long)plan->arena_bytes,
+                   (unsigned long long)there);
+}
+
 static int allocate(fb_plan *plan) {
     if (plan->ready) return FB_OK;
-    fb_mem *all[] = {&plan->arena, &plan->scratch, &plan->staged};
-    uint64_t bytes[] = {plan->arena_bytes, plan->scratch_bytes, plan->input_bytes};
-    for (int i = 0; i < 3; i++) {
+    fb_mem *all[] = {&plan->scratch, &plan->staged};
+    uint64_t bytes[] = {plan->scratch_bytes, plan->input_bytes};
+    int failed = allocate_arena(plan);
+    if (failed) {
+        release(plan);
+        return failed;
+    }
+    for (int i = 0; i < 2; i++) {
         if (!bytes[i]) continue;
         int code = plan->device->backend->alloc(plan->device->self, bytes[i], all[i]);
         if (code == FB_OK && all[i]->bytes != bytes[i])
@@ -194,7 +235,7 @@ int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
     stats->arena_bytes = plan->arena_bytes;
     stats->scratch_bytes = plan->scratch_bytes;
     stats->input_bytes = plan->input_bytes;
-    stats->allocated_bytes = plan->arena.bytes + plan->scratch.bytes + plan->staged.bytes;
+    stats->allocated_bytes = arena_there(plan) + plan->scratch.bytes + plan->staged.bytes;
     stats->launches = plan->program.n_nodes;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
         const fb_node *n = &plan->program.nodes[i];
@@ -234,6 +275,11 @@ const char *fb_plan_describe(fb_plan *plan) {
         used += (size_t)snprintf(plan->text + used, room - used, "%s\n", line);
     }
     return plan->text;
+}
+
+int32_t fb_plan_tilings(const fb_plan *plan, fb_tiling *out, int32_t capacity) {
+    for (int32_t i = 0; i < plan->program.n_tilings && i < capacity; i++) out[i] = plan->program.tilings[i];
+    return plan->program.n_tilings;
 }
 
 int fb_plan_op_stats(fb_plan *plan, fb_op_stats *out, int capacity) {
@@ -331,16 +377,21 @@ int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, fl
     if (!info || !plan->ready || first_row < 0 || rows < 0 || first_row > info->rows - rows)
         return fb_fail(FB_E_ARGUMENT, "rows %d..%d of a tensor that has none such to read", (int)first_row,
                        (int)(first_row + rows));
-    int64_t n = (int64_t)rows * info->cols;
-    uint64_t offset = info->offset + fb_type_bytes(info->type, (int64_t)first_row * info->cols);
-    uint64_t bytes = fb_type_bytes(info->type, n);
-    const fb_backend *backend = plan->device->backend;
-    if (info->type == FB_F32)
-        return backend->read(plan->device->self, memory_of(plan, info), offset, dst, bytes);
-    void *raw = malloc(bytes ? bytes : 1);
+    uint64_t row_bytes = fb_type_bytes(info->type, info->cols);
+    char *raw = info->type == FB_F32 ? (char *)dst : malloc((size_t)rows * row_bytes + 1);
     if (!raw) return fb_fail(FB_E_MEMORY, "out of memory");
-    int code = backend->read(plan->device->self, memory_of(plan, info), offset, raw, bytes);
-    if (code == FB_OK) code = fb_decode(info->type, raw, dst, n);
+    int code = FB_OK;
+    for (int32_t row = 0, n; row < rows && code == FB_OK; row += n) {
+        uint64_t offset;
+        const fb_mem *mem = locate(plan, info, first_row + row, &offset);
+        n = rows - row;
+        if (info->part_rows && n > info->part_rows - (first_row + row) % info->part_rows)
+            n = info->part_rows - (first_row + row) % info->part_rows;
+        code = plan->device->backend->read(plan->device->self, mem, offset, raw + (uint64_t)row * row_bytes,
+                                           (uint64_t)n * row_bytes);
+    }
+    if (info->type == FB_F32) return code;
+    if (code == FB_OK) code = fb_decode(info->type, raw, dst, (int64_t)rows * info->cols);
     free(raw);
     return code;
 }
@@ -357,19 +408,15 @@ static int sum_loss(fb_plan *plan, const fb_feed *feed, double *sum) {
 
 static int zero_gradients(fb_plan *plan) {
     fb_buffer *grads = plan->options.grads;
-    uint64_t limit = plan->device->info.max_binding_bytes ? plan->device->info.max_binding_bytes : UINT64_MAX;
-    for (uint64_t at = 0; at < grads->mem.bytes;) {
-        uint64_t bytes = grads->mem.bytes - at;
-        if (bytes > limit) bytes = limit;
-        if (bytes > (uint64_t)1 << 30) bytes = (uint64_t)1 << 30;
-        fb_launch zero = {.op = FB_OP_ZERO};
-        int32_t n = (int32_t)(bytes / 4);
-        if (!n) break;
-        zero.v[0] = (fb_view){.mem = &grads->mem, .offset = at, .type = FB_F32, .rows = 1, .cols = n, .ld = n};
-        int code = plan->device->backend->submit(plan->device->self, &zero, 1, &plan->scratch, NULL);
-        if (code) return code;
-        at += (uint64_t)n * 4;
-    }
+    uint64_t most = plan->device->info.max_binding_bytes < 1u << 30 ? plan->device->info.max_binding_bytes : 1u << 30;
+    for (int64_t i = 0; i < grads->n_parts; i++)
+        for (uint64_t at = 0, bytes = grads->parts[i].bytes / 4 * 4; at < bytes; at += most / 4 * 4) {
+            int32_t n = (int32_t)((bytes - at < most ? bytes - at : most) / 4);
+            fb_launch zero = {.op = FB_OP_ZERO};
+            zero.v[0] = (fb_view){.mem = &grads->parts[i], .offset = at, .type = FB_F32, .rows = 1, .cols = n, .ld = n};
+            int code = plan->device->backend->submit(plan->device->self, &zero, 1, &plan->scratch, NULL);
+            if (code) return code;
+        }
     return FB_OK;
 }
 

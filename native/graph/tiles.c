@@ -39,10 +39,40 @@ static int32_t tile_rows(const fb_program *p, const fb_node *n, char axis, uint6
     return tile < INT32_MAX && tile > UNIT ? tile / UNIT * UNIT : tile;
 }
 
+/* The first row after `row` that lies in another allocation of the device; INT32_MAX where there is none. */
+static int32_t next_part(const fb_program *p, fb_tensor tensor, int32_t row) {
+    const fb_tensor_info *t = &p->tensors[tensor];
+    if (t->place == FB_IN_INPUTS) return INT32_MAX;
+    if (t->place == FB_IN_ARENA) {
+        int32_t at = t->base >= 0 ? t->base_row + row : row, rows = t->base >= 0 ? p->tensors[t->base].part_rows : t->part_rows;
+        return rows ? row + rows - at % rows : INT32_MAX;
+    }
+    uint64_t row_bytes = fb_type_bytes(t->type, t->cols);
+    int64_t part = fb_buffer_part(t->buffer, t->offset + (uint64_t)row * row_bytes);
+    uint64_t rows = part + 1 < t->buffer->n_parts ? (t->buffer->starts[part + 1] - t->offset) / row_bytes : INT32_MAX;
+    return rows < INT32_MAX ? (int32_t)rows : INT32_MAX;
+}
+
+/* The same of all operands whose rows run along an axis. */
+static int32_t next_cut(const fb_program *p, const fb_node *n, char axis, int32_t at) {
+    const char *axes = fb_ops[n->op].row_axes;
+    int32_t cut = INT32_MAX;
+    for (int k = 0; axes[k]; k++) {
+        if (n->v[k].tensor < 0 || axes[k] != axis) continue;
+        int32_t next = next_part(p, n->v[k].tensor, n->v[k].row + at);
+        if (next < INT32_MAX && next - n->v[k].row < cut) cut = next - n->v[k].row;
+    }
+    return cut;
+}
+
+/* The first operand, from 1 on, that is never cut and had to be; 0: none. */
 static int out_of_reach(const fb_program *p, const fb_node *n, uint64_t limit) {
     const char *axes = fb_ops[n->op].row_axes;
-    for (int k = 0; axes[k]; k++)
-        if (n->v[k].tensor >= 0 && axes[k] == '.' && span(p, &n->v[k]) > limit) return k + 1;
+    for (int k = 0; axes[k]; k++) {
+        const fb_operand *v = &n->v[k];
+        if (v->tensor < 0 || axes[k] != '.') continue;
+        if (span(p, v) > limit || next_part(p, v->tensor, v->row) < v->row + v->rows) return k + 1;
+    }
     return 0;
 }
 
@@ -74,14 +104,66 @@ static void widen_partial_sums(fb_program *p, uint64_t limit) {
     for (int32_t i = 0; i < p->n_nodes; i++) {
         const fb_node *node = &p->nodes[i];
         int32_t n = 1;
-        if (node->op == FB_OP_LINEAR_DX && tile_rows(p, node, 'n', limit, &n) < n)
+        if (node->op == FB_OP_LINEAR_DX && (tile_rows(p, node, 'n', limit, &n) < n || next_cut(p, node, 'n', 0) < n))
             p->tensors[node->v[0].tensor].type = FB_F32;
     }
 }
 
-int fb_tile_program(fb_program *p, uint64_t limit) {
-    if (!limit) return FB_OK;
+/* Notes that a node was cut into `tiles`, because of the largest operand that did not fit. */
+static void note(fb_program *p, const fb_node *n, uint64_t limit, int32_t tiles) {
+    const char *axes = fb_ops[n->op].row_axes;
+    fb_tiling told = {.op = fb_ops[n->op].name, .tensor = FB_NONE, .tiles = tiles};
+    for (int k = 0; axes[k]; k++) {
+        const fb_operand *v = &n->v[k];
+        if (v->tensor < 0) continue;
+        const fb_tensor_info *t = &p->tensors[v->tensor];
+        const int parted = next_part(p, v->tensor, v->row) < v->row + v->rows;
+        uint64_t bytes = span(p, v);
+        if ((bytes <= limit && !parted) || bytes <= told.bytes) continue;
+        told.allocation = bytes <= limit || p->part_bytes < limit;
+        told.limit = told.allocation ? p->part_bytes : limit;
+        told.what = t->place == FB_IN_GRADS ? FB_OF_GRADIENT : t->place == FB_IN_BUFFER ? FB_OF_WEIGHT : FB_OF_ACTIVATION;
+        told.bytes = bytes;
+        told.rows = v->rows;
+        told.cols = t->cols;
+        for (told.tensor = 0; told.what == FB_OF_GRADIENT; told.tensor++) { /* it lies as its leaf does */
+            const fb_tensor_info *leaf = &p->tensors[told.tensor];
+            if (leaf->place == FB_IN_BUFFER && leaf->buffer == t->buffer && leaf->offset == t->offset) break;
+        }
+        if (told.what != FB_OF_GRADIENT) told.tensor = v->tensor;
+    }
+    fb_tiling *grown = realloc(p->tilings, sizeof *grown * (size_t)(p->n_tilings + 1));
+    if (grown) {
+        p->tilings = grown;
+        grown[p->n_tilings++] = told;
+    } else p->failed = 1;
+}
+
+/* Tensors of the arena that are larger than an allocation are parted by rows. */
+static int part_tensors(fb_program *p) {
+    for (int32_t i = 0; i < p->n_tensors; i++) {
+        fb_tensor_info *t = &p->tensors[i];
+        if (t->place != FB_IN_ARENA || t->base >= 0 || fb_tensor_bytes(t) <= p->part_bytes) continue;
+        uint64_t rows = p->part_bytes / fb_type_bytes(t->type, t->cols);
+        if (!rows)
+            return fb_fail(FB_E_LIMIT, "a row of %llu bytes is larger than this device's largest allocation, %llu",
+                           (unsigned long long)fb_type_bytes(t->type, t->cols), (unsigned long long)p->part_bytes);
+        t->part_rows = (int32_t)rows;
+    }
+    return FB_OK;
+}
+
+/* Rows of a tile that starts at row `at` of an axis. */
+static int32_t step(const fb_program *p, const fb_node *n, char axis, int32_t at, int32_t extent, int32_t tile) {
+    int32_t cut = next_cut(p, n, axis, at), end = tile < extent - at ? at + tile : extent;
+    return (cut < end ? cut : end) - at;
+}
+
+int fb_tile_program(fb_program *p, const fb_device_info *limits) {
+    const uint64_t limit = limits->max_binding_bytes;
+    p->part_bytes = limits->max_allocation_bytes / FB_ALIGN * FB_ALIGN;
     widen_partial_sums(p, limit);
+    if (part_tensors(p)) return FB_E_LIMIT;
     fb_node *nodes = p->nodes;
     int32_t count = p->n_nodes;
     p->nodes = NULL;
@@ -93,19 +175,26 @@ int fb_tile_program(fb_program *p, uint64_t limit) {
         int32_t tile_m = tile_rows(p, node, 'm', limit, &m), tile_n = tile_rows(p, node, 'n', limit, &n);
         int stuck = out_of_reach(p, node, limit);
         if (stuck || tile_m == 0 || tile_n == 0) {
-            code = fb_fail(FB_E_LIMIT, "operand %d of %s does not fit this device's limit of %llu bytes a binding",
-                           stuck, fb_ops[node->op].name, (unsigned long long)limit);
+            const int bound = limit <= p->part_bytes;
+            code = fb_fail(FB_E_LIMIT, "operand %d of %s does not fit this device's limit of %llu bytes %s", stuck,
+                           fb_ops[node->op].name, (unsigned long long)(bound ? limit : p->part_bytes),
+                           bound ? "a binding" : "an allocation");
             break;
         }
-        if (tile_m == INT32_MAX && tile_n == INT32_MAX) {
+        if (step(p, node, 'm', 0, m, tile_m) == m && step(p, node, 'n', 0, n, tile_n) == n) {
             fb_node *copy = fb_program_node(p, node->op, 0, NULL);
             *copy = *node;
             continue;
         }
-        for (int32_t at_n = 0; at_n < n; at_n += tile_n < n ? tile_n : n)
-            for (int32_t at_m = 0; at_m < m; at_m += tile_m < m ? tile_m : m)
-                emit_tile(p, node, at_m, tile_m < m - at_m ? tile_m : m - at_m, at_n,
-                          tile_n < n - at_n ? tile_n : n - at_n);
+        int32_t before = p->n_nodes;
+        for (int32_t at_n = 0, ns; at_n < n; at_n += ns) {
+            ns = step(p, node, 'n', at_n, n, tile_n);
+            for (int32_t at_m = 0, ms; at_m < m; at_m += ms) {
+                ms = step(p, node, 'm', at_m, m, tile_m);
+                emit_tile(p, node, at_m, ms, at_n, ns);
+            }
+        }
+        note(p, node, limit, p->n_nodes - before);
     }
     free(nodes);
     return code ? code : p->failed ? fb_fail(FB_E_MEMORY, "out of memory while planning") : FB_OK;

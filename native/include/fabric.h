@@ -75,7 +75,7 @@ typedef struct fb_device_options {
     int32_t threads;            /* CPU worker threads; 0: one a core */
     const char *isa;            /* CPU: "generic" "avx2" "avx512" "avx512_bf16" "neon"; NULL: the best there is */
     /* These lower what the driver says (fb_device_info); 0: as it says. */
-    uint64_t max_binding_bytes;
+    uint64_t max_binding_bytes, max_allocation_bytes;
     uint32_t workgroup_bytes, workgroup_threads, workgroups;
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32 or 64; 0: by its shape */
     uint32_t submit_ms;            /* what a submission to a GPU may take; 0: 100 */
@@ -94,6 +94,7 @@ typedef struct fb_device_info {
     int32_t bf16;               /* 1: 16-bit activations pay off here */
     uint64_t memory_bytes;      /* of the device */
     uint64_t max_binding_bytes; /* largest range one operand of a launch may span; UINT64_MAX: any */
+    uint64_t max_allocation_bytes; /* largest piece of memory that it gives; UINT64_MAX: any */
     uint32_t workgroup_bytes;   /* memory that the threads of a workgroup share; these three are 0 on the CPU */
     uint32_t workgroup_threads; /* most threads of a workgroup */
     uint32_t workgroups;        /* most workgroups in one dimension of a launch */
@@ -113,9 +114,11 @@ int fb_device_peak(fb_device *device, int kind, double seconds, double *per_seco
 
 /* ---- device memory ---- */
 typedef struct fb_buffer fb_buffer;
-fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes); /* zeroed */
+/* Zeroed. A buffer larger than one allocation of the device is parted at some of its `n_seams` seams, offsets in ascending
+ * order: rows of matrices must not lie across one. seams may be NULL where n_seams is 0. */
+fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
 /* Read-only memory of the caller, which must outlive the buffer; the CPU reads it in place. */
-fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes);
+fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
 int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes);
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes);
 void fb_buffer_free(fb_buffer *buffer);
@@ -226,6 +229,21 @@ void fb_plan_free(fb_plan *plan);
 int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats);
 /* The launches as text, a line each; valid until the plan is freed. */
 const char *fb_plan_describe(fb_plan *plan);
+
+enum { FB_OF_ACTIVATION = 0, FB_OF_WEIGHT = 1, FB_OF_GRADIENT = 2 };
+
+/* An op that was cut, and the operand because of which. */
+typedef struct fb_tiling {
+    const char *op;      /* "linear" */
+    int32_t what;        /* FB_OF_WEIGHT: a leaf; FB_OF_GRADIENT: that of one */
+    fb_tensor tensor;    /* the leaf, or one of the plan's own */
+    int32_t rows, cols;
+    uint64_t bytes, limit;
+    int32_t allocation;  /* 1: the limit is that of an allocation; 0: that of a binding */
+    int32_t tiles;
+} fb_tiling;
+/* The ops that were cut, in the order in which they run. Returns how many there are; at most `capacity` are filled in. */
+int32_t fb_plan_tilings(const fb_plan *plan, fb_tiling *out, int32_t capacity);
 
 typedef struct fb_op_stats {
     const char *name;

@@ -2,6 +2,7 @@
  * what passes through:
  *     SHIM_FAIL="vkQueueSubmit 5 -4"   its 5th call and all later ones fail with -4 (a lost device)
  *     SHIM_HIDE="vkName"               the function is not there
+ *     SHIM_LARGEST=BYTES               allocations larger than this run out of device memory
  *     SHIM_BUFFERS=4                   storage buffers that a kernel may have
  *     SHIM_NAME="Adreno (TM) 740"      what the first device is called
  *     SHIM_LOG=FILE                    a line an event: submit, dispatch X Y Z, pipeline CONSTANTS, sleep SECONDS,
@@ -60,6 +61,7 @@ static VkResult (*real_allocate)(VkDevice, const VkMemoryAllocateInfo *, const v
 static VkResult allocate(VkDevice device, const VkMemoryAllocateInfo *info, const void *host, VkDeviceMemory *memory) {
     tell("allocate %llu\n", (unsigned long long)info->allocationSize);
     int code = fails("vkAllocateMemory");
+    if (getenv("SHIM_LARGEST") && info->allocationSize > strtoull(getenv("SHIM_LARGEST"), NULL, 10)) code = -2;
     return code ? code : real_allocate(device, info, host, memory);
 }
 

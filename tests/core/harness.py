@@ -7,6 +7,7 @@ import numpy as np
 from fabric.core import F32, FROZEN, I32, PARAM, TOKENS, TRAINED, Buffer, Device, Feed, Graph, Plan
 
 VOCAB = 13
+PART = 1024  # elements: the flat space may be parted at multiples
 
 
 class Lab:
@@ -19,14 +20,18 @@ class Lab:
         self.index = self.graph.input(I32, TRAINED)
         self.targets = self.graph.input(I32, TRAINED)
         self.extra: list[np.ndarray] = []
-        self.params = Buffer(device, 1 << 17)
-        self.grads = Buffer(device, 1 << 17)
+        seams = np.arange(PART * 4, 1 << 17, PART * 4, dtype=np.uint64)
+        self.params = Buffer(device, 1 << 17, seams=lambda: seams)
+        self.grads = Buffer(device, 1 << 17, seams=lambda: seams)
         self.values = np.zeros(1 << 15, np.float32)
         self.used = 0
         self.keep: list[Buffer] = []
 
     def param(self, rows: int, cols: int, scale: float = 1.0) -> int:
         """A trained matrix of random values."""
+        part = PART if rows * cols <= PART else 2 * PART  # no matrix lies across two
+        if self.used % part + rows * cols > part:
+            self.used += part - self.used % part
         first = self.used
         self.used += (rows * cols + 15) // 16 * 16
         self.values[first : first + rows * cols] = self.random.standard_normal(rows * cols) * scale
@@ -35,7 +40,8 @@ class Lab:
     def frozen(self, array: np.ndarray, dtype: int = F32, cols: int | None = None) -> int:
         """A frozen matrix; for block formats `array` holds bytes and `cols` the elements of a row."""
         data = np.ascontiguousarray(array, np.float32 if dtype == F32 else array.dtype)
-        buffer = Buffer(self.device, wrap=data)
+        seams = np.arange(1, len(data), dtype=np.uint64) * np.uint64(data.nbytes // len(data))
+        buffer = Buffer(self.device, wrap=data, seams=lambda: seams)
         self.keep.append(buffer)
         return self.graph.leaf(FROZEN, buffer, 0, dtype, array.shape[0], cols or array.shape[1])
 

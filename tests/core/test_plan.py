@@ -11,6 +11,7 @@ import pytest
 from fabric.core import BF16, F32, PAIRS, SILU, Buffer, Cancelled, Device, Feed, Lora, Optimizer, Plan, Progress, Range
 from fabric.errors import DeviceError, FabricError
 from tests.core.harness import VOCAB, Lab, check_gradients
+from tests.support.devices import vulkan
 
 T, WIDTH, HEADS = 24, 32, 4
 
@@ -139,6 +140,40 @@ def test_a_forced_binding_limit_changes_nothing_but_the_layout(limit: int, whole
     assert ("linear_dw (tile)" if whole else "linear (tile)") in tiled[2].describe()
     np.testing.assert_allclose(tiled[0], untiled[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(tiled[1], untiled[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("whole", "limit"), [(False, 4096), (True, 8192)])
+@pytest.mark.parametrize("backend", ["cpu", "vulkan"])
+def test_tensors_larger_than_an_allocation_change_nothing_but_the_layout(backend: str, whole: bool, limit: int) -> None:
+    name = vulkan() if backend == "vulkan" else backend
+    one = run(Device(name), whole=whole)
+    parted = run(Device(name, max_allocation_bytes=limit), whole=whole)
+    assert parted[2].stats.arena_bytes > limit
+    assert (parted[2].stats.tiled > 0) == (limit == 4096), "frozen matrices and activations of 4,608 bytes are parted"
+    np.testing.assert_allclose(parted[0], one[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(parted[1], one[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_an_update_in_parts_is_the_update(kind: str) -> None:
+    found = []
+    for limit in (0, 8192):
+        device = Device("cpu", max_allocation_bytes=limit)
+        lab, _ = decoder(device, whole=True)
+        lab.params.write(lab.values)
+        seams = np.arange(4096, 1 << 17, 4096, dtype=np.uint64)
+        m, v = (Buffer(device, lab.params.nbytes, seams=lambda s=seams: s) for _ in "mv")  # type: ignore[misc]
+        plan = lab.plan()
+        result = plan.step([lab.feed()] * 2, Optimizer(m, v, [Range(0, lab.used)], kind=kind, lr=1e-2, clip=1.0, t=1))
+        found.append((result.grad_norm, lab.params.read()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[0][1] - lab.values).max() > 1e-3
+
+
+def test_what_cannot_be_parted_is_refused_in_a_sentence() -> None:
+    with pytest.raises(DeviceError, match="allocates at once"):
+        Buffer(Device("cpu", max_allocation_bytes=4096), 8192)
 
 
 def test_a_trained_embedding_beyond_the_binding_limit_is_cut_along_its_rows() -> None:

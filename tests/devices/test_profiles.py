@@ -82,6 +82,7 @@ LIMITS = {
     "workgroup_bytes = 16384": lambda log: all(c[9] == 0 for c in products(log) if c[5] == c[6] == 64),
     "workgroup_threads = 128": lambda log: max(c[0] for c in events(log, "pipeline")) <= 128,
     "workgroups = 7": lambda log: max(size for xyz in events(log, "dispatch") for size in xyz) <= 7,
+    "max_allocation_bytes = 65536": lambda log: max(size for (size,) in events(log, "allocate")) <= 65536,
     "max_binding_bytes = 65536": lambda log: True,
 }
 RUN = {
@@ -173,7 +174,7 @@ def test_no_device_is_of_two_kinds() -> None:
         ("vulkan", "SwiftShader Device (Subzero)", "SwiftShader driver"),
         *(("vulkan", name, "") for name in NAMES.values()),
     ]:  # fmt: skip
-        info = DeviceInfo(backend, name, "", 0, 0, False, 0, 0, driver, 0, 0, 0)
+        info = DeviceInfo(backend, name, "", 0, 0, False, 0, 0, 0, driver, 0, 0, 0)
         assert len(profile_of(info).files) == 1, name
     assert {path.stem for path in shipped_profiles()} == {*NAMES, "lavapipe", "cpu"}
 

@@ -71,7 +71,7 @@ static void fill_info(fb_device_info *info, const fb_kernels *kernels, int threa
     info->threads = threads;
     info->bf16 = kernels != &fb_kernels_generic;
     info->memory_bytes = fb_os_memory_bytes();
-    info->max_binding_bytes = UINT64_MAX;
+    info->max_binding_bytes = info->max_allocation_bytes = UINT64_MAX;
 }
 
 /* ---- device and memory ---- */

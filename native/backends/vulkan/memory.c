@@ -91,7 +91,8 @@ static int slice_new(vulkan *vk, uint64_t bytes, fb_mem *mem) {
     vk_block *block = vk->blocks;
     while (block && !fits(block, slice)) block = block->next;
     if (!block) {
-        uint64_t size = slice->bytes > BLOCK / 4 ? slice->bytes : BLOCK;
+        uint64_t shared = BLOCK < vk->most_allocation ? BLOCK : vk->most_allocation;
+        uint64_t size = slice->bytes > shared / 4 ? slice->bytes : shared;
         int code = block_new(vk, size, 0, &block);
         if (code) {
             free(slice);
@@ -152,9 +153,10 @@ static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
 
 static int staged(vulkan *vk, vk_slice *slice, uint64_t offset, const char *src, char *dst, uint64_t bytes) {
     VkCommandBuffer commands;
-    int code = vk->staging ? FB_OK : block_new(vk, STAGING, 1, &vk->staging);
-    for (uint64_t at = 0; at < bytes && code == FB_OK; at += STAGING) {
-        uint64_t n = bytes - at < STAGING ? bytes - at : STAGING;
+    const uint64_t room = STAGING < vk->most_allocation ? STAGING : vk->most_allocation;
+    int code = vk->staging ? FB_OK : block_new(vk, room, 1, &vk->staging);
+    for (uint64_t at = 0; at < bytes && code == FB_OK; at += room) {
+        uint64_t n = bytes - at < room ? bytes - at : room;
         VkBufferCopy copy = {.srcOffset = src ? 0 : slice->offset + offset + at,
                              .dstOffset = src ? slice->offset + offset + at : 0, .size = n};
         if (src) memcpy(vk->staging->mapped, src + at, (size_t)n);

@@ -123,6 +123,7 @@ static int vk_count(void) {
 
 static void tell_limits(const vulkan *vk, fb_device_info *info) {
     info->max_binding_bytes = vk->max_binding_bytes;
+    info->max_allocation_bytes = vk->most_allocation;
     info->workgroup_bytes = vk->limits.shared_bytes;
     info->workgroup_threads = vk->limits.threads;
     info->workgroups = vk->most_groups;
@@ -136,6 +137,8 @@ static void lower(uint32_t *limit, uint32_t to) {
 static void restrict_to(vulkan *vk, const fb_device_options *options) {
     if (options->max_binding_bytes && options->max_binding_bytes < vk->max_binding_bytes)
         vk->max_binding_bytes = options->max_binding_bytes;
+    if (options->max_allocation_bytes && options->max_allocation_bytes < vk->most_allocation)
+        vk->most_allocation = options->max_allocation_bytes;
     lower(&vk->limits.shared_bytes, options->workgroup_bytes);
     lower(&vk->limits.threads, options->workgroup_threads);
     lower(&vk->most_groups, options->workgroups);

@@ -1,0 +1,55 @@
+"""What training a model on a device would cut into tiles, and because of which limit; nothing runs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import replace
+from typing import Any
+
+from fabric.devices.profiles import profile_of
+from fabric.models import architecture_of
+from fabric.models.recorder import Weights
+from fabric.training.loop import Machine
+from fabric.training.settings import TrainSettings
+from fabric.training.target import target_of
+from fabric.weights.gguf import GGUF
+
+
+def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
+    """One micro-batch of `ctx` tokens as training would plan it.
+
+    `tiles`: a row for each op, tensor (`blk.*` for all blocks) and limit, with its shape and bytes, the limit's bytes,
+    and how many `ops` become how many `launches`. `launches`: of all. Raises DataError, DeviceError.
+    """
+    profile = profile_of(settings.device)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=profile.get("precision", "auto"))
+    if settings.checkpointing is None:
+        settings = replace(settings, checkpointing=profile.get("checkpointing"))
+    tokens = min(settings.ctx, profile.get("micro_batch", settings.ctx))
+    with contextlib.ExitStack() as stack:
+        gguf = stack.enter_context(contextlib.closing(GGUF.open(settings.model)))
+        architecture_of(gguf)
+        device = stack.enter_context(contextlib.closing(profile.open(settings.device, settings.threads)))
+        weights = stack.enter_context(contextlib.closing(Weights(gguf, device)))
+        target = target_of(settings, weights)
+        machine = stack.enter_context(
+            contextlib.closing(Machine(settings, weights, target.layout, target.alpha, tokens))
+        )  # fmt: skip
+        rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for tiling in machine.plan.tilings():
+            name = re.sub(r"^blk\.\d+\.", "blk.*.", machine.names.get(tiling.tensor, ""))
+            what = {"weight": name, "gradient": f"gradient of {name}"}.get(tiling.of, tiling.of)
+            told = {
+                "op": tiling.op, "tensor": what, "rows": tiling.rows, "cols": tiling.cols, "bytes": tiling.bytes,
+                "limit": tiling.which, "limit_bytes": tiling.limit,
+            }  # fmt: skip
+            row = rows.setdefault(tuple(told.values()), {**told, "ops": 0, "launches": 0})
+            row["ops"] += 1
+            row["launches"] += tiling.tiles
+        return {
+            "model": gguf.name, "device": settings.device, "profile": profile.name, "tokens": tokens,
+            "precision": machine.precision, "launches": machine.plan.stats.launches,
+            "planned_bytes": machine.planned_bytes(), "tiles": list(rows.values()),
+        }  # fmt: skip
