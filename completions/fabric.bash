@@ -31,6 +31,7 @@ _fabric() {
         train:--type) return ;;
         train:--rank) return ;;
         train:--alpha) return ;;
+        train:--dropout) return ;;
         train:--modules) return ;;
         train:--seed) return ;;
         train:-a|train:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -41,6 +42,8 @@ _fabric() {
         train:--warmup-ratio) return ;;
         train:--warmup-steps) return ;;
         train:--lr-min) return ;;
+        train:--lora-plus) return ;;
+        train:--neftune) return ;;
         train:--weight-decay) return ;;
         train:--clip) return ;;
         train:--optimizer) COMPREPLY=($(compgen -W "adamw sgd" -- "$cur")); return ;;
@@ -56,9 +59,11 @@ _fabric() {
         train:--eval-every) return ;;
         train:--patience) return ;;
         train:--checkpoint-every) return ;;
+        train:--checkpoint-minutes) return ;;
         train:--keep) return ;;
         train:--run-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        train:--config) return ;;
         resume:-o|resume:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--threads) return ;;
@@ -70,9 +75,14 @@ _fabric() {
         quantize:-o|quantize:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         quantize:--type) return ;;
         quantize:--output-type) return ;;
+        quantize:--tensor) return ;;
+        quantize:--calibrate) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        quantize:--imatrix) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        quantize:--save-imatrix) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         quantize:--threads) return ;;
         eval:-m|eval:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:-a|eval:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        eval:--accuracy) COMPREPLY=($(compgen -W "likelihood generated" -- "$cur")); return ;;
         eval:--labels) return ;;
         eval:--ctx) return ;;
         eval:--stride) return ;;
@@ -84,10 +94,15 @@ _fabric() {
         generate:-a|generate:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:-o|generate:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:--prompt) return ;;
+        generate:--system) return ;;
         generate:--max-tokens) return ;;
         generate:--temperature) return ;;
         generate:--top-k) return ;;
         generate:--top-p) return ;;
+        generate:--min-p) return ;;
+        generate:--repeat-penalty) return ;;
+        generate:--repeat-window) return ;;
+        generate:--choices) return ;;
         generate:--seed) return ;;
         generate:--stop) return ;;
         generate:--ctx) return ;;
@@ -124,17 +139,17 @@ _fabric() {
     case "$command" in
         prepare) words="-o --output --format --as --field --keep --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --keep --run-dir --metrics --dry-run -q --quiet --json --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --debug -h --help" ;;
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
-        merge) words="-m --model -a --adapter -o --output --type --threads -q --quiet --json --debug -h --help" ;;
-        quantize) words="-o --output --type --output-type --threads -q --quiet --json --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
-        generate) words="-m --model -a --adapter -o --output --prompt --raw --max-tokens --temperature --top-k --top-p --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --debug -h --help" ;;
+        quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
-        inspect) words="--tensors -q --quiet --json --debug -h --help" ;;
+        inspect) words="--tensors --chat-template -q --quiet --json --debug -h --help" ;;
         bench) words="-m --model --tokens --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
-        plot) words="-o --output -c --columns --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
+        plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
