@@ -17,6 +17,7 @@ enum {
     BLOCK_TILES = 48,           /* most row tiles of an item */
     DECODED_ROWS = 30,          /* decoding a panel takes as long as multiplying so many rows by it */
     FEW = 8,                    /* rows up to which weights are streamed once instead */
+    OUTPUTS = 64,               /* that are then an item */
     BUF_FLOATS = VW * MOST_KC     /* decoded stretches of the rows that are packed crosswise together */
 };
 
@@ -343,7 +344,7 @@ static void run_product(fb_worker *w, const product *p, char *scratch) {
 
 /* ---- few rows: decoding, where reading the weights is all the time there is ---- */
 
-/* y[0..nt) = x[t] . w over n elements, x rows `ld` apart; nt is a constant where this is inlined. */
+/* sum[0..nt) += x[t] . w over n elements, x rows `ld` apart; nt is a constant where this is inlined. */
 static inline __attribute__((always_inline)) void dots(const float *w, const float *x, int64_t ld, int64_t n, int nt,
                                                        vf *sum) {
     for (int64_t k = 0; k + VW <= n; k += VW) {
@@ -357,80 +358,83 @@ static inline __attribute__((always_inline)) void dots(const float *w, const flo
     }
 }
 
-static inline void dots_row(const fb_view *w, int64_t r, const float *x, int64_t ld, int64_t rows, float *y) {
-    const char *src = fb_row(w, r);
+/* y[t * OUTPUTS] = x[t] . row of a weight, for as many rows of x as are few: x has FEW of them. */
+typedef void row_dots(const uint8_t *row, int32_t type, int64_t n, const float *x, int64_t rows, float *y);
+
+static void dots_plain(const uint8_t *row, int32_t type, int64_t n, const float *x, int64_t rows, float *y) {
     float buf[KC];
     vf sum[FEW];
     for (int t = 0; t < FEW; t++) sum[t] = v_set(0);
-    for (int64_t k = 0; k < w->cols; k += KC) {
-        int64_t n = at_most(w->cols - k, KC);
-        decode(w->type, src, k, n, buf);
-        switch (rows) {
-        case 1: dots(buf, x + k, ld, n, 1, sum); break;
-        case 2: dots(buf, x + k, ld, n, 2, sum); break;
-        case 3: dots(buf, x + k, ld, n, 3, sum); break;
-        case 4: dots(buf, x + k, ld, n, 4, sum); break;
-        default: dots(buf, x + k, ld, n, 4, sum), dots(buf, x + 4 * ld + k, ld, n, FEW - 4, sum + 4);
-        }
+    for (int64_t k = 0; k < n; k += KC) {
+        const int64_t some = at_most(n - k, KC);
+        decode(type, (const char *)row, k, some, buf);
+        if (rows == 1) dots(buf, x + k, n, some, 1, sum);
+        else if (rows <= 2) dots(buf, x + k, n, some, 2, sum);
+        else if (rows <= 4) dots(buf, x + k, n, some, 4, sum);
+        else dots(buf, x + k, n, some, FEW, sum);
     }
-    for (int t = 0; t < rows; t++) y[t] = v_sum(sum[t]);
+    for (int t = 0; t < rows; t++) y[t * OUTPUTS] = v_sum(sum[t]);
 }
 
-/* One row of x times one of blocks without a buffer between: a block's sum is formed first and scaled once. Rows are read
- * one after the other, which is what memory is quickest at. */
-static inline vf block_q8_0(const uint8_t *src, const float *x) {
-    vf sum = v_float(v_i8(src + 2)) * v_load(x);
-    _Pragma("GCC unroll 8") for (int j = VW; j < 32; j += VW) sum = v_fma(v_float(v_i8(src + 2 + j)), v_load(x + j), sum);
-    return sum;
-}
-
-static inline vf block_q4_0(const uint8_t *src, const float *x) {
-    vf sum = v_set(0);
-    _Pragma("GCC unroll 4") for (int j = 0; j < 16; j += VW) {
-        vi q = v_u8(src + 2 + j);
-        sum = v_fma(v_float((q & 15) - 8), v_load(x + j), sum);
-        sum = v_fma(v_float((q >> 4) - 8), v_load(x + 16 + j), sum);
+/* The same without a buffer between. Rows are read one after the other, which is what memory is quickest at. */
+#define BLOCK_DOTS(TYPE, NAME, BYTES, UNITS)                                                                          \
+    static inline __attribute__((always_inline)) void some_##NAME(const uint8_t *row, int64_t n, const float *x,      \
+                                                                  int64_t rows, const int nt, float *y) {             \
+        vf sum[FEW][2];                                                                                               \
+        for (int t = 0; t < nt; t++) sum[t][0] = sum[t][1] = v_set(0);                                                \
+        const float *at = x;                                                                                          \
+        for (int64_t b = n / (32 * UNITS); b; b--, row += BYTES)                                                      \
+            _Pragma("GCC unroll 8") for (int g = 0; g < UNITS; g++, at += 32) {                                       \
+                unit u = unit_##NAME(row, g);                                                                         \
+                for (int t = 0; t < nt; t++)                                                                          \
+                    EACH(j) sum[t][j / VW % 2] = v_fma(u.w[j / VW], v_load(at + t * n + j), sum[t][j / VW % 2]);      \
+            }                                                                                                         \
+        for (int t = 0; t < nt && t < rows; t++) y[t * OUTPUTS] = v_sum(sum[t][0] + sum[t][1]);                       \
+    }                                                                                                                 \
+    static void dots_##NAME(const uint8_t *row, int32_t type, int64_t n, const float *x, int64_t rows, float *y) {    \
+        (void)type;                                                                                                   \
+        if (rows == 1) some_##NAME(row, n, x, rows, 1, y);                                                            \
+        else if (rows <= 2) some_##NAME(row, n, x, rows, 2, y);                                                       \
+        else if (rows <= 4) some_##NAME(row, n, x, rows, 4, y);                                                       \
+        else some_##NAME(row, n, x, rows, FEW, y);                                                                    \
     }
-    return sum;
-}
+BLOCK_FORMATS(BLOCK_DOTS)
+#undef BLOCK_DOTS
 
-#define ROW_OF_BLOCKS(NAME, BLOCK_BYTES, BLOCK)                                                            \
-    static float NAME(const uint8_t *w, const float *x, int64_t blocks) {                                  \
-        vf sum[4] = {v_set(0), v_set(0), v_set(0), v_set(0)};                                              \
-        for (; blocks >= 4; blocks -= 4, w += 4 * BLOCK_BYTES, x += 4 * 32)                                \
-            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                            \
-                sum[i] = v_fma(v_set(load_half(w + i * BLOCK_BYTES)), BLOCK(w + i * BLOCK_BYTES, x + i * 32), sum[i]); \
-        for (; blocks; blocks--, w += BLOCK_BYTES, x += 32)                                                \
-            sum[0] = v_fma(v_set(load_half(w)), BLOCK(w, x), sum[0]);                                      \
-        return v_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));                                               \
+static row_dots *row_dots_of(int32_t type) {
+    switch (type) {
+#define ROW(TYPE, NAME, BYTES, UNITS) \
+    case TYPE: return dots_##NAME;
+        BLOCK_FORMATS(ROW)
+#undef ROW
+    default: return dots_plain;
     }
-ROW_OF_BLOCKS(row_q8_0, 34, block_q8_0)
-ROW_OF_BLOCKS(row_q4_0, 18, block_q4_0)
+}
 
 /* Every thread decodes the rows for itself: they are few, and meeting would take longer. */
 static void run_few(fb_worker *w, const product *p, char *scratch) {
-    enum { OUTPUTS = 64 };
-    float *x = (float *)scratch + (int64_t)w->index * FEW * (p->k + p->rank), *u = x + p->m * p->k;
-    const int type = p->b->type;
+    float *x = (float *)scratch + (int64_t)w->index * FEW * (p->k + p->rank), *u = x + FEW * p->k;
+    float y[FEW][OUTPUTS], low[FEW][OUTPUTS];
+    row_dots *const dots_of_row = row_dots_of(p->b->type);
+    memset(x, 0, sizeof *x * (size_t)(FEW * (p->k + p->rank)));
     for (int64_t t = 0; t < p->m; t++) {
         decode(p->a->type, fb_row(p->a, t), 0, p->k, x + t * p->k);
         if (p->u) decode(p->u->type, fb_row(p->u, t), 0, p->rank, u + t * p->rank);
     }
     for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;) {
-        for (int64_t c = c0; c < at_most(c0 + OUTPUTS, p->n); c++) {
-            const uint8_t *row = (const uint8_t *)fb_row(p->b, c);
-            float y[FEW];
-            if (p->m == 1 && type == FB_Q8_0) y[0] = row_q8_0(row, x, p->k / 32);
-            else if (p->m == 1 && type == FB_Q4_0) y[0] = row_q4_0(row, x, p->k / 32);
-            else dots_row(p->b, c, x, p->k, p->m, y);
-            float low[FEW] = {0}, bias = p->bias ? ((const float *)fb_row(p->bias, 0))[c] : 0;
-            if (p->u) dots_row(p->low, c, u, p->rank, p->m, low);
-            for (int64_t t = 0; t < p->m; t++) {
-                vf sum = v_set(p->scale * y[t] + low[t] + bias);
-                if (p->acc) sum += a_load(fb_row(p->acc, t), p->acc->type, c, 1);
-                a_store(fb_row(p->out, t), p->out->type, c, 1, sum);
-            }
+        const int64_t cols = at_most(OUTPUTS, p->n - c0);
+        for (int64_t c = 0; c < cols; c++) {
+            dots_of_row((const uint8_t *)fb_row(p->b, c0 + c), p->b->type, p->k, x, p->m, y[0] + c);
+            if (p->u) dots_plain((const uint8_t *)fb_row(p->low, c0 + c), p->low->type, p->rank, u, p->m, low[0] + c);
         }
+        for (int64_t t = 0; t < p->m; t++)
+            for (int64_t c = 0; c < cols; c += VW) {
+                vf sum = p->scale * a_load(y[t], FB_F32, c, cols - c);
+                if (p->u) sum += a_load(low[t], FB_F32, c, cols - c);
+                if (p->bias) sum += a_load(fb_row(p->bias, 0), FB_F32, c0 + c, cols - c);
+                if (p->acc) sum += a_load(fb_row(p->acc, t), p->acc->type, c0 + c, cols - c);
+                a_store(fb_row(p->out, t), p->out->type, c0 + c, cols - c, sum);
+            }
     }
 }
 

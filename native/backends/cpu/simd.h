@@ -179,6 +179,15 @@ static inline vi v_lanes(void) { /* 0, 1, 2 ... */
     return x;
 }
 
+/* x + by in the lanes of which `bits` has the bit set, lane 0 the lowest */
+static inline vi v_add_where(vi x, uint32_t bits, int32_t by) {
+#if defined(FB_SIMD_AVX512)
+    return (vi)_mm512_mask_add_epi32((__m512i)x, (__mmask16)bits, (__m512i)x, (__m512i)v_iset(by));
+#else
+    return x + ((vi)((vu)v_iset((int32_t)bits) >> (vu)v_lanes()) & 1) * by;
+#endif
+}
+
 static inline vf v_bf16(const void *p) { return (vf)(v_u16(p) << 16); }
 static inline vi v_to_bf16(vf x) { /* nearest even; the value in the low half */
     vu u = (vu)x;
