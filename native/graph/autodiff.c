@@ -323,12 +323,11 @@ static void copy_node(fb_autodiff *d, const fb_node *n, const fb_tensor *map) {
     copy->block = n->block;
 }
 
-/* Costs less to compute again than to keep: one pass over operands that backward needs anyway. Those of a rotation and
- * of dropout are among them when they are a norm's or a gate's result. */
+/* Costs less to compute again than to keep: one pass over operands that backward needs anyway. Those of a rotation are
+ * among them when they are a norm's result. (Dropout has its own way.) */
 static int is_cheap(const fb_autodiff *d, const fb_node *n) {
     fb_tensor x = n->v[1].tensor;
-    if (n->op == FB_OP_ROPE || n->op == FB_OP_DROPOUT) return d->map[x] != x;
-    return n->op == FB_OP_RMS_NORM || n->op == FB_OP_GLU;
+    return n->op == FB_OP_RMS_NORM || n->op == FB_OP_GLU || (n->op == FB_OP_ROPE && d->map[x] != x);
 }
 
 /* Records nodes [first, end) again, with fresh tensors for what only this block reads: all, or those that are cheap. */
