@@ -52,11 +52,10 @@ def command(
 
 def measure(device: str, output: str | None) -> None:
     """Probes a device, writes its profile, and says what was found."""
-    from fabric.devices.probe import probe, write_profile
+    from fabric.devices.probe import probe_into
 
     with console.bar("probe", " shapes") as progress:
-        found = probe(device, 0, progress)
-    place = write_profile(found, output)
+        found, place = probe_into(device, output, progress)
     values = ", ".join(f"{key} = {value}" for key, value in found.values.items())
     console.report({**found.to_json(), "file": place}, f"{place}: {values}", output)
 

@@ -29,6 +29,7 @@ from fabric.core.objects import (
     StepResult,
     Tensor,
     Tiling,
+    describe_device,
     devices,
     missing_devices,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "StepResult",
     "Tensor",
     "Tiling",
+    "describe_device",
     "devices",
     "missing_devices",
 ]

@@ -93,12 +93,14 @@ def missing_devices() -> list[str]:
 
 def devices() -> list[DeviceInfo]:
     """Every device that could be opened here."""
-    found = []
-    for index in range(lib.fb_device_count()):
-        info = ffi.new("fb_device_info *")
-        _check(lib.fb_device_describe(index, info))
-        found.append(_info(info))
-    return found
+    return [describe_device(index) for index in range(lib.fb_device_count())]
+
+
+def describe_device(index: int) -> DeviceInfo:
+    """One of them; the processor is number 0, and no driver is asked for it. DeviceError beyond the last one."""
+    info = ffi.new("fb_device_info *")
+    _check(lib.fb_device_describe(index, info))
+    return _info(info)
 
 
 class Device:

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,9 +53,9 @@ class Probed:
         return "\n".join(lines) + "\n"
 
 
-def probe(name: str, threads: int = 0, progress: Callable[[int, int], None] | None = None) -> Probed:
+def probe(name: str, progress: Callable[[int, int], None] | None = None) -> Probed:
     """Measures the device of that name, without any profile. Raises DeviceError where nothing runs on it."""
-    with contextlib.closing(Device(name, threads)) as device:
+    with contextlib.closing(Device(name)) as device:
         info, peak = device.info, device.peak("f32", 0.1)
     width = min(4096, max(256, int(math.sqrt(peak * RUN_S / (2 * TOKENS_TIMED))) // 64 * 64))
     tiled = info.backend != "cpu"
@@ -64,7 +63,7 @@ def probe(name: str, threads: int = 0, progress: Callable[[int, int], None] | No
     trials += [(f"{r} x {c}", F32, {"tile_rows": r, "tile_cols": c}) for r, c in TILES if tiled]
     seconds: dict[str, float] = {}
     for done, (what, precision, options) in enumerate(trials, 1):
-        opened = Device(name, threads, None, False, **options)
+        opened = Device(name, 0, None, False, **options)
         with contextlib.suppress(DeviceError), contextlib.closing(opened) as device:
             seconds[what] = _product_s(device, precision, width)
         if progress:
@@ -73,7 +72,7 @@ def probe(name: str, threads: int = 0, progress: Callable[[int, int], None] | No
         raise DeviceError(f"no product runs on {info.name}")
     values: dict[str, Any] = {}
     if tiled:
-        binding = _binding(name, threads, info)
+        binding = _binding(name, info)
         if binding < info.max_binding_bytes:
             values["max_binding_bytes"] = binding
         best = min((t for t in TILES if f"{t[0]} x {t[1]}" in seconds), key=lambda t: seconds[f"{t[0]} x {t[1]}"])
@@ -82,17 +81,22 @@ def probe(name: str, threads: int = 0, progress: Callable[[int, int], None] | No
     return Probed(info, values, seconds)
 
 
-def write_profile(found: Probed, output: str | None) -> str:
-    """Writes the profile to `output` (`-`: stdout), or among the user's; returns where."""
-    if output is None:
-        if paths.profiles is None:
-            raise UsageError("there is no folder for profiles: name a file with -o")
-        paths.profiles.mkdir(parents=True, exist_ok=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{found.info.backend}-{found.info.name}".lower()).strip("-")
-        output = str(Path(paths.profiles) / f"{slug}.toml")
-    with open_output(output, text=True) as out:
+def probe_into(name: str, output: str | None, progress: Callable[[int, int], None] | None = None) -> tuple[Probed, str]:
+    """Probes, and writes the profile to `output` (`-`: stdout), or among the user's; where that is comes back too."""
+    with contextlib.closing(Device(name)) as device:
+        place = output or _own_place(device.info)
+    with open_output(place, text=True) as out:
+        found = probe(name, progress)
         out.write(found.to_toml().encode())
-    return output
+    return found, place
+
+
+def _own_place(info: DeviceInfo) -> str:
+    if paths.profiles is None:
+        raise UsageError("there is no folder for profiles: name a file with -o")
+    paths.profiles.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{info.backend}-{info.name}".lower()).strip("-")
+    return str(paths.profiles / f"{slug}.toml")
 
 
 @contextlib.contextmanager
@@ -124,11 +128,11 @@ def _product_s(device: Device, precision: int, width: int) -> float:
         return min(times[1:])
 
 
-def _binding(name: str, threads: int, info: DeviceInfo) -> int:
+def _binding(name: str, info: DeviceInfo) -> int:
     """The largest range, of the driver's halved until it works, whose last row a kernel reads."""
     size = tried = min(info.max_binding_bytes, info.max_allocation_bytes, info.memory_bytes // 4)
     while tried > LEAST_BINDING:
-        with contextlib.suppress(DeviceError), contextlib.closing(Device(name, threads)) as device:
+        with contextlib.suppress(DeviceError), contextlib.closing(Device(name)) as device:
             if _reads(device, tried):
                 # What memory alone kept from being tried is the driver's word.
                 return info.max_binding_bytes if tried == size else tried

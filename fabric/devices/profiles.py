@@ -5,6 +5,8 @@ Those of fabric/profiles come first, then the user's own (fabric.paths.profiles)
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Mapping
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fabric import paths
-from fabric.core import Device, DeviceInfo, devices
-from fabric.errors import UsageError
+from fabric.core import Device, DeviceInfo, describe_device
+from fabric.errors import DeviceError, UsageError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
 
@@ -121,9 +123,15 @@ def _user_profiles() -> list[Path]:
 
 def _find(name: str) -> DeviceInfo | None:
     backend, _, number = name.partition(":")
-    same = [info for info in devices() if info.backend == backend]
-    index = int(number or 0) if number.isdigit() or not number else -1
-    return same[index] if 0 <= index < len(same) else None
+    left = int(number or 0) if number.isdigit() or not number else 0
+    with contextlib.suppress(DeviceError):
+        for index in itertools.count():
+            info = describe_device(index)
+            if info.backend == backend:
+                if left == 0:
+                    return info
+                left -= 1
+    return None
 
 
 def _fits(match: Mapping[str, Any], info: DeviceInfo) -> bool:

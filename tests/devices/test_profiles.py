@@ -136,6 +136,7 @@ def test_a_duty_below_one_sleeps_between_submissions(
         )  # fmt: skip
         assert done.code == 0, done.err
         slept[duty] = sum(seconds for (seconds,) in events(log, "sleep"))
+        assert device == "vulkan" or not log.exists() or "instance" not in log.read_text(), "no driver but the CPU's"
     assert slept["0.5"] > 0 == slept["1"]
 
 

@@ -1,0 +1,139 @@
+// sycl.cpp - a backend that runs the portable kernels' SYCL text on whatever device SYCL has, the processor too: built from
+// source at run time, one build for each kernel and set of tile sizes. SYCL_KERNELS names the folder of the texts.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <string>
+#include <sycl/sycl.hpp>
+#include <vector>
+extern "C" {
+#include "../../../native/kernels/kernels.h"
+}
+namespace syclex = sycl::ext::oneapi::experimental;
+
+namespace {
+constexpr size_t SHARED_FLOATS = 8192, ALIGN = 64;
+const fb_kernel_limits LIMITS = {.threads = 256, .shared_bytes = SHARED_FLOATS * 4};
+#define NAME(name) #name,
+const char *const NAMES[] = {FB_KERNEL_NAMES(NAME)};
+
+struct args {
+    uint32_t *buffer[FB_BINDINGS];
+    fb_push push;
+    uint32_t spec[FB_SPECS];
+};
+
+struct device {
+    sycl::queue queue{sycl::property::queue::in_order()};
+    std::map<std::vector<uint32_t>, sycl::kernel> kernels;
+};
+
+// What sizes an array is compiled in; the texts read the rest from the arguments, so that few kernels have to be built.
+sycl::kernel &kernel_of(device &d, const fb_dispatch &dispatch) {
+    std::vector<uint32_t> key(dispatch.spec + 5, dispatch.spec + FB_SPECS);
+    key.push_back(dispatch.kernel);
+    auto found = d.kernels.find(key);
+    if (found != d.kernels.end()) return found->second;
+    std::ostringstream text;
+    text << "#define CONSTANT(name, value)\n";
+    for (int i = 5; i < FB_SPECS; i++) text << "#define SPEC_" << i << " " << dispatch.spec[i] << "u\n";
+    std::ifstream file(std::string(std::getenv("SYCL_KERNELS")) + "/" + NAMES[dispatch.kernel] + ".sycl");
+    text << file.rdbuf();
+    auto source = syclex::create_kernel_bundle_from_source(d.queue.get_context(), syclex::source_language::sycl, text.str());
+    auto bundle = syclex::build(source);
+    return d.kernels.emplace(key, bundle.ext_oneapi_get_kernel("run")).first->second;
+}
+
+void run(device &d, const fb_dispatch &dispatch) {
+    auto *a = sycl::malloc_shared<args>(1, d.queue);
+    std::memset(a, 0, sizeof *a);
+    for (int k = 0; k < FB_BINDINGS; k++) {
+        const fb_view &v = dispatch.b[k];
+        if (!v.mem) continue;
+        const bool in_bytes = k == dispatch.blocks;
+        const uint64_t aligned = v.offset / ALIGN * ALIGN, unit = in_bytes ? 1 : v.type == FB_BF16 ? 2 : 4;
+        a->buffer[k] = reinterpret_cast<uint32_t *>(static_cast<char *>(v.mem->host) + aligned);
+        a->push.off[k] = uint32_t((v.offset - aligned) / unit);
+        a->push.ld[k] = uint32_t(in_bytes ? fb_type_bytes(v.type, v.ld) : uint64_t(v.ld));
+    }
+    std::memcpy(a->push.arg, dispatch.arg, sizeof dispatch.arg);
+    std::memcpy(a->spec, dispatch.spec, sizeof dispatch.spec);
+    sycl::kernel &kernel = kernel_of(d, dispatch);
+    const size_t threads = dispatch.spec[0];
+    d.queue.submit([&](sycl::handler &h) {
+        sycl::local_accessor<float, 1> shared(SHARED_FLOATS, h);
+        h.set_args(static_cast<const args *>(a), shared);
+        h.parallel_for(sycl::nd_range<1>(dispatch.groups * threads, threads), kernel);
+    });
+    d.queue.wait_and_throw();
+    sycl::free(a, d.queue);
+}
+
+int told(const std::exception &error) { return fb_fail(FB_E_DEVICE, "SYCL: %.400s", error.what()); }
+
+int sycl_open(int, const fb_device_options *, void **self, fb_device_info *info) try {
+    auto *d = new device;
+    std::memset(info, 0, sizeof *info);
+    std::snprintf(info->name, sizeof info->name, "%s", d->queue.get_device().get_info<sycl::info::device::name>().c_str());
+    *self = d;
+    return FB_OK;
+} catch (const std::exception &error) { return told(error); }
+
+void sycl_close(void *self) {
+    std::printf("kernels built: %zu\n", static_cast<device *>(self)->kernels.size());
+    delete static_cast<device *>(self);
+}
+
+int sycl_alloc(void *self, uint64_t bytes, fb_mem *mem) {
+    *mem = {};
+    mem->host = sycl::aligned_alloc_shared(ALIGN, (bytes + ALIGN - 1) / ALIGN * ALIGN, static_cast<device *>(self)->queue);
+    mem->bytes = bytes;
+    return mem->host ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+}
+
+void sycl_free(void *self, fb_mem *mem) { sycl::free(mem->host, static_cast<device *>(self)->queue); }
+
+int sycl_write(void *, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
+    std::memcpy(static_cast<char *>(mem->host) + offset, src, bytes);
+    return FB_OK;
+}
+
+int sycl_read(void *, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
+    std::memcpy(dst, static_cast<const char *>(mem->host) + offset, bytes);
+    return FB_OK;
+}
+
+uint64_t sycl_scratch(void *, const fb_launch *launch) { return fb_lower_scratch(launch); }
+
+int sycl_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *) try {
+    for (int i = 0; i < n; i++) {
+        fb_dispatch parts[FB_MOST_DISPATCHES];
+        const int count = fb_lower(&launches[i], scratch, &LIMITS, parts);
+        if (!count) return FB_E_DEVICE;
+        for (int k = 0; k < count; k++) run(*static_cast<device *>(self), parts[k]);
+    }
+    return FB_OK;
+} catch (const std::exception &error) { return told(error); }
+
+int sycl_wait(void *) { return FB_OK; }
+
+fb_backend filled() {
+    fb_backend b = {};
+    b.name = "sycl";
+    b.open = sycl_open;
+    b.close = sycl_close;
+    b.alloc = sycl_alloc;
+    b.free = sycl_free;
+    b.write = sycl_write;
+    b.read = sycl_read;
+    b.scratch = sycl_scratch;
+    b.submit = sycl_submit;
+    b.wait = sycl_wait;
+    return b;
+}
+} // namespace
+
+extern "C" const fb_backend fb_backend_emulated = filled();
