@@ -70,7 +70,8 @@ def tiles(model: str, device: str, full: bool, ctx: int, precision: Any) -> tupl
     )  # fmt: skip
     rows = [["op", "because of", "shape", "size", "limit", "ops", "launches"]]
     for row in values["tiles"]:
-        limit = f"{row['limit']} {console.human_bytes(row['limit_bytes'])}"
+        most = f"{row['most']:,} rows" if row["limit"] == "reduction" else console.human_bytes(row["most"])
+        limit = f"{row['limit']} {most}"
         shape, size = f"{row['rows']} x {row['cols']}", console.human_bytes(row["bytes"])
         rows.append([row["op"], row["tensor"], shape, size, limit, str(row["ops"]), str(row["launches"])])
     cut = sum(row["launches"] for row in values["tiles"])
@@ -91,6 +92,7 @@ def describe(found: list[dict[str, Any]]) -> str:
         ["auto precision", *(_precision(d) for d in found)],
         ["largest binding", *(_limit(d["max_binding_bytes"]) for d in found)],
         ["largest allocation", *(_limit(d["max_allocation_bytes"]) for d in found)],
+        ["longest reduction", *(f"{d['max_reduction'] or 'any'}" for d in found)],
         ["workgroup memory", *(_limit(d["workgroup_bytes"]) for d in found)],
         ["workgroup threads", *(f"{d['workgroup_threads'] or ''}" for d in found)],
         ["workgroups", *(f"{d['workgroups'] or ''}" for d in found)],

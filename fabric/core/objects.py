@@ -55,7 +55,7 @@ def _handle(pointer: Any) -> Any:
 
 class DeviceInfo(NamedTuple):
     """What a device is, in bytes of the device. Where there is no such limit, those of bindings and allocations are
-    2^64 - 1 and the workgroup's are 0."""
+    2^64 - 1 and the others are 0."""
 
     backend: str
     name: str
@@ -66,6 +66,7 @@ class DeviceInfo(NamedTuple):
     memory_bytes: int
     max_binding_bytes: int
     max_allocation_bytes: int
+    max_reduction: int
     driver: str
     workgroup_bytes: int
     workgroup_threads: int
@@ -78,8 +79,8 @@ def _info(c: Any) -> DeviceInfo:
 
     return DeviceInfo(
         text(c.backend), text(c.name), text(c.isa), c.cores, c.threads, bool(c.bf16), c.memory_bytes,
-        c.max_binding_bytes, c.max_allocation_bytes, text(c.driver), c.workgroup_bytes, c.workgroup_threads,
-        c.workgroups,
+        c.max_binding_bytes, c.max_allocation_bytes, c.max_reduction, text(c.driver), c.workgroup_bytes,
+        c.workgroup_threads, c.workgroups,
     )  # fmt: skip
 
 
@@ -381,8 +382,9 @@ class PlanStats(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """An op that was cut into `tiles` because an operand (rows, cols) spans more `bytes` than `limit`, that of an
-    "allocation" or a "binding". `of`: "activation", or the "weight" or "gradient" of the leaf `tensor`."""
+    """An op that was cut into `tiles` because an operand (rows, cols) is too large: its `bytes` are more than the
+    `limit` of a "binding" or an "allocation", or its rows more than one launch sums ("reduction"). `of`: "activation",
+    or the "weight" or "gradient" of the leaf `tensor`."""
 
     op: str
     of: str
@@ -428,7 +430,7 @@ class Plan:
         of = {lib.FB_OF_ACTIVATION: "activation", lib.FB_OF_WEIGHT: "weight", lib.FB_OF_GRADIENT: "gradient"}
         return [
             Tiling(ffi.string(r.op).decode(), of[r.what], r.tensor, r.rows, r.cols, r.bytes, r.limit,
-                   "allocation" if r.allocation else "binding", r.tiles)
+                   ("binding", "allocation", "reduction")[r.limit_of], r.tiles)
             for r in rows
         ]  # fmt: skip
 

@@ -7,7 +7,14 @@ from typing import Any
 from fabric.core import devices, missing_devices
 from fabric.devices.profiles import profile_of
 
-LIMITS = ("max_binding_bytes", "max_allocation_bytes", "workgroup_bytes", "workgroup_threads", "workgroups")
+LIMITS = (
+    "max_binding_bytes",
+    "max_allocation_bytes",
+    "max_reduction",
+    "workgroup_bytes",
+    "workgroup_threads",
+    "workgroups",
+)
 ANY = 1 << 62  # a limit from here on is none
 
 

@@ -59,6 +59,7 @@ KEYS: dict[str, Key] = {
     "driver": Key("match", "a list of texts", list, option=False),
     "max_binding_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
     "max_allocation_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
+    "max_reduction": _whole("limits", 1 << 10, (1 << 31) - 1, "rows"),
     "workgroup_bytes": _whole("limits", 1 << 14, 1 << 30, "bytes"),
     "workgroup_threads": _whole("limits", 128, 1 << 16, "threads"),
     "workgroups": _whole("limits", 1, (1 << 31) - 1, "workgroups"),

@@ -19,7 +19,8 @@ from fabric.weights.gguf import GGUF
 def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
     """One micro-batch of `ctx` tokens as training would plan it.
 
-    `tiles`: a row for each op, tensor (`blk.*` for all blocks) and limit, with its shape and bytes, the limit's bytes,
+    `tiles`: a row for each op, tensor (`blk.*` for all blocks) and limit, with its shape and bytes, the `most` that the
+    limit allows (bytes; of a "reduction" rows),
     and how many `ops` become how many `launches`. `launches`: of all. Raises DataError, DeviceError.
     """
     profile = profile_of(settings.device)
@@ -43,7 +44,7 @@ def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
             what = {"weight": name, "gradient": f"gradient of {name}"}.get(tiling.of, tiling.of)
             told = {
                 "op": tiling.op, "tensor": what, "rows": tiling.rows, "cols": tiling.cols, "bytes": tiling.bytes,
-                "limit": tiling.which, "limit_bytes": tiling.limit,
+                "limit": tiling.which, "most": tiling.limit,
             }  # fmt: skip
             row = rows.setdefault(tuple(told.values()), {**told, "ops": 0, "launches": 0})
             row["ops"] += 1

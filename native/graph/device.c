@@ -58,6 +58,8 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
         }
         lower(&device->info.max_binding_bytes, options->max_binding_bytes);
         lower(&device->info.max_allocation_bytes, options->max_allocation_bytes);
+        uint32_t *reduction = &device->info.max_reduction;
+        if (options->max_reduction && (!*reduction || options->max_reduction < *reduction)) *reduction = options->max_reduction;
         return device;
     }
     fb_fail(FB_E_DEVICE, "there is no device '%s' here; 'fabric devices' lists those there are", name);

@@ -74,6 +74,7 @@ typedef struct fb_program {
     int32_t n_nodes, room_nodes;
     int failed; /* an allocation failed; told once, at the end */
     uint64_t part_bytes; /* of the arena's parts */
+    int32_t max_reduction;
     fb_tiling *tilings;
     int32_t n_tilings;
 } fb_program;

@@ -28,6 +28,8 @@ static uint64_t span(const fb_program *p, const fb_operand *v) {
 static int32_t tile_rows(const fb_program *p, const fb_node *n, char axis, uint64_t limit, int32_t *extent) {
     const char *axes = fb_ops[n->op].row_axes;
     int32_t tile = INT32_MAX;
+    if (n->op == FB_OP_LINEAR_DX && axis == 'n' && p->max_reduction && p->tensors[n->v[2].tensor].rows > p->max_reduction)
+        tile = p->max_reduction;
     for (int k = 0; axes[k]; k++) {
         if (n->v[k].tensor < 0 || axes[k] != axis) continue;
         *extent = n->v[k].rows;
@@ -113,15 +115,20 @@ static void widen_partial_sums(fb_program *p, uint64_t limit) {
 static void note(fb_program *p, const fb_node *n, uint64_t limit, int32_t tiles) {
     const char *axes = fb_ops[n->op].row_axes;
     fb_tiling told = {.op = fb_ops[n->op].name, .tensor = FB_NONE, .tiles = tiles};
+    const int sum = n->op == FB_OP_LINEAR_DX && p->max_reduction && n->v[2].rows > p->max_reduction;
     for (int k = 0; axes[k]; k++) {
         const fb_operand *v = &n->v[k];
         if (v->tensor < 0) continue;
         const fb_tensor_info *t = &p->tensors[v->tensor];
-        const int parted = next_part(p, v->tensor, v->row) < v->row + v->rows;
+        const int parted = next_part(p, v->tensor, v->row) < v->row + v->rows, summed = sum && k == 2;
         uint64_t bytes = span(p, v);
-        if ((bytes <= limit && !parted) || bytes <= told.bytes) continue;
-        told.allocation = bytes <= limit || p->part_bytes < limit;
-        told.limit = told.allocation ? p->part_bytes : limit;
+        if ((bytes <= limit && !parted && !summed) || bytes <= told.bytes) continue;
+        told.limit_of = bytes <= limit || p->part_bytes < limit ? FB_LIMIT_ALLOCATION : FB_LIMIT_BINDING;
+        told.limit = told.limit_of == FB_LIMIT_ALLOCATION ? p->part_bytes : limit;
+        if (summed && bytes / (uint64_t)v->rows * (uint64_t)p->max_reduction <= told.limit) {
+            told.limit_of = FB_LIMIT_REDUCTION;
+            told.limit = (uint64_t)p->max_reduction;
+        }
         told.what = t->place == FB_IN_GRADS ? FB_OF_GRADIENT : t->place == FB_IN_BUFFER ? FB_OF_WEIGHT : FB_OF_ACTIVATION;
         told.bytes = bytes;
         told.rows = v->rows;
@@ -161,6 +168,7 @@ static int32_t step(const fb_program *p, const fb_node *n, char axis, int32_t at
 
 int fb_tile_program(fb_program *p, const fb_device_info *limits) {
     const uint64_t limit = limits->max_binding_bytes;
+    p->max_reduction = (int32_t)(limits->max_reduction < INT32_MAX ? limits->max_reduction : INT32_MAX);
     p->part_bytes = limits->max_allocation_bytes / FB_ALIGN * FB_ALIGN;
     widen_partial_sums(p, limit);
     if (part_tensors(p)) return FB_E_LIMIT;

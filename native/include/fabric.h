@@ -76,6 +76,7 @@ typedef struct fb_device_options {
     const char *isa;            /* CPU: "generic" "avx2" "avx512" "avx512_bf16" "neon"; NULL: the best there is */
     /* These lower what the driver says (fb_device_info); 0: as it says. */
     uint64_t max_binding_bytes, max_allocation_bytes;
+    uint32_t max_reduction;
     uint32_t workgroup_bytes, workgroup_threads, workgroups;
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32 or 64; 0: by its shape */
     uint32_t submit_ms;            /* what a submission to a GPU may take; 0: 100 */
@@ -95,6 +96,7 @@ typedef struct fb_device_info {
     uint64_t memory_bytes;      /* of the device */
     uint64_t max_binding_bytes; /* largest range one operand of a launch may span; UINT64_MAX: any */
     uint64_t max_allocation_bytes; /* largest piece of memory that it gives; UINT64_MAX: any */
+    uint32_t max_reduction;        /* most rows of a weight that one launch sums an input gradient over; 0: any */
     uint32_t workgroup_bytes;   /* memory that the threads of a workgroup share; these three are 0 on the CPU */
     uint32_t workgroup_threads; /* most threads of a workgroup */
     uint32_t workgroups;        /* most workgroups in one dimension of a launch */
@@ -230,6 +232,7 @@ int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats);
 /* The launches as text, a line each; valid until the plan is freed. */
 const char *fb_plan_describe(fb_plan *plan);
 
+enum { FB_LIMIT_BINDING = 0, FB_LIMIT_ALLOCATION = 1, FB_LIMIT_REDUCTION = 2 };
 enum { FB_OF_ACTIVATION = 0, FB_OF_WEIGHT = 1, FB_OF_GRADIENT = 2 };
 
 /* An op that was cut, and the operand because of which. */
@@ -239,7 +242,7 @@ typedef struct fb_tiling {
     fb_tensor tensor;    /* the leaf, or one of the plan's own */
     int32_t rows, cols;
     uint64_t bytes, limit;
-    int32_t allocation;  /* 1: the limit is that of an allocation; 0: that of a binding */
+    int32_t limit_of;    /* FB_LIMIT_...; of a reduction it counts rows, else bytes */
     int32_t tiles;
 } fb_tiling;
 /* The ops that were cut, in the order in which they run. Returns how many there are; at most `capacity` are filled in. */

@@ -16,6 +16,7 @@ from tests.parity.rows import Row
 from tests.support.compare import flat, relative_error
 from tests.support.devices import VALIDATED, vulkan
 from tests.support.paths import gemma3, smollm2
+from tests.support.random_models import Shape, random_pairs, write_model
 
 LOSSES = {F32: 1e-5, BF16: 0.1}
 
@@ -83,6 +84,16 @@ def test_a_real_model_in_tiles_has_the_cpus_gradients(model: str) -> None:
     got = gradients(path, typed, 8.0, rows, name=vulkan(), **LIMITS[model])
     np.testing.assert_allclose(got[0], want[0], atol=5e-4)
     assert relative_error(flat(got[1]), flat(want[1])) < 1e-4
+
+
+def test_the_gradient_of_a_large_vocabulary_is_summed_to_its_end(tmp_path: Path) -> None:
+    """llvmpipe leaves a thread's loops after 65,535 rounds."""
+    shape = Shape(vocab=70_000, hidden=32, head_dim=8, layers=1)
+    path = write_model(tmp_path / "wide.gguf", shape)
+    pairs = random_pairs(shape, b_std=0.05)
+    rows = [Row([1, 9, 28, 457, 253, 6330, 30], [0, 1, 1, 1, 1, 1, 1])]
+    want, got = gradients(path, pairs, 8.0, rows), gradients(path, pairs, 8.0, rows, name=vulkan())
+    assert relative_error(flat(got[1]), flat(want[1])) < 1e-5
 
 
 def trained(tmp_path: Path, model: Path, device: str) -> tuple[list[float], str, int]:

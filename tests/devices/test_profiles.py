@@ -175,7 +175,7 @@ def test_no_device_is_of_two_kinds() -> None:
         ("vulkan", "SwiftShader Device (Subzero)", "SwiftShader driver"),
         *(("vulkan", name, "") for name in NAMES.values()),
     ]:  # fmt: skip
-        info = DeviceInfo(backend, name, "", 0, 0, False, 0, 0, 0, driver, 0, 0, 0)
+        info = DeviceInfo(backend, name, "", 0, 0, False, 0, 0, 0, 0, driver, 0, 0, 0)
         assert len(profile_of(info).files) == 1, name
     assert {path.stem for path in shipped_profiles()} == {*NAMES, "lavapipe", "cpu"}
 

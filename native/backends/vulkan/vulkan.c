@@ -127,6 +127,8 @@ static void tell_limits(const vulkan *vk, fb_device_info *info) {
     info->workgroup_bytes = vk->limits.shared_bytes;
     info->workgroup_threads = vk->limits.threads;
     info->workgroups = vk->most_groups;
+    /* Mesa's llvmpipe ends the loops of a thread after 65,535 rounds in all: a product has some 40 of them for 32 summands. */
+    if (strncmp(info->name, "llvmpipe", 8) == 0) info->max_reduction = 32768;
 }
 
 static void lower(uint32_t *limit, uint32_t to) {
