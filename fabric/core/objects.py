@@ -144,19 +144,20 @@ class Device:
 
 class Buffer:
     """Memory of a device: zeroed, or (wrap) read-only memory of the caller, which is kept alive. Where it is
-    larger than one allocation it is parted at some of the `seams`, offsets in ascending order."""
+    larger than one allocation it is parted at some of the `seams`, offsets in ascending order that it asks for by the
+    device's largest allocation."""
 
     def __init__(
         self,
         device: Device,
         n_bytes: int = 0,
         wrap: Any = None,
-        seams: Callable[[], npt.NDArray[np.uint64]] | None = None,
+        seams: Callable[[int], npt.NDArray[np.uint64]] | None = None,
     ) -> None:
         self.keep = ffi.from_buffer(wrap) if wrap is not None else None
         n_bytes = n_bytes if self.keep is None else len(self.keep)
-        parted = seams is not None and n_bytes > device.info.max_allocation_bytes
-        at = seams() if seams is not None and parted else np.empty(0, np.uint64)
+        most = device.info.max_allocation_bytes
+        at = seams(most) if seams is not None and n_bytes > most else np.empty(0, np.uint64)
         told = ffi.from_buffer("uint64_t *", at) if len(at) else ffi.NULL
         if self.keep is None:
             self.c = _handle(lib.fb_buffer_new(device.c, n_bytes, told, len(at)))

@@ -64,7 +64,7 @@ class Weights:
             row_bytes = info.nbytes * info.shape[-1] // info.n_elements
             self.buffers[name] = Buffer(
                 self.device, wrap=self.gguf.data(name),
-                seams=lambda: np.arange(row_bytes, info.nbytes, row_bytes, dtype=np.uint64),
+                seams=lambda most: np.arange(row_bytes, info.nbytes, row_bytes, dtype=np.uint64),
             )  # fmt: skip
         return self.buffers[name]
 

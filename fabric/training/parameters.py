@@ -66,10 +66,15 @@ class Layout:
             found.append(before._replace(n=end - before.first))
         return found
 
-    def seams(self) -> npt.NDArray[np.uint64]:
-        """Bytes of the flat space at which a row of a slot begins: where it may be parted."""
-        rows = [np.arange(s.first, s.first + s.size, s.cols, dtype=np.uint64) * np.uint64(4) for s in self.slots]
-        return np.concatenate(rows)
+    def seams(self, most: int) -> npt.NDArray[np.uint64]:
+        """Bytes of the flat space at which it may be parted into allocations of `most`: where slots begin, and the rows
+        of those that are larger."""
+
+        def starts(slot: Slot) -> npt.NDArray[np.uint64]:
+            step = slot.cols if slot.size * 4 > most else slot.size
+            return np.arange(slot.first, slot.first + slot.size, step, dtype=np.uint64) * np.uint64(4)
+
+        return np.concatenate([starts(slot) for slot in self.slots])
 
     def sources(self, params: Buffer) -> dict[str, Source]:
         """The slots as trained leaves of a graph."""

@@ -21,8 +21,8 @@ class Lab:
         self.targets = self.graph.input(I32, TRAINED)
         self.extra: list[np.ndarray] = []
         seams = np.arange(PART * 4, 1 << 17, PART * 4, dtype=np.uint64)
-        self.params = Buffer(device, 1 << 17, seams=lambda: seams)
-        self.grads = Buffer(device, 1 << 17, seams=lambda: seams)
+        self.params = Buffer(device, 1 << 17, seams=lambda _: seams)
+        self.grads = Buffer(device, 1 << 17, seams=lambda _: seams)
         self.values = np.zeros(1 << 15, np.float32)
         self.used = 0
         self.keep: list[Buffer] = []
@@ -41,7 +41,7 @@ class Lab:
         """A frozen matrix; for block formats `array` holds bytes and `cols` the elements of a row."""
         data = np.ascontiguousarray(array, np.float32 if dtype == F32 else array.dtype)
         seams = np.arange(1, len(data), dtype=np.uint64) * np.uint64(data.nbytes // len(data))
-        buffer = Buffer(self.device, wrap=data, seams=lambda: seams)
+        buffer = Buffer(self.device, wrap=data, seams=lambda _: seams)
         self.keep.append(buffer)
         return self.graph.leaf(FROZEN, buffer, 0, dtype, array.shape[0], cols or array.shape[1])
 

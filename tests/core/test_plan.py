@@ -162,7 +162,7 @@ def test_an_update_in_parts_is_the_update(kind: str) -> None:
         lab, _ = decoder(device, whole=True)
         lab.params.write(lab.values)
         seams = np.arange(4096, 1 << 17, 4096, dtype=np.uint64)
-        m, v = (Buffer(device, lab.params.nbytes, seams=lambda s=seams: s) for _ in "mv")  # type: ignore[misc]
+        m, v = (Buffer(device, lab.params.nbytes, seams=lambda _, s=seams: s) for _ in "mv")  # type: ignore[misc]
         plan = lab.plan()
         result = plan.step([lab.feed()] * 2, Optimizer(m, v, [Range(0, lab.used)], kind=kind, lr=1e-2, clip=1.0, t=1))
         found.append((result.grad_norm, lab.params.read()))
