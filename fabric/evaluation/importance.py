@@ -101,7 +101,8 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
                 done += n
                 if progress:
                     progress(done, total)
-    return Importance(sums, total)
+    # as they will be read from a file: in F32
+    return Importance({name: values.astype(np.float32).astype(np.float64) for name, values in sums.items()}, total)
 
 
 def read_importance(path: str, base: GGUF) -> Importance:

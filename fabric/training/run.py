@@ -58,7 +58,7 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
             _setup(settings) as setup,
             ThreadPoolExecutor(1, "fabric-identity") as side,
         ):
-            told = {"settings": _findable(settings).to_json(), "settings_sha256": settings.fingerprint()}
+            told = {"settings": _findable(settings).to_json(), "fingerprints": settings.fingerprints()}
             known = side.submit(  # hashing a large base takes as long as a step
                 lambda: write_run(directory, {**told, **_identity(settings, setup)})
             )
@@ -103,8 +103,11 @@ def resume(
     changes = {"output": output, "metrics": metrics, "threads": threads}
     settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
     check_streams([], [settings.output, settings.metrics])
-    if settings.fingerprint() != kept.get("settings_sha256"):
-        raise DataError(f"{directory / 'run.json'}: the settings have changed since this run began; restore them")
+    now, then = settings.fingerprints(), kept.get("fingerprints")
+    if now != then:
+        names = sorted(k for k in now if not isinstance(then, dict) or now[k] != then.get(k))
+        changed = f"the settings have changed since this run began ({', '.join(names)})"
+        raise DataError(f"{directory / 'run.json'}: {changed}; restore them")
     with lock_run(directory):
         _check_writable(settings)
         with _setup(settings) as setup:

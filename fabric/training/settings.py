@@ -102,11 +102,11 @@ class TrainSettings:
         """As JSON values; `from_json` is the inverse."""
         return dataclasses.asdict(self)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the settings that the result depends on."""
+    def fingerprints(self) -> dict[str, str]:
+        """The start of a SHA-256 of each setting that the result depends on, so that a change can be named."""
         none = _NO_RESULT - ({"eval_every"} if self.patience else set())
         told = {k: v for k, v in self.to_json().items() if k not in none and (k != "val" or _is_number(v))}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return {k: hashlib.sha256(f"{k}={json.dumps(v)}".encode()).hexdigest()[:16] for k, v in sorted(told.items())}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TrainSettings:

@@ -106,7 +106,7 @@ def test_an_importance_matrix_is_laid_out_as_llama_cpp_has_it(wide: Path, rows: 
     found = {tensor.name: tensor for tensor in reader.tensors}
     assert reader.fields["general.type"].contents() == "imatrix"
     assert reader.fields["imatrix.chunk_size"].contents() == found["blk.0.attn_q.weight.counts"].data[0, 0]
-    for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"):
+    for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "token_embd.weight"):
         assert found[f"{name}.in_sum2"].data.shape == (1, 256) and (found[f"{name}.in_sum2"].data > 0).all()
     same = [found[f"blk.0.attn_{part}.weight.in_sum2"].data for part in "qkv"]
     assert (same[0] == same[1]).all() and (same[0] == same[2]).all()

@@ -73,3 +73,31 @@ def test_changed_settings_are_refused(key: str, value: object, ended: Path) -> N
     run["settings"][key] = value
     path.write_text(json.dumps(run))
     one_sentence(fabric("resume", ended / "run"), 65, "run.json", "settings")
+
+
+def test_every_changed_setting_is_named(ended: Path) -> None:
+    path = ended / "run" / "run.json"
+    run = json.loads(path.read_text())
+    run["settings"] |= {"lr": 1e-3, "dropout": 0.5, "threads": 1, "keep": 7}
+    path.write_text(json.dumps(run))
+    one_sentence(fabric("resume", ended / "run"), 65, "(dropout, lr)")
+    del run["fingerprints"]
+    path.write_text(json.dumps(run))
+    one_sentence(fabric("resume", ended / "run"), 65, "settings")
+
+
+def test_a_run_whose_disk_filled_up_goes_on_to_the_same_bits(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    line = f"fabric train {rows} -m {tiny} -o a.gguf -q --checkpoint-every 1 {' '.join(RUN)} --rank 4 --run-dir"
+    assert shell(f"{line} whole", tmp_path).code == 0
+    whole = (tmp_path / "a.gguf").read_bytes()
+    (tmp_path / "a.gguf").unlink()
+    size = (tmp_path / "whole" / "step-00000004.ckpt").stat().st_size // 1024
+    for blocks in (size // 2, size - 1):  # the limit is of each file, as where a disk has so much left
+        full = shell(f"ulimit -f {blocks}; {line} full-{blocks}", tmp_path)
+        one_sentence(full, 74, "full", ".ckpt", "too large")
+        assert not list((tmp_path / f"full-{blocks}").glob("*.ckpt*")) and not (tmp_path / "a.gguf").exists()
+        again = shell(f"ulimit -f {blocks}; fabric resume -q full-{blocks}", tmp_path)
+        one_sentence(again, 74, ".ckpt")
+        assert shell(f"fabric resume -q full-{blocks}", tmp_path).code == 0
+        assert (tmp_path / "a.gguf").read_bytes() == whole
+        (tmp_path / "a.gguf").unlink()
