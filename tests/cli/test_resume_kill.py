@@ -19,7 +19,7 @@ from tests.parity.rows import batches
 from tests.support.paths import REPOSITORY
 from tests.support.random_models import Shape, write_model
 
-KILLS = {"lora": 38, "full": 6, "patience": 6} if os.environ.get("FABRIC_CI") else {"lora": 4, "full": 2, "patience": 2}
+KILLS = {"lora": 38, "full": 6, "patience": 6} if os.environ.get("FABRIC_CI") else {"lora": 4, "full": 3, "patience": 3}
 EVERY = 2  # steps between checkpoints
 FLAGS = {
     "lora": ["--rank", "4"],
