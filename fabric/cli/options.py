@@ -23,7 +23,8 @@ Precision = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="the same seed gives the same bits")]
 Template = Annotated[
-    str | None, typer.Option("--template", metavar="FILE", help="chat template; default: the model's own, else ChatML")
+    str | None,
+    typer.Option("--template", metavar="FILE", help="chat template; default: the model's own, else one its tokens fit"),
 ]
 Context = Annotated[int, typer.Option("--ctx", metavar="TOKENS", min=8, help="longest row")]
 Checkpointing = Annotated[

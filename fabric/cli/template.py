@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 from typer import Option
 
@@ -45,10 +48,46 @@ def command(
             report = render(settings, nowhere)
         console.report(report.to_json(), describe(report), result=True)
         return
-    with open_output(output, text=True) as file:
-        report = render(settings, file)
+    if output == "-" and sys.stdout.isatty() and not tokens:
+        report = render(settings, cast(BinaryIO, Shown()))
+    else:
+        with open_output(output, text=True) as file:
+            report = render(settings, file)
     if console.flag("json") or not sys.stdout.isatty():
         console.report(report.to_json(), summary(report), output)
+
+
+class Shown:
+    """A terminal, to which rows go as text; what does not train is dim."""
+
+    def write(self, row: bytes) -> int:
+        """One rendered record; a blank line follows it."""
+        record = json.loads(row)
+        text, at = record.get("text", record.get("completion")), 0
+        pieces = [(record.get("prompt", ""), False)]
+        if text is None:
+            text, pieces = row.decode().rstrip(), []
+        for start, end in record.get("train", [(0, len(text))]) if pieces else []:
+            pieces += [(text[at:start], False), (text[start:end], True)]
+            at = end
+        print(painted([*pieces, (text[at:], False)]) + "\n")
+        return len(row)
+
+
+def painted(pieces: Iterable[tuple[str, bool]]) -> str:
+    """Text whose untrained pieces are dim, or where there are no colours, whose trained ones stand in brackets."""
+    around = {False: ("\x1b[2m", "\x1b[0m"), True: ("", "")}
+    if not console.wants_color(sys.stdout):
+        around = {False: ("", ""), True: ("[", "]")}
+    text = ""
+    for trained, run in groupby((piece for piece in pieces if piece[0]), lambda piece: piece[1]):
+        text += shown("".join(piece for piece, _ in run)).join(around[trained])
+    return text
+
+
+def shown(text: str) -> str:
+    """Text that does nothing to a terminal but stand there."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def summary(report: RenderReport) -> str:
@@ -64,13 +103,11 @@ def describe(report: RenderReport) -> str:
     counts = report.encoded
     parts = [f"{report.rows:,} rows, {report.nothing_to_train:,} with nothing to train on"]
     if counts is not None:
-        parts[0] += f"; {counts.tokens:,} tokens, of which {counts.trained:,} train; {counts.cut:,} rows cut"
+        parts[0] += f"; {counts.tokens:,} tokens, of which {counts.trained:,} train, in {report.answers:,} spans"
     if "lengths" in values:
         parts.append("tokens a row: " + ", ".join(f"{name} {value:,}" for name, value in values["lengths"].items()))
-    text, inside = "", False
-    for piece, trained in report.sample:
-        text += ("[" if trained and not inside else "]" if inside and not trained else "") + piece
-        inside = trained
-    if text:
-        parts.append("the first row; what trains is in [brackets]:\n" + text + ("]" if inside else ""))
+        parts.append(f"{report.over_context:,} rows are longer than the context of {report.context:,} tokens")
+    if report.sample:
+        how = "the rest is dim" if console.wants_color(sys.stdout) else "what trains is in [brackets]"
+        parts.append(f"the first row; {how}:\n{painted(report.sample)}")
     return "\n".join(parts)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from fabric.data.jsonl import dumps
 from fabric.data.records import Record, read_records
 from fabric.text.encode import EncodeReport, Example, encode_rows, spans_of
@@ -23,7 +25,7 @@ class RenderSettings:
     model: str
     """The GGUF whose tokenizer and template are used."""
     template: str | None = None
-    """A chat template file; None: the model's own, else ChatML."""
+    """A chat template file; None: the model's own, else one that its tokens fit."""
     tokens: bool = False
     """Write token records instead of rendered text."""
     check: bool = False
@@ -40,10 +42,12 @@ class RenderReport:
 
     rows: int = 0
     written: int = 0
-    answers: int = 0  # trained spans of chat rows, where text is rendered
+    answers: int = 0  # trained spans: of chat rows where text is rendered, of all rows where tokens are counted
     nothing_to_train: int = 0  # chat rows without an answer, or rows without a trained token
     encoded: EncodeReport | None = None
     lengths: list[int] = field(default_factory=list)  # tokens of each row (`check`)
+    context: int = 0  # `check`: --ctx, or what the model was made for
+    over_context: int = 0  # rows longer than that
     sample: list[tuple[str, bool]] = field(default_factory=list)  # `check`: the first row's tokens, and which train
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +65,7 @@ class RenderReport:
         if self.lengths:
             ordered = sorted(self.lengths)
             at = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+            values |= {"context": self.context, "over_context": self.over_context}
             values["lengths"] = {name: ordered[int(part * (len(ordered) - 1))] for name, part in at.items()}
         if self.sample:
             values["sample"] = [[text, trained] for text, trained in self.sample]
@@ -76,9 +81,10 @@ def render(settings: RenderSettings, out: BinaryIO) -> RenderReport:
     """
     with GGUF.open(settings.model) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        context = settings.ctx or gguf.get(f"{gguf.architecture}.context_length", int, 0)
     template = ChatTemplate.choose(tokenizer, settings.template)
     try:
-        report = RenderReport()
+        report = RenderReport(context=context)
         if settings.tokens or settings.check:
             _write_tokens(settings, tokenizer, template, report, out)
         else:
@@ -122,6 +128,8 @@ def _write_tokens(
             report.written += 1
             continue
         report.lengths.append(len(example.tokens))
+        report.answers += int((np.diff(example.train, prepend=0) == 1).sum())
+        report.over_context += example.cut or 0 < report.context < len(example.tokens)
         report.sample = report.sample or _sample(example, tokenizer)
     report.rows, report.nothing_to_train = report.encoded.rows, report.encoded.nothing_to_train
 

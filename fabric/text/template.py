@@ -76,7 +76,7 @@ class ChatTemplate:
 
     @classmethod
     def choose(cls, tokenizer: Tokenizer, custom: str | None = None) -> ChatTemplate:
-        """The template in the file `custom`, else the model's own, else ChatML as far as the model has its tokens."""
+        """The template in the file `custom`, else the model's own, else ChatML or Gemma's turns, by its tokens."""
         source = tokenizer.chat_template or _usual(tokenizer)
         if custom is not None:
             try:

@@ -71,7 +71,7 @@ class TrainSettings:
     pack: bool = True
     shuffle: bool = True
     template: str | None = None
-    """A chat template file; None: the model's own, else ChatML."""
+    """A chat template file; None: the model's own, else one that its tokens fit."""
     precision: Precision = "auto"
     """auto: as the device's profile says, else bf16 where the device gains from it."""
     checkpointing: bool | None = None

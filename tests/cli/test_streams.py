@@ -255,3 +255,39 @@ def test_a_killed_merge_leaves_no_file_behind(tiny: Path, tmp_path: Path) -> Non
     assert process.wait(30) == 143
     os.close(write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_sees_what_trains_and_the_rest_dimmed(tiny: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hi \x1b[31mred"}, {"role": "assistant", "content": "so\nit is"}]
+    rows = [
+        {"messages": chat},
+        {"prompt": "one ", "completion": "two"},
+        {"text": "all"},
+        {"tokens": [5, 6], "train": [0, 1]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ("template", tmp_path / "rows.jsonl", "-m", tiny)
+    code, seen = on_terminal(*line, stream="stdout")
+    seen = seen.replace("\r\n", "\n")
+    assert code == 0 and "so\nit is<|im_end|>\x1b[2m\n\x1b[0m" in seen, seen
+    assert "\x1b[2m<|im_start|>user\nhi \\x1b[31mred<|im_end|>\n<|im_start|>assistant\n\x1b[0mso" in seen
+    assert "\x1b[2mone \x1b[0mtwo\n\nall\n" in seen and '"tokens":[5,6]' in seen
+    code, plain = on_terminal(*line, stream="stdout", env={"NO_COLOR": "1"})
+    assert code == 0 and "\x1b" not in plain and "assistant\n[so\nit is<|im_end|>]" in plain.replace("\r\n", "\n")
+    assert "one [two]" in plain
+    piped = fabric(*line)
+    assert json.loads(piped.out.splitlines()[0])["train"] and b"\x1b" not in piped.out
+
+
+def test_a_check_counts_rows_beyond_the_context_and_what_trains(tiny: Path, tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y " * n}]} for n in (2, 90)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ("template", tmp_path / "rows.jsonl", "-m", tiny, "--check")
+    told = json.loads(fabric(*line, "--ctx", "64", "--json").out)
+    assert (told["over_context"], told["context"], told["answers"]) == (1, 64, 2)
+    whole = json.loads(fabric(*line, "--json").out)
+    assert whole["over_context"] == 0 and whole["context"] > 90 and whole["lengths"]["max"] > 90
+    text = fabric(*line, "--ctx", "64").out.decode()
+    assert "in 2 spans" in text and "1 rows are longer than the context of 64 tokens" in text
