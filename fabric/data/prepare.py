@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+import numpy as np
+
+from fabric.data.index import DIGEST_BYTES, Index, Rows, each
 from fabric.data.jsonl import dumps
 from fabric.data.raw import Lines, Row, read_rows
 from fabric.data.shapes import contents, known_fields, to_record
@@ -96,16 +99,6 @@ class _Prepared(NamedTuple):
     stratum: bytes
 
 
-class _Entry(NamedTuple):
-    """Where a row lies in the temporary file, and what decides where it goes."""
-
-    offset: int
-    size: int
-    digest: bytes
-    balance: bytes
-    stratum: bytes
-
-
 def prepare(settings: PrepareSettings, out: BinaryIO, progress: Progress | None = None) -> PrepareReport:
     """Write rows of all shapes as records, JSON lines, to `out`, and held-out ones to their files.
 
@@ -118,16 +111,16 @@ def prepare(settings: PrepareSettings, out: BinaryIO, progress: Progress | None 
         files = [stack.enter_context(open_output(part.path, text=True)) for part in settings.hold_out]
         rows = _passed(settings, report, progress)
         if settings.shuffle or settings.balance is not None or files:
-            with _spooled(rows) as (spool, entries):
-                entries = _balanced(entries, settings, report) if settings.balance is not None else entries
-                parts = _split(entries, settings)
-                parts = [_shuffled(part, settings.seed) for part in parts] if settings.shuffle else parts
+            with _spooled(rows) as (spool, index):
+                left = index.all() if settings.balance is None else _balanced(index, settings, report)
+                parts = _split(index, left, settings)
+                parts = [index.shuffled(part, settings.seed) for part in parts] if settings.shuffle else parts
                 report.written = len(parts[0])
                 report.held_out = {
                     held.path: len(part) for held, part in zip(settings.hold_out, parts[1:], strict=True)
                 }
                 for part, file in zip(parts, (out, *files), strict=True):
-                    _copy(spool, part, file)
+                    _copy(spool, index, part, file)
         else:
             for row in rows:
                 out.write(row.line)
@@ -207,7 +200,7 @@ def _prepared(row: Any, where: str, settings: PrepareSettings) -> tuple[_Prepare
         made_of = dumps([record.get(name) for name in ("messages", "tools", "prompt", "completion", "text")])
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: the row cannot be written as JSON: {error}") from None
-    digest = hashlib.blake2b(made_of, digest_size=16).digest()
+    digest = hashlib.blake2b(made_of, digest_size=DIGEST_BYTES).digest()
     values = (_value(fields, name, where) for name in (settings.balance, settings.stratify))
     return _Prepared(line, digest, *values), sum(map(len, texts))
 
@@ -222,81 +215,65 @@ def _value(fields: Mapping[str, Any], name: str | None, where: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _spooled(rows: Iterable[_Prepared]) -> Iterator[tuple[BinaryIO, list[_Entry]]]:
+def _spooled(rows: Iterable[_Prepared]) -> Iterator[tuple[BinaryIO, Index]]:
     """Rows in an unlinked temporary file, and their index."""
-    values: dict[bytes, bytes] = {}  # one object a value, however many rows have it
-    entries = []
-    offset = 0
+    index = Index()
     with tempfile.TemporaryFile() as spool:
         try:
             for line, digest, balance, stratum in rows:
                 spool.write(line)
-                kept = (values.setdefault(value, value) for value in (balance, stratum))
-                entries.append(_Entry(offset, len(line), digest, *kept))
-                offset += len(line)
+                index.append(len(line), digest, balance, stratum)
             spool.flush()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"keeping the rows in {tempfile.gettempdir()} failed: {reason}") from error
-        yield spool, entries
+        yield spool, index
 
 
-def _copy(spool: BinaryIO, entries: Iterable[_Entry], out: BinaryIO) -> None:
-    for entry in entries:
-        spool.seek(entry.offset)
-        out.write(spool.read(entry.size))
+def _copy(spool: BinaryIO, index: Index, rows: Rows, out: BinaryIO) -> None:
+    for row in each(rows):
+        first, size = index.place(row)
+        spool.seek(first)
+        out.write(spool.read(size))
     out.flush()
 
 
-def _balanced(entries: list[_Entry], settings: PrepareSettings, report: PrepareReport) -> list[_Entry]:
-    groups: dict[bytes, list[_Entry]] = {}
-    for entry in _ranked(entries, settings.seed, "balance"):
-        groups.setdefault(entry.balance, []).append(entry)
-    fewest = min(map(len, groups.values()), default=0)
-    report.unbalanced = len(entries) - fewest * len(groups)
-    return sorted(entry for group in groups.values() for entry in group[:fewest])
+def _balanced(index: Index, settings: PrepareSettings, report: PrepareReport) -> Rows:
+    groups = [group for _, group in index.balance.groups(index.ranked(index.all(), settings.seed, "balance"))]
+    fewest = min(map(len, groups), default=0)
+    report.unbalanced = sum(map(len, groups)) - fewest * len(groups)
+    return np.sort(np.concatenate([group[:fewest] for group in groups] or [index.all()]))
 
 
-def _split(entries: list[_Entry], settings: PrepareSettings) -> list[list[_Entry]]:
+def _split(index: Index, rows: Rows, settings: PrepareSettings) -> list[Rows]:
     """What stays and what each file gets, in the order of the rows. Every file gets its fraction of all the rows, and
     of each stratum as nearly as whole rows allow; copies of a row follow the first."""
-    strata: dict[bytes, list[_Entry]] = {}
-    for entry in _ranked(entries, settings.seed, "hold out") if settings.hold_out else entries:
-        strata.setdefault(entry.stratum, []).append(entry)
-    left = dict(sorted(strata.items()))
+    ranked_rows = index.ranked(rows, settings.seed, "hold out") if settings.hold_out else rows
+    left = dict(sorted(index.stratum.groups(ranked_rows)))
+    sizes = {stratum: len(group) for stratum, group in left.items()}
     parts = []
     for held in settings.hold_out:
-        share = {stratum: held.fraction * len(strata[stratum]) for stratum in left}
+        share = {stratum: held.fraction * sizes[stratum] for stratum in left}
         count = {stratum: int(rows) for stratum, rows in share.items()}
-        missing = round(held.fraction * len(entries)) - sum(count.values())
+        missing = round(held.fraction * len(rows)) - sum(count.values())
         roomy = (stratum for stratum in left if count[stratum] < len(left[stratum]))
         for stratum in sorted(roomy, key=lambda stratum: count[stratum] - share[stratum])[:missing]:
             count[stratum] += 1
-        part: list[_Entry] = []
+        part: list[Rows] = []
         for stratum, ranked in left.items():
             end = min(count[stratum], len(ranked))
-            while 0 < end < len(ranked) and ranked[end].digest == ranked[end - 1].digest:
+            while 0 < end < len(ranked) and index.digest(ranked[end]) == index.digest(ranked[end - 1]):
                 end += 1
-            part += ranked[:end]
+            part.append(ranked[:end])
             left[stratum] = ranked[end:]
-        if not part and entries:
-            raise DataError(f"{held.fraction} of {len(entries)} rows is no row for {held.path}: hold out more")
-        parts.append(sorted(part))
-    return [sorted(entry for ranked in left.values() for entry in ranked), *parts]
+        if not sum(map(len, part)) and len(rows):
+            raise DataError(f"{held.fraction} of {len(rows)} rows is no row for {held.path}: hold out more")
+        parts.append(_in_order(part))
+    return [_in_order(list(left.values())), *parts]
 
 
-def _ranked(entries: list[_Entry], seed: int, purpose: str) -> list[_Entry]:
-    """In an order that depends on seed, purpose and contents; copies stand side by side."""
-    return sorted(entries, key=lambda entry: (_hash(seed, purpose, entry.digest), entry.offset))
-
-
-def _shuffled(entries: list[_Entry], seed: int) -> list[_Entry]:
-    """In an order that depends on seed and place, for copies are not to stay together."""
-    return sorted(entries, key=lambda entry: _hash(seed, "shuffle", entry.offset.to_bytes(8, "little")))
-
-
-def _hash(seed: int, purpose: str, what: bytes) -> bytes:
-    return hashlib.blake2b(f"{seed} {purpose} ".encode() + what, digest_size=16).digest()
+def _in_order(parts: list[Rows]) -> Rows:
+    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
 
 def _nothing_left(report: PrepareReport, settings: PrepareSettings) -> str:

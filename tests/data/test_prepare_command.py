@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.data.preparing import chat, write
 from tests.support.paths import REPOSITORY
 
@@ -60,3 +62,46 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     shell = ["bash", "-o", "pipefail", "-c", command]
     done = subprocess.run(shell, input=ROW * 100_000, capture_output=True, cwd=REPOSITORY, timeout=60)
     assert len(done.stdout) == 100 and done.stderr == b""
+
+
+PEAK = """import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts in units of Linux")
+def test_rows_that_wait_lie_on_disk_and_their_index_is_small(tmp_path: Path) -> None:
+    """Rows of 50 MB that are shuffled, balanced and divided take a few MB more than a few rows."""
+
+    def peak(rows: int) -> int:
+        path = tmp_path / f"{rows}.jsonl"
+        with path.open("w") as out:
+            for i in range(rows):
+                out.write(json.dumps({"prompt": f"{i} " + "x" * 900, "completion": "y", "label": "ab"[i % 2]}) + "\n")
+        flags = [
+            "--shuffle",
+            "--holdout",
+            f"{tmp_path / 'v.jsonl'}=0.1",
+            "--stratify",
+            "label",
+            "--balance",
+            "label",
+            "-q",
+        ]
+        line = [
+            sys.executable,
+            "-c",
+            PEAK,
+            sys.executable,
+            "-m",
+            "fabric",
+            "prepare",
+            str(path),
+            "-o",
+            str(tmp_path / "out.jsonl"),
+        ]
+        told = subprocess.run([*line, *flags], cwd=REPOSITORY, capture_output=True, check=True, timeout=300)
+        return int(told.stdout)
+
+    assert peak(50_000) - peak(100) < 16 << 20
+    assert sum(len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("out", "v")) == 100
