@@ -1,4 +1,4 @@
-"""Writes completions/, man/ and docs/commands.md from the command definitions.
+"""Writes completions/, man/ and docs/commands.md from the command definitions, and pages of section 5 from docs/.
 
 python tools/pages.py            write them
 python tools/pages.py --check    exit 1 when one of them is stale
@@ -216,7 +216,33 @@ def man_top() -> str:
     lines += [".SH CONVENTIONS", *(roff(line) for line in EPILOG.splitlines()), ".SH EXIT STATUS"]
     for code, what in EXIT_CODES.items():
         lines += [".TP", f".B {code}", roff(what)]
+    lines += [".SH SEE ALSO", ".BR fabric.toml (5),", ".BR fabric\\-records (5)"]
     return "\n".join([*lines, ""])
+
+
+def inline(text: str) -> str:
+    """A line of Markdown: code in bold, links as their texts."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
+    parts = [roff(part) for part in re.split(r"[`*]+", text.replace("\\|", "|"))]
+    return parts[0] + "".join((r"\fB" if i % 2 == 0 else r"\fR") + part for i, part in enumerate(parts[1:]))
+
+
+def man_of(name: str, what: str, document: Path) -> str:
+    """A page of section 5 from a page of docs/: headings, paragraphs, tables (a row a term) and code."""
+    lines = [f'.TH {roff(name.upper())} 5 "" "fabric" "fabric manual"', ".SH NAME", f"{roff(name)} \\- {roff(what)}"]
+    lines.append(".SH DESCRIPTION")
+    for block in re.findall(r"(?s)```.*?\n```|\S.*?(?=\n\n|\Z)", document.read_text(encoding="utf-8"))[1:]:
+        first, *rest = block.splitlines()
+        if first.startswith("```"):
+            lines += [".PP", ".EX", *(roff(line) for line in rest[:-1]), ".EE"]
+        elif first.startswith("#"):
+            lines.append(f".SH {roff(first.lstrip('# ').upper())}")
+        elif first.startswith("|"):
+            for term, *cells in (re.split(r"(?<!\\)\|", line)[1:-1] for line in rest[1:]):
+                lines += [".TP", inline(term.strip()), inline("; ".join(cell.strip() for cell in cells))]
+        else:
+            lines += [".PP", inline(" ".join([first, *rest]))]
+    return "\n".join([*lines, ".SH SEE ALSO", ".BR fabric (1)", ""])
 
 
 PIPELINE = (
@@ -271,6 +297,8 @@ def pages() -> dict[Path, str]:
         ROOT / "completions/fabric.fish": fish(),
         ROOT / "docs/commands.md": markdown(),
         ROOT / "man/fabric.1": man_top(),
+        ROOT / "man/fabric.toml.5": man_of("fabric.toml", "defaults of flags", ROOT / "docs/configuration.md"),
+        ROOT / "man/fabric-records.5": man_of("fabric-records", "what a row may look like", ROOT / "docs/records.md"),
     }
     return found | {ROOT / f"man/fabric-{name}.1": man(name) for name in COMMANDS}
 
