@@ -1,0 +1,378 @@
+"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, chat templates.
+
+    python -m tests.fuzz.fuzz gguf                  # until Ctrl-C
+    python -m tests.fuzz.fuzz rows --runs 5000      # a fixed number of inputs, always the same ones
+
+Inputs are mutated from small good ones; what reaches lines in an order not seen before joins them (`sys.settrace`, in
+the files of the target alone). Every input must end in a result or in a FabricError of one line, within SECONDS, and
+with memory bounded by its size. One that does not is written to build/fuzz and ends the search with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import signal
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from fabric.cli.app import load
+from fabric.errors import FabricError
+from fabric.files import open_output
+from fabric.weights.formats import BY_NAME, F32
+from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
+
+SECONDS = 10  # of the processor, an input, traced
+MEMORY_BYTES, MEMORY_TIMES = 8 << 20, 300  # an input may take so much, and so many times its size
+LARGEST = 1 << 16
+FOUND = Path("build/fuzz")
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run(folder, data)` reads one input; its coverage is counted in `files`, ends of paths."""
+
+    run: Callable[[Path, bytes], object]
+    files: tuple[str, ...]
+    seeds: Callable[[], list[bytes]]
+    words: tuple[bytes, ...]
+
+
+# ---- GGUF: everything that a file claims is asked for ----
+
+
+def model_file() -> bytes:
+    """A model of one block with a vocabulary of letters."""
+    letters = [*"abcdefgh", "Ġ", "ab", "<s>", "</s>"]
+    metadata: dict[str, object] = {
+        "general.architecture": "llama", "general.name": "x", "llama.block_count": 1, "llama.embedding_length": 8,
+        "llama.context_length": 64, "llama.feed_forward_length": 8, "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1, "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 1e4,
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": letters,
+        "tokenizer.ggml.token_type": [1] * 10 + [3, 3], "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 10, "tokenizer.ggml.eos_token_id": 11,
+        "tokenizer.chat_template": "{{ messages }}", "fabric.history": ['{"command":"train"}'],
+    }  # fmt: skip
+    rows = {"token_embd.weight": (12, 8), "blk.0.attn_q.weight": (8, 8), "output_norm.weight": (8,)}
+    specs = [TensorSpec(name, F32, shape) for name, shape in rows.items()]
+    specs.append(TensorSpec("blk.0.ffn_up.weight", BY_NAME["Q4_0"].type, (2, 32)))
+    out = io.BytesIO()
+    write_gguf(out, metadata, specs, [bytes(spec.nbytes) for spec in specs])
+    return out.getvalue()
+
+
+def pieces_file() -> bytes:
+    """A vocabulary of scored pieces."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "▁a"]
+    out = io.BytesIO()
+    metadata: dict[str, object] = {
+        "general.architecture": "gemma3", "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [0.0] * len(pieces), "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 3,
+    }  # fmt: skip
+    write_gguf(out, metadata, [], [])
+    return out.getvalue()
+
+
+def adapter_file() -> bytes:
+    """A LoRA pair."""
+    metadata = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    specs = [
+        TensorSpec(f"blk.0.attn_q.weight.lora_{part}", F32, shape) for part, shape in (("a", (2, 8)), ("b", (8, 2)))
+    ]
+    out = io.BytesIO()
+    write_gguf(out, {**metadata, "adapter.lora.alpha": 4.0}, specs, [bytes(spec.nbytes) for spec in specs])
+    return out.getvalue()
+
+
+def read_gguf(folder: Path, data: bytes) -> None:
+    """Reads whatever the file has; each reader may refuse it on its own."""
+    from fabric.models import architecture_of
+    from fabric.text.tokenizer import Tokenizer
+    from fabric.weights.adapter import adapter_of
+    from fabric.weights.inspect import summary
+
+    path = folder / "any.gguf"
+    path.write_bytes(data)
+    with GGUF.open(path) as file:
+        readers: list[Callable[[], object]] = [
+            lambda: json.dumps(summary(file)),
+            lambda: [decode_tensor(file, name) for name in file.tensors],
+            lambda: adapter_of(file),
+            lambda: architecture_of(file).read_config(file),
+            lambda: Tokenizer.from_gguf(file.metadata).encode("ab <s> \u00e9"),
+        ]
+        for reader in readers:
+            with refusals():
+                reader()
+
+
+# ---- rows: records, and everything that prepare takes for rows ----
+
+ROWS = (
+    b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"label":"x"}\n',
+    b'{"prompt":"a","completion":"b"}\n{"text":"a"}\n',
+    b'{"text":"abc","train":[[0,1],[2,3]],"literal":[[1,2]]}\n{"tokens":[1,2,3],"train":[0,1,1]}\n',
+    b'{"instruction":"a","input":"b","output":"c"}\n{"conversations":[{"from":"human","value":"a"}]}\n',
+    b'{"question":"a","answer":"b"}\n{"messages":[{"role":"tool","content":"1"}],"tools":[{"name":"f"}]}\n',
+    b'[{"prompt":"a","completion":"b"},\n {"text":"a"}]',
+    b'prompt,completion\n"a ""b""",c\nd,e\n',
+    b"prompt\tcompletion\na\tb\n",
+    "one\n\ntwo \u00e9\r\n".encode(),
+)
+FORMS = ("auto", "jsonl", "json", "csv", "tsv", "text", "paragraphs")
+
+
+def read_rows(folder: Path, data: bytes) -> None:
+    """As records, and through prepare in one of its formats, with one of its settings."""
+    from fabric.data.prepare import HoldOut, PrepareSettings, prepare
+    from fabric.data.records import read_records
+
+    path, choice = folder / "any", sum(data[:64])
+    path.write_bytes(data)
+    with refusals():
+        for record in read_records(str(path)):
+            assert record.kind
+    held = (HoldOut(str(folder / "held"), 0.5),) if choice % 3 == 0 else ()
+    settings = PrepareSettings(
+        (str(path),), FORMS[choice % len(FORMS)], normalize=choice % 2 == 0, drop_duplicates=choice % 5 == 0,  # type: ignore[arg-type]
+        hold_out=held, shuffle=choice % 4 == 0, on_error="skip" if choice % 7 else "stop", max_chars=10_000,
+    )  # fmt: skip
+    with refusals(), open_output(str(folder / "out"), text=True) as out:
+        prepare(settings, out)
+
+
+# ---- configuration files ----
+
+TOML = (
+    b"threads = 2\n[train]\nrank = 16\nlr = 1e-4\nmodules = 'all'\n",
+    b"height = 3\n[plot]\ncolumns = \"loss\"\ntitle = '''a\nb'''\n[prepare]\nfield = ['a=b']\n",
+    b"train.rank = 3\n'quiet' = true\n\"json\" = false\n[eval]\nadapter = ['a', 'b']\n",
+)
+
+
+@cache
+def train() -> click.Command:
+    """The command, whose making takes longer than an input."""
+    return load("train")
+
+
+def read_toml(folder: Path, data: bytes) -> None:
+    """As a file of defaults of `train`."""
+    from fabric.cli.config import defaults
+
+    path = folder / "any.toml"
+    path.write_bytes(data)
+    with refusals():
+        defaults(train(), ["--config", str(path)])
+
+
+# ---- templates: the worker must refuse or render; what happens in it is bounded by the system ----
+
+TEMPLATES = (
+    b"{% for m in messages %}{{ m.role + m['content'] }}{% endfor %}",
+    b"{% set ns = namespace(x=1) %}{% macro f(a) %}{{ a|tojson }}{% endmacro %}{{ f(messages) }}{{ ns.x }}",
+    b"{{ strftime_now('%Y') }}{% if tools %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content|trim }}",
+    b"{% generation %}{{ 'a' * 9 }}{{ range(9)|list }}{% endgeneration %}{{ messages[::-1]|join(',') }}",
+)
+
+
+def read_template(folder: Path, data: bytes) -> None:
+    """Renders one conversation."""
+    from fabric.text.template import ChatTemplate
+
+    with refusals(), contextlib.closing(ChatTemplate(data.decode("utf-8", "replace"), "<s>", "</s>")) as template:
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        assert isinstance(template.render(chat, [{"name": "f"}], True), str)
+        template.spans(chat)
+
+
+TARGETS = {
+    "gguf": Target(
+        read_gguf,
+        ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/words.py", "models/config.py"),
+        lambda: [model_file(), pieces_file(), adapter_file()],
+        (b"GGUF", b"\x03\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x08\0\0\0", b"\x09\0\0\0",
+         b"general.alignment", b"split.count", b"tokenizer.ggml.scores", b"llama.rope.dimension_count", b"gemma3",
+         b"qwen3", b"\x80"),
+    ),
+    "rows": Target(
+        read_rows,
+        ("data/jsonl.py", "data/records.py", "data/raw.py", "data/shapes.py", "data/prepare.py", "data/index.py"),
+        lambda: list(ROWS),
+        (b"null", b"true", b"1e999", b"-1", b"9" * 30, b'"', b"{", b"[", b"]", b"}", b",", b":", b"\n", b"\r", b"\0",
+         b"\xef\xbb\xbf", b"\\ud800", b"\xff", b'"messages"', b'"role"', b'"train"', b'"tokens"', b'"tool_calls"'),
+    ),
+    "toml": Target(
+        read_toml,
+        ("cli/config.py",),
+        lambda: list(TOML),
+        (b"[", b"]", b"[[", b"=", b"{", b"}", b'"', b"'", b"\n", b"train", b"rank", b"model", b"inf", b"nan", b".",
+         b"#", b"1979-05-27", b"0x1f", b"\\u0000", b"data"),
+    ),
+    "template": Target(
+        read_template,
+        (),
+        lambda: list(TEMPLATES),
+        (b"{{", b"}}", b"{%", b"%}", b"__class__", b"|attr('x')", b"range(99999)", b"* 99999999", b"messages", b"~",
+         b".format", b"{% for i in range(99999) %}", b"{% endfor %}", b"{% include 'x' %}", b"cycler", b"lipsum(99)",
+         b"self", b"|indent(99999999)", b"%99999999d", b"|replace('', messages|string)", b"{% endraw %}", b"{% raw %}"),
+    ),
+}  # fmt: skip
+
+
+# ---- the search ----
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Lets errors in one line pass, and nothing else."""
+    try:
+        yield
+    except FabricError as error:
+        assert "\n" not in str(error), f"an error of several lines: {error!r}"
+
+
+class TooLong(BaseException):
+    """An input that took longer than SECONDS."""
+
+
+def mutated(rng: random.Random, corpus: Sequence[bytes], words: Sequence[bytes]) -> bytes:
+    """One of the corpus after a few edits."""
+    data = bytearray(rng.choice(corpus))
+    for _ in range(rng.choice([1, 1, 2, 3, 6])):
+        at = rng.randrange(len(data) + 1)
+        end = min(len(data), at + rng.choice([1, 2, 4, 8, 30, 300]))
+        kind = rng.randrange(8)
+        if kind == 0 and data:
+            data[at % len(data)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at:at] = rng.choice(words)
+        elif kind == 2:
+            word = rng.choice(words)
+            data[at : at + len(word)] = word
+        elif kind == 3:
+            del data[at:end]
+        elif kind == 4:
+            data[at:at] = data[at:end] * rng.choice([1, 2, 50])
+        elif kind == 5:
+            data[at : at + 8] = rng.choice([0, 1, 255, 1 << 31, 1 << 40, (1 << 64) - 1]).to_bytes(8, "little")
+        elif kind == 6:
+            data[at:at] = rng.randbytes(rng.choice([1, 4, 16]))
+        else:
+            other = rng.choice(corpus)
+            data[at:] = other[rng.randrange(len(other) + 1) :]
+    return bytes(data[:LARGEST])
+
+
+class Coverage:
+    """Pairs of lines that followed each other in the files of a target."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files, self.seen, self.new = files, set[tuple[int, int, int]](), False
+        self.known: dict[str, bool] = {}
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        """What settrace calls."""
+        name = frame.f_code.co_filename
+        if name not in self.known:
+            self.known[name] = name.endswith(tuple(self.files))
+        return self.lines(frame) if self.known[name] else None
+
+    def lines(self, frame: FrameType) -> Any:
+        """A tracer of one call."""
+        code, last = id(frame.f_code), 0
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal last
+            edge = (code, last, frame.f_lineno)
+            if edge not in self.seen:
+                self.seen.add(edge)
+                self.new = True
+            last = frame.f_lineno
+            return trace
+
+        return trace
+
+
+def once(target: Target, folder: Path, data: bytes, coverage: Coverage) -> str:
+    """Runs one input; what was wrong with it, or nothing."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TooLong
+
+    coverage.new = False
+    signal.signal(signal.SIGPROF, ring)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    problem = ""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    if target.files:
+        sys.settrace(coverage)
+    try:
+        target.run(folder, data)
+    except FabricError as error:
+        problem = "an error of several lines" if "\n" in str(error) else ""
+    except TooLong:
+        problem = f"took longer than {SECONDS} s"
+    except (Exception, SystemExit) as error:
+        problem = f"{type(error).__name__}: {error}"
+    finally:
+        sys.settrace(None)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    taken = tracemalloc.get_traced_memory()[1] - before
+    if not problem and taken > MEMORY_BYTES + MEMORY_TIMES * len(data):
+        problem = f"took {taken / 2**20:.0f} MiB for {len(data)} bytes"
+    return problem
+
+
+def search(name: str, runs: int, seed: int) -> int:
+    """Looks for inputs that go wrong; returns how many inputs were tried, or raises SystemExit at the first."""
+    target, rng = TARGETS[name], random.Random(seed)
+    coverage, corpus = Coverage(target.files), target.seeds()
+    tracemalloc.start()
+    with tempfile.TemporaryDirectory() as scratch:
+        for i in range(runs) if runs else count():
+            data = corpus[i] if i < len(corpus) and i < len(target.seeds()) else mutated(rng, corpus, target.words)
+            if problem := once(target, Path(scratch), data, coverage):
+                FOUND.mkdir(parents=True, exist_ok=True)
+                (FOUND / f"{name}-{i}").write_bytes(data)
+                print(f"{name}, input {i} ({FOUND / f'{name}-{i}'}): {problem}", file=sys.stderr)
+                raise SystemExit(1)
+            if coverage.new:
+                corpus.append(data)
+            if i % 1000 == 999:
+                print(f"{name}: {i + 1} inputs, {len(corpus)} kept, {len(coverage.seen)} steps", file=sys.stderr)
+    print(json.dumps({"target": name, "runs": runs, "kept": len(corpus), "steps": len(coverage.seen)}))
+    return runs
+
+
+def main() -> None:
+    """One target, so many inputs or for ever; or one input from a file."""
+    parser = argparse.ArgumentParser(description="Fuzzes one reader.")
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--runs", type=int, default=0, metavar="N", help="inputs to try; 0: until stopped")
+    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="run this one input")
+    given = parser.parse_args()
+    if given.input is None:
+        search(given.target, given.runs, given.seed)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        TARGETS[given.target].run(Path(scratch), given.input.read_bytes())
+
+
+if __name__ == "__main__":
+    main()
