@@ -25,6 +25,10 @@ lint: build
 docs: build
     .venv/bin/python tools/pages.py
 
+# look for bytes that crash a reader, until stopped: gguf, rows, toml, template
+fuzz target: build
+    .venv/bin/python -m tests.fuzz.fuzz {{target}}
+
 # training speed of a model on this machine
 bench model: build
     .venv/bin/fabric bench -m {{model}}

@@ -30,8 +30,8 @@ def positive(gguf: GGUF, key: str, default: int | None = None) -> int:
     """A whole number of at least 1 under `ARCHITECTURE.key`; DataError where it is missing or something else."""
     key = f"{gguf.architecture}.{key}"
     value = gguf.metadata.get(key, default)
-    if not isinstance(value, int) or value < 1:
-        raise DataError(f"{gguf.path}: metadata {key} is {'missing' if value is None else 'no positive number'}")
+    if not isinstance(value, int) or not 1 <= value < 1 << 31:
+        raise DataError(f"{gguf.path}: metadata {key} is {'missing' if value is None else 'no size that a model has'}")
     return value
 
 
@@ -66,6 +66,9 @@ def rope_frequencies(gguf: GGUF, n_rot: int) -> npt.NDArray[np.float32]:
     return inv_freq
 
 
+MOST_HEAD_DIM = 1 << 16  # far beyond any; tables are made of it before a tensor is looked at
+
+
 def read_decoder(gguf: GGUF) -> DecoderConfig:
     """The configuration of a llama-like decoder; DataError where keys are missing or do not fit together."""
     arch = gguf.architecture
@@ -84,12 +87,14 @@ def read_decoder(gguf: GGUF) -> DecoderConfig:
     if number("attention.value_length", head_dim) != head_dim:
         raise DataError(f"{gguf.path}: keys and values of different head sizes are not supported")
     n_rot = number("rope.dimension_count", head_dim)
+    if head_dim > MOST_HEAD_DIM:
+        raise DataError(f"{gguf.path}: heads of {head_dim} dimensions make no sense")
     if n_rot % 2 or n_rot > head_dim:
         raise DataError(f"{gguf.path}: RoPE over {n_rot} of {head_dim} dimensions makes no sense")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise DataError(f"{gguf.path}: tensor token_embd.weight is missing")
-    n_tokens = len(gguf.metadata.get("tokenizer.ggml.tokens", ()))
+    n_tokens = len(gguf.get("tokenizer.ggml.tokens", list, []))
     if n_tokens > embedding.shape[0]:
         raise DataError(f"{gguf.path}: {n_tokens} tokens but only {embedding.shape[0]} rows of token_embd.weight")
     return DecoderConfig(

@@ -30,8 +30,11 @@ from typing import Any
 import click
 
 from fabric.cli.app import load
+from fabric.core import Device
 from fabric.errors import FabricError
 from fabric.files import open_output
+from fabric.models.inference import Scorer
+from fabric.models.recorder import Weights
 from fabric.weights.formats import BY_NAME, F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
 
@@ -49,13 +52,14 @@ class Target:
     files: tuple[str, ...]
     seeds: Callable[[], list[bytes]]
     words: tuple[bytes, ...]
+    make: Callable[[random.Random], bytes] | None = None  # inputs that are whole but odd, every other one
 
 
 # ---- GGUF: everything that a file claims is asked for ----
 
 
-def model_file() -> bytes:
-    """A model of one block with a vocabulary of letters."""
+def model_file(odd: Callable[[dict[str, object], dict[str, tuple[int, ...]]], None] | None = None) -> bytes:
+    """A model of one block with a vocabulary of letters; `odd` changes its metadata and shapes."""
     letters = [*"abcdefgh", "Ġ", "ab", "<s>", "</s>"]
     metadata: dict[str, object] = {
         "general.architecture": "llama", "general.name": "x", "llama.block_count": 1, "llama.embedding_length": 8,
@@ -66,12 +70,47 @@ def model_file() -> bytes:
         "tokenizer.ggml.bos_token_id": 10, "tokenizer.ggml.eos_token_id": 11,
         "tokenizer.chat_template": "{{ messages }}", "fabric.history": ['{"command":"train"}'],
     }  # fmt: skip
-    rows = {"token_embd.weight": (12, 8), "blk.0.attn_q.weight": (8, 8), "output_norm.weight": (8,)}
-    specs = [TensorSpec(name, F32, shape) for name, shape in rows.items()]
-    specs.append(TensorSpec("blk.0.ffn_up.weight", BY_NAME["Q4_0"].type, (2, 32)))
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (12, 8), "output_norm.weight": (8,)}
+    for part in ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        shapes[f"blk.0.{part}.weight"] = (8, 8)
+    shapes |= {f"blk.0.{part}.weight": (4, 8) for part in ("attn_k", "attn_v")}
+    shapes |= {f"blk.0.{part}.weight": (8,) for part in ("attn_norm", "ffn_norm")}
+    if odd:
+        odd(metadata, shapes)
+    specs = [TensorSpec(name, F32, shape) for name, shape in shapes.items()]
+    specs.append(TensorSpec("spare.weight", BY_NAME["Q4_0"].type, (2, 32)))
     out = io.BytesIO()
     write_gguf(out, metadata, specs, [bytes(spec.nbytes) for spec in specs])
     return out.getvalue()
+
+
+VALUES: tuple[object, ...] = (
+    0, 1, -1, 3, 8, 4096, (1 << 31) - 1, -(1 << 31), 1 << 40, 0.0, -1.0, 1e-30, 3e38, float("nan"), float("inf"), True,
+    "", "x", "gpt2", "llama", "gemma3", "qwen3", "\u0120" * 40, [1], [0.5], ["a", "b"], ["a"] * 12,
+    [1 << 30] * 12, [-1] * 12,
+)  # fmt: skip
+
+
+def odd_model(rng: random.Random) -> bytes:
+    """A whole file in which some values, and some shapes, are others."""
+
+    def odd(metadata: dict[str, object], shapes: dict[str, tuple[int, ...]]) -> None:
+        if rng.random() < 0.3:
+            metadata["general.architecture"] = name = rng.choice(["gemma3", "qwen2", "qwen3"])
+            metadata |= {key.replace("llama.", f"{name}."): value for key, value in list(metadata.items())}
+        for key in rng.sample(
+            [*metadata, "llama.rope.dimension_count", "llama.rope.scaling.type"], rng.choice([1, 1, 2, 4])
+        ):
+            metadata[key] = rng.choice(VALUES)
+            if rng.random() < 0.2:
+                del metadata[key]
+        for name in rng.sample([*shapes], rng.choice([0, 0, 1, 2])):
+            shapes[name] = rng.choice([(8,), (1,), (4, 8), (8, 4), (12, 8), (1, 1), (2, 2, 2), (16, 8)])
+
+    try:
+        return model_file(odd)
+    except FabricError:  # what cannot be written is no input
+        return model_file()
 
 
 def pieces_file() -> bytes:
@@ -112,11 +151,19 @@ def read_gguf(folder: Path, data: bytes) -> None:
             lambda: [decode_tensor(file, name) for name in file.tensors],
             lambda: adapter_of(file),
             lambda: architecture_of(file).read_config(file),
+            lambda: record(file),
             lambda: Tokenizer.from_gguf(file.metadata).encode("ab <s> \u00e9"),
         ]
         for reader in readers:
             with refusals():
                 reader()
+
+
+def record(file: GGUF) -> None:
+    """Records and plans the graph that training would run."""
+    with contextlib.closing(Device("cpu", threads=1)) as device, contextlib.closing(Weights(file, device)) as weights:
+        scorer = Scorer(weights, 8, "f32")
+        scorer.close()
 
 
 # ---- rows: records, and everything that prepare takes for rows ----
@@ -207,6 +254,7 @@ TARGETS = {
         (b"GGUF", b"\x03\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x08\0\0\0", b"\x09\0\0\0",
          b"general.alignment", b"split.count", b"tokenizer.ggml.scores", b"llama.rope.dimension_count", b"gemma3",
          b"qwen3", b"\x80"),
+        odd_model,
     ),
     "rows": Target(
         read_rows,
@@ -342,10 +390,16 @@ def search(name: str, runs: int, seed: int) -> int:
     """Looks for inputs that go wrong; returns how many inputs were tried, or raises SystemExit at the first."""
     target, rng = TARGETS[name], random.Random(seed)
     coverage, corpus = Coverage(target.files), target.seeds()
+    seeds = len(corpus)
     tracemalloc.start()
     with tempfile.TemporaryDirectory() as scratch:
         for i in range(runs) if runs else count():
-            data = corpus[i] if i < len(corpus) and i < len(target.seeds()) else mutated(rng, corpus, target.words)
+            if i < seeds:
+                data = corpus[i]
+            elif target.make and i % 2:
+                data = target.make(rng)
+            else:
+                data = mutated(rng, corpus, target.words)
             if problem := once(target, Path(scratch), data, coverage):
                 FOUND.mkdir(parents=True, exist_ok=True)
                 (FOUND / f"{name}-{i}").write_bytes(data)

@@ -28,16 +28,13 @@ def test_no_input_crashes_hangs_or_fills_memory(name: str) -> None:
 
 
 def hidden(folder: Path, data: bytes) -> None:
-    """Goes wrong behind four bytes in a row, which no blind search finds."""
-    for have, want in zip(data, b"key!", strict=False):
-        if want == ord("k") and have != want:
-            return
-        if want == ord("e") and have != want:
-            return
-        if want == ord("y") and have != want:
-            return
-        if want == ord("!") and have == want:
-            raise KeyError("found")
+    """Goes wrong behind three letters in a row."""
+    if data[:1] != b"k":
+        return
+    if data[1:2] != b"e":
+        return
+    if data[2:3] == b"y":
+        raise KeyError("found")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ WRONG = [
     ("qwen2", "attention.head_count", 0),
     ("qwen2", "attention.head_count_kv", 3),
     ("qwen3", "attention.key_length", -32),
+    ("qwen3", "attention.key_length", 1 << 20),
     ("qwen3", "rope.dimension_count", 33),
+    ("llama", "block_count", 1 << 40),
     ("gemma3", "attention.sliding_window", None),
     ("gemma3", "attention.sliding_window", 0),
     ("gemma3", "attention.sliding_window_pattern", [True, False]),
@@ -47,3 +49,10 @@ def test_a_key_that_makes_no_sense_is_named(name: str, key: str, value: object, 
         with pytest.raises(DataError, match=r"m\.gguf: ") as error:
             architecture_of(gguf).read_config(gguf)
         assert len(str(error.value).splitlines()) == 1
+
+
+def test_tokens_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    with GGUF.open(write_model(tmp_path / "m.gguf", SMALL["llama"])) as gguf:
+        gguf.metadata = {**gguf.metadata, "tokenizer.ggml.tokens": 7}
+        with pytest.raises(DataError, match=r"tokenizer\.ggml\.tokens"):
+            architecture_of(gguf).read_config(gguf)
