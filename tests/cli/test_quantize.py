@@ -129,3 +129,30 @@ def test_importance_that_does_not_fit_is_refused(wide: Path, tiny: Path, rows: P
     one_sentence(fabric("quantize", wide, "--tensor", "blk.0.*", *out), 2, "GLOB=TYPE")
     one_sentence(fabric("quantize", wide, "--tensor", "blk.0.*=q9", *out), 2, "q9")
     assert not (tmp_path / "never.gguf").exists()
+
+
+def test_merging_into_blocks_says_what_each_matrix_lost(wide: Path, rows: Path, tmp_path: Path) -> None:
+    run = (
+        "--steps",
+        "2",
+        "--rank",
+        "2",
+        "--ctx",
+        "64",
+        "--batch",
+        "4",
+        "--modules",
+        "attn_q",
+        "--run-dir",
+        tmp_path / "r",
+    )
+    assert fabric("train", rows, "-m", wide, "-o", tmp_path / "a.gguf", *run).code == 0
+    two = ("-a", f"{tmp_path / 'a.gguf'}=0.5", "-a", tmp_path / "a.gguf")
+    told = fabric("merge", "-m", wide, *two, "--type", "q4_k_m", "--errors", "-o", tmp_path / "m.gguf")
+    assert told.code == 0, told.err
+    errors = lost(told.err)
+    assert errors["blk.0.attn_q.weight"] > 1 and errors["token_embd.weight"] < errors["blk.0.attn_q.weight"]
+    report = json.loads(fabric("merge", "-m", wide, *two, "--json", "-o", tmp_path / "m.gguf").out)
+    changed = [row["name"] for row in report["tensors"] if row["changed"]]
+    assert changed == ["blk.0.attn_q.weight", "blk.1.attn_q.weight"]
+    assert all(row["relative_rmse"] > 0 for row in report["tensors"] if row["changed"])
