@@ -164,7 +164,7 @@ def _label_test(settings: EvalSettings, rows: _Rows, text: Text) -> LabelTest | 
     name = shown(settings.data)
     if settings.labels and not rows.labelled:
         raise DataError(f"{name}: no row has one of the labels {', '.join(settings.labels)} at the start of its answer")
-    labels: Sequence[str] = settings.labels or list(dict.fromkeys(row.label for row in rows.labelled))
+    labels: Sequence[str] = settings.labels or sorted({row.label for row in rows.labelled})
     if len(labels) > MOST_LABELS and not settings.labels:
         rows.notes.append(
             f"{name}: {len(labels)} different labels are too many to choose from; name some with --labels"

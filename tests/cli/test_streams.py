@@ -49,7 +49,7 @@ def test_the_whole_pipeline_runs_through_pipes_and_equals_the_way_over_files(
         "fabric inspect {tiny} --tensors | head -c 100",
         "fabric inspect {tiny} {adapter} | head -c 1",
         "fabric generate many.jsonl -m {tiny} --max-tokens 1 | head -n 1",
-        "yes hello | head -n 900 | fabric generate -q --chat -m {tiny} --max-tokens 1 | head -n 1",
+        "fabric generate --chat -m {tiny} --max-tokens 1 < many.jsonl | head -n 1",
         "fabric plot m.jsonl -o - | head -c 1",
         "fabric train {rows} -m {tiny} -o - {QUICK} | head -c 100",
         "fabric train {rows} -m {tiny} -o a.gguf --metrics - {QUICK}2 | true",
