@@ -83,6 +83,7 @@ _fabric() {
         eval:-m|eval:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:-a|eval:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:--accuracy) COMPREPLY=($(compgen -W "likelihood generated" -- "$cur")); return ;;
+        eval:--rows) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:--labels) return ;;
         eval:--ctx) return ;;
         eval:--stride) return ;;
@@ -143,7 +144,7 @@ _fabric() {
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
         devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;

@@ -128,6 +128,7 @@ complete -c fabric -n '__fish_seen_subcommand_from eval' -s a -l adapter -r -F -
 complete -c fabric -n '__fish_seen_subcommand_from eval' -l compare -d 'the base, and each adapter by itself against it, row by row'
 complete -c fabric -n '__fish_seen_subcommand_from eval' -l accuracy -x -a 'likelihood generated' -d 'of the likeliest label, or of the label that the model writes'
 complete -c fabric -n '__fish_seen_subcommand_from eval' -l llama-perplexity -d 'texts in windows of --ctx, first half not scored: llama.cpp\'s way of telling it'
+complete -c fabric -n '__fish_seen_subcommand_from eval' -l rows -r -F -d 'JSONL: loss and chosen label of each row, by model'
 complete -c fabric -n '__fish_seen_subcommand_from eval' -l markdown -d 'the tables as Markdown'
 complete -c fabric -n '__fish_seen_subcommand_from eval' -l labels -r -f -d 'to choose from; default: those of the rows'
 complete -c fabric -n '__fish_seen_subcommand_from eval' -l ctx -r -f -d 'longest row'

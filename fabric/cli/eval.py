@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -34,6 +35,9 @@ def command(
             "--llama-perplexity", help="texts in windows of --ctx, first half not scored: llama.cpp's way of telling it"
         ),
     ] = False,
+    rows: Annotated[
+        str | None, Option("--rows", metavar="FILE", help="JSONL: loss and chosen label of each row, by model")
+    ] = None,
     markdown: Annotated[bool, Option("--markdown", help="the tables as Markdown")] = False,
     labels: Annotated[
         str | None, Option("--labels", metavar="NAMES", help="to choose from; default: those of the rows")
@@ -51,15 +55,16 @@ def command(
 
     A label counts as right when the model finds it the likeliest beginning of the answer, or writes it there.
     """
+    from fabric.data.jsonl import dumps
     from fabric.evaluation.evaluate import evaluate
     from fabric.evaluation.settings import EvalSettings
-    from fabric.files import check_streams
+    from fabric.files import check_streams, open_output
 
     if markdown and console.flag("json"):
         raise UsageError("--json and --markdown exclude each other: two forms of the same report")
     source = console.stdin_source(data)
     adapters = tuple(adapter_input(text) for text in adapter or ())
-    check_streams([source, model, template, *(a.path for a in adapters)], [])
+    check_streams([source, model, template, *(a.path for a in adapters)], [rows])
     settings = EvalSettings(
         data=source,
         model=model,
@@ -75,11 +80,14 @@ def command(
         threads=threads,
         device=device,
     )
-    with console.bar("eval", " tokens") as progress:
-        report = evaluate(settings, progress)
+    with open_output(rows, text=True) if rows is not None else contextlib.nullcontext() as file:
+        with console.bar("eval", " tokens") as progress:
+            report = evaluate(settings, progress)
+        if file is not None:
+            file.writelines(dumps(row) + b"\n" for row in report.row_scores)
     for text in report.notes:
         console.note(text)
-    console.report(report.to_json(), describe(report, markdown), result=True)
+    console.report(report.to_json(), describe(report, markdown), rows, result=rows != "-")
 
 
 def describe(report: EvalReport, markdown: bool = False) -> str:

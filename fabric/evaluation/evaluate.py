@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from fabric.evaluation.statistics import bootstrap_interval, even_chance
 from fabric.files import check_streams, shown
 from fabric.models.inference import Decoder
 from fabric.text.encode import EncodeReport, Example, encode_rows, prompt_ids, with_bos
-from fabric.weights.settings import Progress
+from fabric.weights.settings import AdapterInput, Progress
 
 _TOGETHER = 8  # rows that are answered at once
 _BEFORE_A_LABEL = 8  # tokens of an answer that may stand in front of its label: white space, an empty thought
@@ -60,6 +61,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
                 precision=model.precision,
                 seconds=seconds,
                 tokens_per_s=meter.done / seconds,
+                row_scores=_row_scores(settings, rows, found),
                 notes=rows.notes,
             )
 
@@ -83,6 +85,7 @@ def check_settings(settings: EvalSettings) -> None:
 class _Rows:
     examples: list[Example]
     labelled: list[LabelledRow]
+    sources: list[str]  # of the labelled rows
     report: EncodeReport
     notes: list[str]
 
@@ -100,7 +103,7 @@ class _Meter:
 
 
 def _read(settings: EvalSettings, text: Text) -> _Rows:
-    rows, with_label = _Rows([], [], EncodeReport(), []), 0
+    rows, with_label = _Rows([], [], [], EncodeReport(), []), 0
     for record in read_records(settings.data):
         if settings.llama_perplexity:
             examples = _llama_windows(settings, record, text, rows.report)
@@ -115,6 +118,7 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
             with_label += 1
             found = _labelled(settings, record, examples[-1], text)
             rows.labelled += [found] if found else []
+            rows.sources += [record.source] if found else []
     name, report = shown(settings.data), rows.report
     if not rows.examples:
         raise DataError(f"{name}: none of {report.rows} rows has anything to score")
@@ -190,6 +194,7 @@ class _Found:
     score: Score
     sums: npt.NDArray[np.float64]
     right: list[bool]
+    chosen: list[str]
 
 
 def _label_tokens(settings: EvalSettings, test: LabelTest | None) -> int:
@@ -212,7 +217,8 @@ def _score(
         chosen = test.written(_answers(settings, text, model, loras, test, done))
     accuracy = test.accuracy(chosen) if test and chosen else None
     right = [row.label == label for row, label in zip(test.rows, chosen, strict=True)] if test and chosen else []
-    return _Found(Score(loss, math.exp(min(loss, 700.0)), accuracy), _by_row(rows.examples, sums), right)
+    total = Score(loss, math.exp(min(loss, 700.0)), accuracy)
+    return _Found(total, _by_row(rows.examples, sums), right, chosen or [])
 
 
 def _answers(settings: EvalSettings, text: Text, model: Model, loras: Loras, test: LabelTest, done: Done) -> list[str]:
@@ -255,6 +261,26 @@ def _compared(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> t
         )
         if base.right:
             paired = replace(paired, gained=gained, lost=lost, accuracy_p=even_chance(gained, lost))
-        name = adapter.path if adapter.scale == 1 else f"{adapter.path}={adapter.scale:g}"
-        compared.append(AdapterScore(name, tuned.score, paired))
+        compared.append(AdapterScore(_name(adapter), tuned.score, paired))
     return tuple(compared)
+
+
+def _row_scores(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> list[dict[str, Any]]:
+    """What each model made of each row that was scored, in input order."""
+    names = ["base", *map(_name, settings.adapters)] if settings.compare else ["model"]
+    counts = _by_row(rows.examples, np.array([float(example.trained) for example in rows.examples]))
+    number = {source: i for i, source in enumerate(rows.sources)}
+    scores = []
+    for i, source in enumerate(dict.fromkeys(example.source for example in rows.examples)):
+        losses = {name: float(one.sums[i] / counts[i]) for name, one in zip(names, found, strict=True) if counts[i]}
+        row: dict[str, Any] = {"row": source, "trained_tokens": int(counts[i]), "loss": losses}
+        if source in number and found[0].chosen:
+            at = number[source]
+            row |= {"label": rows.labelled[at].label}
+            row["chosen"] = {name: one.chosen[at] for name, one in zip(names, found, strict=True)}
+        scores.append(row)
+    return scores
+
+
+def _name(adapter: AdapterInput) -> str:
+    return adapter.path if adapter.scale == 1 else f"{adapter.path}={adapter.scale:g}"

@@ -146,12 +146,14 @@ class EvalReport:
     precision: str
     seconds: float
     tokens_per_s: float
+    row_scores: list[dict[str, Any]] = field(default_factory=list)
+    """Of each row: `row` (file:line), `trained_tokens`, `loss` by model, its `label` and the one `chosen` by each."""
     notes: list[str] = field(default_factory=list)
     """Sentences worth a line: rows cut or left out, labels that cannot be told apart."""
 
     def to_json(self) -> dict[str, Any]:
         """One object with the score's fields in it; `base` and `adapters` hold the same of each in a comparison."""
-        own = {k: v for k, v in vars(self).items() if k not in ("score", "base", "adapters")}
+        own = {k: v for k, v in vars(self).items() if k not in ("score", "base", "adapters", "row_scores")}
         compared = {"base": self.base.to_json(), "adapters": [a.to_json() for a in self.adapters]} if self.base else {}
         return {**self.score.to_json(), **compared, **own}
 

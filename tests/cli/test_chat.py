@@ -74,6 +74,17 @@ def test_a_conversation_that_no_longer_fits_forgets_its_beginning_and_says_so(ti
     one_sentence(long, 65, "the message has", "--ctx")
 
 
+def test_an_answer_as_text_is_the_answer_of_the_row(tiny: Path) -> None:
+    ask = ("generate", "-m", tiny, "--prompt", "the quick fox", *F32)
+    whole = json.loads(fabric(*ask, "--json").out)["answer"]
+    assert fabric(*ask).out.decode() == whole + "\n"
+    stop = whole[4:6]
+    assert fabric(*ask, "--stop", stop).out.decode() == whole[: whole.index(stop)] + "\n"
+    sampled = (*ask, "--temperature", "1", "--choices", "2")
+    answers = [json.loads(line)["answer"] for line in fabric(*sampled, "--json").out.splitlines()]
+    assert fabric(*sampled).out.decode() == "".join(answer + "\n" for answer in answers)
+
+
 def test_what_is_no_conversation_is_refused(tiny: Path, rows: Path) -> None:
     one_sentence(fabric("generate", rows, "-m", tiny, "--chat"), 2, "one of the three")
     one_sentence(fabric("generate", "-m", tiny, "--chat", "--raw"), 2, "--raw")

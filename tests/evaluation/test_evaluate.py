@@ -15,6 +15,7 @@ from fabric.evaluation.settings import EvalReport, EvalSettings
 from fabric.evaluation.statistics import even_chance
 from fabric.weights.adapter import Adapter, LoraPair, write_adapter
 from fabric.weights.settings import AdapterInput
+from tests.cli.shell import fabric
 from tests.evaluation.conftest import Writer
 from tests.parity import ours
 from tests.support.compare import log_softmax
@@ -88,6 +89,28 @@ def test_each_adapter_is_held_against_the_base_row_by_row(model: str, rows_file:
     assert paired.loss_p == pytest.approx(even_chance(better, len(rows) - better))
     nothing = report.adapters[1].against_base
     assert (nothing.loss_p, nothing.gained) == (1.0, None)
+
+
+def test_what_each_model_made_of_each_row_comes_as_rows(
+    model: str, rows_file: Writer, adapter: AdapterMaker, tmp_path: Path
+) -> None:
+    asked = [{"prompt": f"the {word}", "completion": f" {label}.", "label": label}
+             for word, label in (("fox", "is"), ("dog", "in"), ("cat", "is"))]  # fmt: skip
+    data, tuned, out = rows_file("r.jsonl", [*asked, {"text": "the old man"}]), adapter(), tmp_path / "rows.jsonl"
+    flags = ["--compare", "--precision", "f32", "--json", "--rows", str(out)]
+    done = fabric("eval", data, "-m", model, "-a", tuned.path, *flags)
+    assert done.code == 0, done.err
+    told, rows = json.loads(done.out), [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["row"] for row in rows] == [f"{data}:{n}" for n in range(1, 5)]
+    count = sum(row["trained_tokens"] for row in rows)
+    assert count == told["trained_tokens"]
+    for name, score in (("base", told["base"]), (tuned.path, told["adapters"][0])):
+        assert sum(row["trained_tokens"] * row["loss"][name] for row in rows) == pytest.approx(count * score["loss"])
+        right = sum(row["chosen"][name] == row["label"] for row in rows[:3])
+        assert right == round(score["accuracy"] * 3)
+    assert "label" not in rows[3]
+    piped = fabric("eval", data, "-m", model, "--rows", "-")
+    assert len(piped.out.splitlines()) == 4 and "perplexity" in piped.err
 
 
 def test_windows_of_llama_cpp_score_their_second_halves(model: str, rows_file: Writer) -> None:
