@@ -122,6 +122,7 @@ def test_the_biomedical_study_picks_on_validation_and_reports_on_test_rows(model
         assert len(runs) == 2
         assert (out / f"{name}-finding-r2-lr{best['rate']}-s2.gguf").exists(), "what was picked has no second seed"
         assert (out / f"{name}-question-r2-lr{best['rate']}-s1.gguf").exists()
+    assert "question and finding" in done.stdout and "(90 of 90)" in done.stdout  # labels stand in these findings
     report = (out / "report.md").read_text()
     assert report == done.stdout[-len(report) :]
     assert report.count("## ") == 4 and report.count("95 % interval") == 8 and report.count("commonest label") == 4
