@@ -262,61 +262,59 @@ static void attention_item(const attention *at, const fb_launch *l, int64_t item
     store_lanes(&o, r0, n, hd, room.result, fade);
 }
 
-/* A few queries over a cache: packing it would cost more than reading it. An item is one query of one kv head. */
+/* A few queries over a cache: packing it would cost more than reading it. An item is one query of one head. */
 static void attention_few(const attention *at, const fb_launch *l, int64_t item, attention_room room) {
     enum { STEP = 64 };
-    const int64_t t = item / at->kv_heads, kv = item % at->kv_heads, hd = at->hd;
+    const int64_t t = item / at->heads, h = item % at->heads, hd = at->hd;
     float *q = room.lanes, *o = room.result, *p = room.p;
     int32_t from, to;
-    fb_view k = head_of(at->k, kv, hd), v = head_of(at->v, kv, hd);
+    fb_view k = head_of(at->k, h / at->group, hd), v = head_of(at->v, h / at->group, hd);
     keys_of(at, t, &from, &to);
     from = from < 0 ? 0 : from;
     to = (int32_t)at_most(to, at->keys);
     const int64_t k_bytes = (int64_t)fb_type_bytes(k.type, k.ld), v_bytes = (int64_t)fb_type_bytes(v.type, v.ld);
-    for (int64_t h = kv * at->group; h < (kv + 1) * at->group; h++) {
-        float top = -INFINITY, sum = 0;
-        decode(at->q->type, fb_row(at->q, t), h * hd, hd, q);
-        memset(o, 0, (size_t)hd * 4);
-        for (int64_t s = from; s < to; s += STEP) {
-            const int64_t n = at_most(to - s, STEP);
-            const char *k_rows = fb_row(&k, s), *v_rows = fb_row(&v, s);
-            vf now = v_set(top), total = v_set(0), slope;
-            for (int64_t i = 0; i < n; i++) {
-                vf dot = v_set(0);
-                for (int64_t d = 0; d < hd; d += VW)
-                    dot = v_fma(a_load(q, FB_F32, d, hd - d), a_load(k_rows + i * k_bytes, k.type, d, hd - d), dot);
-                p[i] = v_sum(dot);
-            }
-            for (int64_t i = 0; i < n; i += VW) {
-                vf x = score_of(at->scale, at->softcap, a_load(p, FB_F32, i, n - i), &slope);
-                x = v_select(v_lanes() + (int32_t)i < v_iset((int32_t)n), x, v_set(-INFINITY));
-                now = v_max(x, now);
-                v_store(p + i, x);
-            }
-            const float before = top;
-            top = v_top(now);
-            for (int64_t i = 0; i < n; i += VW) {
-                vf e = v_exp(v_load(p + i) - top);
-                total += e;
-                v_store(p + i, e);
-            }
-            const float fade = v_exp(v_set(before - top))[0];
-            sum = sum * fade + v_sum(total);
-            for (int64_t d = 0; d < hd; d += VW) {
-                vf x = fade * a_load(o, FB_F32, d, hd - d), y = v_set(0); /* two sums: one would wait for itself */
-                for (int64_t i = 0; i < n; i += 2) {
-                    x = v_fma(v_set(p[i]), a_load(v_rows + i * v_bytes, v.type, d, hd - d), x);
-                    if (i + 1 < n) y = v_fma(v_set(p[i + 1]), a_load(v_rows + (i + 1) * v_bytes, v.type, d, hd - d), y);
-                }
-                x += y;
-                a_store(o, FB_F32, d, hd - d, x);
-            }
+    float top = -INFINITY, sum = 0;
+    decode(at->q->type, fb_row(at->q, t), h * hd, hd, q);
+    memset(o, 0, (size_t)hd * 4);
+    for (int64_t s = from; s < to; s += STEP) {
+        const int64_t n = at_most(to - s, STEP);
+        const char *k_rows = fb_row(&k, s), *v_rows = fb_row(&v, s);
+        vf now = v_set(top), total = v_set(0), slope;
+        for (int64_t i = 0; i < n; i++) {
+            vf dot = v_set(0);
+            for (int64_t d = 0; d < hd; d += VW)
+                dot = v_fma(a_load(q, FB_F32, d, hd - d), a_load(k_rows + i * k_bytes, k.type, d, hd - d), dot);
+            p[i] = v_sum(dot);
         }
-        ((float *)fb_row(&l->v[1], t))[h] = sum > 0 ? top + logf(sum) : -INFINITY;
-        for (int64_t d = 0; d < hd; d += VW)
-            a_store(fb_row(&l->v[0], t), l->v[0].type, h * hd + d, hd - d,
-                    a_load(o, FB_F32, d, hd - d) * (sum > 0 ? 1.0f / sum : 0));
+        for (int64_t i = 0; i < n; i += VW) {
+            vf x = score_of(at->scale, at->softcap, a_load(p, FB_F32, i, n - i), &slope);
+            x = v_select(v_lanes() + (int32_t)i < v_iset((int32_t)n), x, v_set(-INFINITY));
+            now = v_max(x, now);
+            v_store(p + i, x);
+        }
+        const float before = top;
+        top = v_top(now);
+        for (int64_t i = 0; i < n; i += VW) {
+            vf e = v_exp(v_load(p + i) - top);
+            total += e;
+            v_store(p + i, e);
+        }
+        const float fade = v_exp(v_set(before - top))[0];
+        sum = sum * fade + v_sum(total);
+        for (int64_t d = 0; d < hd; d += VW) {
+            vf x = fade * a_load(o, FB_F32, d, hd - d), y = v_set(0); /* two sums: one would wait for itself */
+            for (int64_t i = 0; i < n; i += 2) {
+                x = v_fma(v_set(p[i]), a_load(v_rows + i * v_bytes, v.type, d, hd - d), x);
+                if (i + 1 < n) y = v_fma(v_set(p[i + 1]), a_load(v_rows + (i + 1) * v_bytes, v.type, d, hd - d), y);
+            }
+            x += y;
+            a_store(o, FB_F32, d, hd - d, x);
+        }
     }
+    ((float *)fb_row(&l->v[1], t))[h] = sum > 0 ? top + logf(sum) : -INFINITY;
+    for (int64_t d = 0; d < hd; d += VW)
+        a_store(fb_row(&l->v[0], t), l->v[0].type, h * hd + d, hd - d,
+                a_load(o, FB_F32, d, hd - d) * (sum > 0 ? 1.0f / sum : 0));
 }
 
 static void run_attention(fb_worker *w, const fb_launch *l, char *scratch) {
@@ -325,7 +323,7 @@ static void run_attention(fb_worker *w, const fb_launch *l, char *scratch) {
     float *k_dots = (float *)scratch, *v_sums = k_dots + at.kv_heads * dots_floats(at.hd, at.keys);
     attention_room room = room_of(w, v_sums + at.kv_heads * sums_floats(at.hd, at.keys), at.hd);
     if (at.q->rows <= FEW) {
-        for (int64_t i; (i = fb_next(w)) < at.kv_heads * at.q->rows;) attention_few(&at, l, i, room);
+        for (int64_t i; (i = fb_next(w)) < at.heads * at.q->rows;) attention_few(&at, l, i, room);
         return;
     }
     pack_dots(w, k_dots, at.k, at.kv_heads, at.hd, at.from, at.to, at.bf16);
