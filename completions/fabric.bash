@@ -122,6 +122,8 @@ _fabric() {
         convert:--type) return ;;
         bench:-m|bench:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         bench:--tokens) return ;;
+        bench:--rows) return ;;
+        bench:--rows-at-once) return ;;
         bench:--trained-every) return ;;
         bench:--rank) return ;;
         bench:--modules) return ;;
@@ -149,7 +151,7 @@ _fabric() {
         devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
         inspect) words="--tensors --chat-template -q --quiet --json --debug -h --help" ;;
-        bench) words="-m --model --tokens --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
+        bench) words="-m --model --tokens --rows --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
         plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
     esac
     case "$cur" in

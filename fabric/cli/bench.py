@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def command(
     model: options.Model,
-    tokens: Annotated[int, Option(metavar="N", min=2, help="a step")] = 512,
+    tokens: Annotated[int, Option(metavar="N", min=2, help="of a row")] = 512,
+    rows: Annotated[int, Option(metavar="N", min=1, help="a step")] = 1,
+    rows_at_once: Annotated[int, Option(metavar="N", min=0, help="of a micro-batch; 0: all")] = 0,
     trained_every: Annotated[int, Option(metavar="N", min=1, help="every Nth token trains")] = 1,
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
     modules: Annotated[str, Option(metavar="NAMES", help="as for `train`")] = "all",
@@ -34,6 +36,8 @@ def command(
     settings = BenchSettings(
         model=model,
         tokens=tokens,
+        rows=rows,
+        rows_at_once=rows_at_once,
         trained_every=trained_every,
         rank=rank,
         modules=modules_of(modules),

@@ -30,10 +30,14 @@ DECODED = 48  # tokens of one sequence, of which the first third warms up
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """One row of `tokens` tokens a step, every one trained (or each `trained_every`-th)."""
+    """`rows` rows of `tokens` tokens a step, `rows_at_once` of them in a micro-batch (0: all); every token trained, or
+    each `trained_every`-th.
+    """
 
     model: str
     tokens: int = 512
+    rows: int = 1
+    rows_at_once: int = 0
     trained_every: int = 1
     rank: int = 16
     modules: tuple[str, ...] = ALL_MODULES
@@ -84,24 +88,29 @@ class Steps:
 
     device: Device
     machine: Machine
-    feed: Feed
+    feeds: list[Feed]
     nominal_flops: float  # of a step: 4 a weight that multiplies and token
     taken: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return sum(feed.tokens for feed in self.feeds)
 
     def run(self) -> float:
         """One more step; its seconds."""
         began = time.perf_counter()
         self.taken += 1
         self.machine.optimizer.t = self.taken
-        self.machine.plan.step([self.feed], self.machine.optimizer)
+        self.machine.plan.step(self.feeds, self.machine.optimizer)
         return time.perf_counter() - began
 
 
 @contextlib.contextmanager
 def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iterator[Steps]:
     """What `settings` ask for, on a device of its own. Raises UsageError, DataError or DeviceError."""
-    if settings.tokens < 2 or settings.steps < 1 or settings.trained_every < 1:
-        raise UsageError("bench needs at least two tokens, one step and one trained token")
+    if settings.tokens < 2 or min(settings.rows, settings.steps, settings.trained_every) < 1:
+        raise UsageError("bench needs at least one row of two tokens, one step and one trained token")
     known = profile_of(settings.device)
     if settings.precision == "auto":
         settings = replace(settings, precision=known.get("precision", "auto"))
@@ -117,13 +126,13 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
         stack.callback(device.close)
         weights = Weights(gguf, device)
         stack.callback(weights.close)
-        machine = Machine(train, weights, layout, train.alpha, settings.tokens)
+        feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
+        machine = Machine(train, weights, layout, train.alpha, feeds[0].tokens)
         stack.callback(machine.close)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr
-        feed = _feed(settings, architecture_of(gguf).read_config(gguf).vocab_size)
         factors = sum(t.n_elements for t in _factors(gguf))
-        yield Steps(device, machine, feed, 4.0 * factors * settings.tokens)
+        yield Steps(device, machine, feeds, 4.0 * factors * settings.rows * settings.tokens)
 
 
 def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None = None) -> BenchReport:
@@ -140,15 +149,16 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
                 if progress:
                     progress(step + 1, settings.steps + 3)
             stats, planned, precision = plan.stats, steps.machine.planned_bytes(), steps.machine.precision
-            resident, nominal, feed = peak_bytes(), steps.nominal_flops, steps.feed
+            resident, nominal, tokens = peak_bytes(), steps.nominal_flops, steps.tokens
+            trained = sum(feed.trained for feed in steps.feeds)
         with steps_of(settings, gguf, profile=True) as steps:
             ops = _by_op(steps)
         step_s = median(times[1:])
         token_s, read = _decode(settings, precision, gguf)
         return BenchReport(
-            model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=settings.tokens,
-            step_s=step_s, first_step_s=times[0], tokens_per_s=settings.tokens / step_s,
-            flops_per_s=(stats.flops_per_token * feed.tokens + stats.flops_per_trained * feed.trained) / step_s,
+            model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=tokens,
+            step_s=step_s, first_step_s=times[0], tokens_per_s=tokens / step_s,
+            flops_per_s=(stats.flops_per_token * tokens + stats.flops_per_trained * trained) / step_s,
             nominal_flops_per_s=nominal / step_s, peak_flops_per_s=peaks,
             read_bytes_per_s=read, planned_bytes=planned, peak_bytes=resident,
             model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
@@ -196,9 +206,16 @@ def _factors(gguf: GGUF) -> list[TensorInfo]:
     ]  # fmt: skip
 
 
-def _feed(settings: BenchSettings, vocab: int) -> Feed:
-    n = settings.tokens
-    tokens = np.random.default_rng(0).integers(0, vocab, n + 1, dtype=np.int32)
-    at = np.arange(n, dtype=np.int32)
-    index = at[settings.trained_every - 1 :: settings.trained_every]
-    return Feed(n, len(index), (tokens[:-1], at, np.zeros_like(at), at + 1, index, tokens[index + 1]))
+def _feeds(settings: BenchSettings, vocab: int) -> list[Feed]:
+    n, random = settings.tokens, np.random.default_rng(0)
+    at_once = settings.rows_at_once or settings.rows
+    feeds = []
+    for first in range(0, settings.rows, at_once):
+        rows = min(at_once, settings.rows - first)
+        tokens = random.integers(0, vocab, (rows, n + 1), dtype=np.int32)
+        at, start = np.tile(np.arange(n, dtype=np.int32), rows), np.repeat(np.arange(rows, dtype=np.int32) * n, n)
+        index = np.flatnonzero((at + 1) % settings.trained_every == 0).astype(np.int32)
+        targets = tokens[:, 1:].reshape(-1)[index]
+        inputs = (np.ascontiguousarray(tokens[:, :-1]).reshape(-1), at, start, start + at + 1, index, targets)
+        feeds.append(Feed(rows * n, len(index), inputs))
+    return feeds

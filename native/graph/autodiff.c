@@ -236,8 +236,11 @@ static void lower_loss(fb_autodiff *d) {
     int32_t vocab = d->p->tensors[w].rows, width = d->p->tensors[w].cols, trained = d->g->trained;
     int32_t rank = a >= 0 ? d->p->tensors[a].rows : 0;
     int back = d->options->train && needs(d, loss->nll);
-    uint64_t room = d->options->logits_bytes ? d->options->logits_bytes : (uint64_t)(d->options->checkpoint ? 64 : 160) << 20;
     const fb_device_info *limits = &d->g->device->info;
+    uint64_t room = d->options->logits_bytes ? d->options->logits_bytes : (uint64_t)(d->options->checkpoint ? 64 : 160) << 20;
+    /* A large card wants many rows at once: its weights are decoded anew for each chunk. */
+    if (!d->options->logits_bytes && strcmp(limits->backend, "cpu") && room < limits->memory_bytes / 64)
+        room = limits->memory_bytes / 64;
     if (room > limits->max_binding_bytes) room = limits->max_binding_bytes;
     if (room > limits->max_allocation_bytes) room = limits->max_allocation_bytes;
     uint64_t fit = room / ((uint64_t)vocab * 4);

@@ -210,7 +210,7 @@ typedef struct fb_plan fb_plan;
 typedef struct fb_plan_options {
     int32_t train;         /* derive the backward pass of fb_loss */
     int32_t checkpoint;    /* recompute each block's activations in backward */
-    uint64_t logits_bytes; /* room for one chunk of logits; 0: 160 MiB, or 64 with checkpoint */
+    uint64_t logits_bytes; /* room for one chunk of logits; 0: 160 MiB, 64 with checkpoint, or 1/64 of a larger card */
     fb_buffer *params;     /* holds the FB_PARAM leaves */
     fb_buffer *grads;      /* same layout */
 } fb_plan_options;

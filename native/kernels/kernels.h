@@ -3,12 +3,17 @@
 #define FB_KERNELS_H
 #include "../graph/backend.h"
 
-/* The files of this folder, one a kernel. */
-#define FB_KERNEL_NAMES(X)                                                                                     \
-    X(attention) X(attention_dkv) X(attention_dq) X(columns) X(elements) X(norm) X(peak) X(product) X(product_few) \
-    X(rope) X(rows) X(sumsq) X(xent)
+/* The files of this folder, one a kernel, and those that need matrix units: a backend that has them has a file of its own
+ * for each. */
+#define FB_KERNEL_NAMES(X)                                                                                       \
+    X(attention) X(attention_dkv) X(attention_dq) X(columns) X(elements) X(norm) X(pack) X(parts) X(peak) X(product) \
+    X(product_few) X(rope) X(rows) X(sumsq) X(xent)
+#define FB_MATRIX_KERNEL_NAMES(X) X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_product)
 #define FB_KERNEL_ID(name) FB_KERNEL_##name,
-typedef enum fb_kernel_id { FB_KERNEL_NAMES(FB_KERNEL_ID) FB_KERNEL_COUNT } fb_kernel_id;
+typedef enum fb_kernel_id {
+    FB_KERNEL_NAMES(FB_KERNEL_ID) FB_MATRIX_KERNEL_NAMES(FB_KERNEL_ID) FB_KERNEL_COUNT,
+    FB_FIRST_MATRIX_KERNEL = FB_KERNEL_matrix_attention
+} fb_kernel_id;
 #undef FB_KERNEL_ID
 
 enum { FB_BINDINGS = 10, FB_SPECS = 10, FB_ARGS = 12 };
@@ -27,6 +32,7 @@ typedef struct fb_dispatch {
     uint32_t arg[FB_ARGS];
     fb_view b[FB_BINDINGS];
     int blocks;  /* the binding that is addressed in bytes; -1: none */
+    int beside;  /* needs nothing that the dispatch before it writes */
     double work; /* operations, roughly: what bounds a submission in time */
 } fb_dispatch;
 
@@ -34,15 +40,18 @@ typedef struct fb_dispatch {
 typedef struct fb_kernel_limits {
     uint32_t threads;      /* of a workgroup; at least 128 */
     uint32_t shared_bytes; /* at least 16 KiB */
+    uint64_t binding_bytes; /* of an operand; 0: any */
+    uint32_t subgroup;      /* threads that share matrix units for BF16, 16 x 16 x 16 summed in F32; 0: there are none */
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32, 64, or 0: by its shape */
 } fb_kernel_limits;
 
-enum { FB_MOST_DISPATCHES = 2 };
+enum { FB_MOST_DISPATCHES = 64 };
 
 /* An op as launches of kernels, in order; returns how many, or 0 after fb_fail. */
 int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
              fb_dispatch out[FB_MOST_DISPATCHES]);
-uint64_t fb_lower_scratch(const fb_launch *launch);
+/* Bytes of scratch that the launch needs. */
+uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limits);
 
 /* SPIR-V of each kernel, made by tools/spirv.py from the sources here. */
 typedef struct fb_spirv {

@@ -1,41 +1,7 @@
 /* lower.c - which portable kernel an op is, with which constants, arguments and workgroups: one row an op. */
-#include <string.h>
-#include "kernels.h"
-
-typedef fb_dispatch dispatch;
-
-static uint32_t bits(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u;
-}
-
-static uint32_t up(uint64_t n, uint32_t by) { return (uint32_t)((n + by - 1) / by); }
-
-/* Fills what all have in common; bindings are the launch's operands named by `order`, '-' where there is none. */
-static void begin(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, uint32_t threads, uint32_t op) {
-    memset(d, 0, sizeof *d);
-    d->kernel = kernel;
-    d->blocks = -1;
-    d->spec[0] = threads;
-    d->spec[3] = op;
-    for (int k = 0; order[k]; k++)
-        if (order[k] != '-') d->b[k] = l->v[order[k] - '0'];
-}
-
-static void args(dispatch *d, uint64_t work, uint32_t a, uint32_t b, uint32_t c, uint32_t e) {
-    const uint32_t first[4] = {a, b, c, e};
-    memcpy(d->arg, first, sizeof first);
-    d->work = (double)work;
-}
+#include "lower.h"
 
 /* ---- products ---- */
-
-/* Weights are read as bytes; F32 and BF16 are formats like any other. */
-static void weights_at(dispatch *d, int binding) {
-    d->blocks = binding;
-    d->spec[4] = (uint32_t)d->b[binding].type;
-}
 
 /* Tiles of 64 x 64 with 4 x 4 a thread; narrow ones where the output is narrow, as beside a LoRA pair. */
 static void tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint32_t n) {
@@ -49,43 +15,59 @@ static void tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint3
     d->groups = up(m, bm) * up(n, bn);
 }
 
-static int product(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, const char *order, uint32_t op) {
+#define LOWER(name) static int name(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits)
+#define UNUSED (void)scratch, (void)limits
+
+static int product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits, const char *order,
+                   uint32_t op) {
+    int count = fb_lower_matrix_product(d, l, scratch, limits, order, op);
+    if (count) return count;
     begin(d, l, FB_KERNEL_product, order, 0, op);
     const fb_view *v = d->b;
-    uint32_t m = (uint32_t)v[0].rows, n = (uint32_t)v[0].cols, k = (uint32_t)(op == 2 ? v[1].rows : v[1].cols);
+    uint32_t m = (uint32_t)v[0].rows, n = (uint32_t)v[0].cols, k = (uint32_t)(op == 2 ? v[1].rows : v[1].cols), parts = 1, each = k;
     weights_at(d, 2);
+    args(d, 2 * (uint64_t)m * n * k, m, n, k, v[3].mem ? (uint32_t)v[3].cols : 0);
+    d->arg[4] = bits(l->attr.scale);
     if (op == 0 && m <= 8) {
         d->kernel = FB_KERNEL_product_few;
         d->spec[0] = 64;
         d->spec[3] = 0;
         d->groups = up(n, 2);
-    } else tiles(d, limits, m, n);
-    args(d, 2 * (uint64_t)m * n * k, m, n, k, v[3].mem ? (uint32_t)v[3].cols : 0);
-    d->arg[4] = bits(l->attr.scale);
-    return 1;
+        return 1;
+    }
+    tiles(d, limits, m, n);
+    parts = parts_of(d->groups, 128, k, 256, &each);
+    if (parts > 1) {
+        room left = scratch_of(scratch, limits);
+        fb_view sums = take(&left, FB_F32, (uint64_t)parts * m, n);
+        if (sums.mem) {
+            add_parts(&d[1], &d->b[0], sums, &d->b[5], &d->b[6]);
+            d->b[0] = sums;
+            d->b[5].mem = d->b[6].mem = NULL;
+            d->groups *= parts;
+        } else parts = 1, each = k;
+    }
+    d->arg[5] = parts;
+    d->arg[6] = each;
+    return parts > 1 ? 2 : 1;
 }
 
-static int linear(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits) {
-    (void)scratch;
-    return product(d, l, limits, "0124563", 0);
-}
-static int linear_dx(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits) {
-    (void)scratch;
-    return product(d, l, limits, "012345", 1);
-}
-static int linear_dw(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits) {
-    (void)scratch;
-    return product(d, l, limits, "012--0", 2);
-}
+LOWER(linear) { return product(d, l, scratch, limits, "0124563", 0); }
+LOWER(linear_dx) { return product(d, l, scratch, limits, "012345", 1); }
+LOWER(linear_dw) { return product(d, l, scratch, limits, "012--0", 2); }
 
 /* ---- attention ---- */
 
-static int attend(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, int by_keys) {
+static int attend(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, fb_kernel_id matrix, fb_kernel_id kernel,
+                  const char *order) {
     const fb_attention_shape *s = &l->attr.attention;
-    begin(d, l, kernel, order, 128, 0);
+    const int by_keys = kernel == FB_KERNEL_attention_dkv;
     uint32_t t = (uint32_t)l->v[2].rows, keys = (uint32_t)l->v[3].rows, heads = (uint32_t)(by_keys ? s->n_kv_head : s->n_head);
-    d->spec[5] = (uint32_t)s->head_dim;
-    d->groups = heads * up(by_keys ? keys : t, 32);
+    if (!fb_lower_matrix_attention(d, l, limits, matrix, order)) {
+        begin(d, l, kernel, order, 128, 0);
+        d->spec[5] = (uint32_t)s->head_dim;
+        d->groups = heads * up(by_keys ? keys : t, 32);
+    }
     args(d, 8 * (uint64_t)t * keys * (uint64_t)(s->n_head * s->head_dim), t, keys, (uint32_t)s->n_head, (uint32_t)s->n_kv_head);
     d->arg[4] = (uint32_t)s->window;
     d->arg[5] = bits(s->scale);
@@ -94,12 +76,18 @@ static int attend(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const ch
     return 1;
 }
 
-#define LOWER(name) static int name(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits)
-#define UNUSED (void)scratch, (void)limits
-
-LOWER(attention) { UNUSED; return attend(d, l, FB_KERNEL_attention, "0123456", 0); }
-LOWER(attention_dq) { UNUSED; return attend(d, l, FB_KERNEL_attention_dq, "0123456789", 0); }
-LOWER(attention_dkv) { UNUSED; return attend(d, l, FB_KERNEL_attention_dkv, "0123456789", 1); }
+LOWER(attention) {
+    (void)scratch;
+    return attend(d, l, limits, FB_KERNEL_matrix_attention, FB_KERNEL_attention, "0123456");
+}
+LOWER(attention_dq) {
+    (void)scratch;
+    return attend(d, l, limits, FB_KERNEL_matrix_attention_dq, FB_KERNEL_attention_dq, "0123456789");
+}
+LOWER(attention_dkv) {
+    (void)scratch;
+    return attend(d, l, limits, FB_KERNEL_matrix_attention_dkv, FB_KERNEL_attention_dkv, "0123456789");
+}
 
 /* ---- norms and sums down the rows ---- */
 
@@ -304,7 +292,15 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
     return n;
 }
 
-uint64_t fb_lower_scratch(const fb_launch *l) {
-    if (l->op != FB_OP_RMS_NORM_DW) return 0;
-    return (uint64_t)l->v[2].rows * (uint64_t)(l->v[2].cols / l->v[0].cols) * 4;
+uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limits) {
+    const fb_mem any = {.bytes = UINT64_MAX / 2};
+    fb_dispatch d[FB_MOST_DISPATCHES];
+    uint64_t most = 0;
+    for (int i = fb_lower(launch, &any, limits, d) - 1; i >= 0; i--)
+        for (int k = 0; k < FB_BINDINGS; k++) {
+            const fb_view *v = &d[i].b[k];
+            uint64_t end = v->offset + (uint64_t)v->rows * (uint64_t)v->ld * (v->type == FB_F32 ? 4 : 2);
+            if (v->mem == &any && end > most) most = end;
+        }
+    return most;
 }

@@ -4,13 +4,14 @@
  *     ops quick      the smaller shapes (for emulators and sanitizers)
  *     ops emulated   the portable kernels on the host, where they were built in (-DFB_EMULATED)
  *     ops vulkan     the same on the first Vulkan device; also `ops quick vulkan`, and `ops attention` for one op
- *     ops speed vulkan, or
+ *     ops speed vulkan [type], or
  *     ops speed [isa [threads [type]]]   operations/s of products and attention beside the measured peak; type is the
  *                                        number of the weights' format, 8 (Q8_0) if none is given */
 #include "ops.h"
 #include "speed.h"
 
 static const fb_backend *backend = &fb_backend_cpu;
+static int matrix_units; /* attention rounds its weights to 16 bits, as products do */
 static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
 static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"};
 static const int WEIGHTS[] = {FB_Q8_0, FB_F32,  FB_F16,  FB_BF16, FB_Q4_0,   FB_Q4_1,  FB_Q5_0,  FB_Q5_1, FB_Q2_K,
@@ -166,7 +167,8 @@ static void *open_portable(void) {
     backend = &PORTABLE;
     few_variants = backend == &fb_backend_vulkan;
     MUST(backend->open(0, &options, &device, &info));
-    printf("device: %s\n", info.name);
+    matrix_units = strstr(info.isa, "matrix") != NULL;
+    printf("device: %s, %s\n", info.name, info.isa);
     return device;
 }
 
@@ -180,6 +182,7 @@ static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick
             if (row->by_weight && row->s[s][row->by_weight] % fb_format_get(t.weight)->block) continue;
             seed = (uint64_t)(s * 100 + k + 1);
             row->make(&t, row->s[s]);
+            if (matrix_units && t.coarse > 0) t.coarse = 8e-3;
             for (int isa = 0; isa < N_ISAS; isa++) {
                 char *first = NULL;
                 for (int n = 0; n < N_THREADS && devices[isa][n]; n++) {
@@ -221,7 +224,7 @@ static int check(int quick, int portable, const char *only) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc > 2 && !strcmp(argv[1], "speed") && !strcmp(argv[2], "vulkan")) speed(&fb_backend_vulkan, NULL, 0, FB_Q8_0);
+    if (argc > 2 && !strcmp(argv[1], "speed") && !strcmp(argv[2], "vulkan")) speed(&fb_backend_vulkan, NULL, 0, argc > 3 ? atoi(argv[3]) : FB_Q8_0);
     else if (argc > 1 && !strcmp(argv[1], "speed"))
         speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0, argc > 4 ? atoi(argv[4]) : FB_Q8_0);
     else {

@@ -134,7 +134,7 @@ int vk_alloc(void *self, uint64_t bytes, fb_mem *mem) {
         memset(slice->block->mapped + slice->offset, 0, (size_t)slice->bytes);
         return FB_OK;
     }
-    code = vk_begin(vk, &commands);
+    code = vk_begin(vk, &commands, 0);
     if (code == FB_OK) {
         vk->fn.CmdFillBuffer(commands, slice->block->buffer, slice->offset, slice->bytes, 0);
         code = vk_flush(vk);
@@ -160,7 +160,7 @@ static int staged(vulkan *vk, vk_slice *slice, uint64_t offset, const char *src,
         VkBufferCopy copy = {.srcOffset = src ? 0 : slice->offset + offset + at,
                              .dstOffset = src ? slice->offset + offset + at : 0, .size = n};
         if (src) memcpy(vk->staging->mapped, src + at, (size_t)n);
-        code = vk_begin(vk, &commands);
+        code = vk_begin(vk, &commands, 0);
         if (code) break;
         vk->fn.CmdCopyBuffer(commands, src ? vk->staging->buffer : slice->block->buffer,
                              src ? slice->block->buffer : vk->staging->buffer, 1, &copy);

@@ -103,11 +103,13 @@ int vk_pipeline_get(vulkan *vk, const fb_dispatch *d, VkPipeline *out) {
     VkSpecializationMapEntry entries[FB_SPECS];
     for (uint32_t i = 0; i < FB_SPECS; i++) entries[i] = (VkSpecializationMapEntry){i, i * 4, 4};
     VkSpecializationInfo constants = {FB_SPECS, entries, sizeof d->spec, d->spec};
+    VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size;
     VkComputePipelineCreateInfo info = {
         .sType = VK_STYPE_COMPUTE_PIPELINE,
         .stage = {.sType = VK_STYPE_SHADER_STAGE, .stage = VK_SHADER_STAGE_COMPUTE_BIT, .module = vk->modules[d->kernel],
                   .pName = "main", .pSpecializationInfo = &constants},
         .layout = vk->layout, .basePipelineIndex = -1};
+    if (d->kernel >= FB_FIRST_MATRIX_KERNEL) vk_matrix_stage(vk->limits.subgroup, &size, &info.stage);
     vk_pipeline *p = &vk->pipelines[vk->n_pipelines];
     p->kernel = d->kernel;
     memcpy(p->spec, d->spec, sizeof d->spec);

@@ -17,7 +17,7 @@ typedef struct VkDevice_T *VkDevice;
 typedef struct VkQueue_T *VkQueue;
 typedef struct VkCommandBuffer_T *VkCommandBuffer;
 typedef uint64_t VkBuffer, VkDeviceMemory, VkShaderModule, VkPipeline, VkPipelineLayout, VkPipelineCache, VkCommandPool,
-    VkDescriptorSetLayout, VkDescriptorPool, VkDescriptorSet, VkFence, VkDeviceSize;
+    VkDescriptorSetLayout, VkDescriptorPool, VkDescriptorSet, VkFence, VkQueryPool, VkDeviceSize;
 typedef uint32_t VkFlags;
 typedef int32_t VkResult;
 
@@ -36,12 +36,13 @@ enum {
     VK_PIPELINE_STAGE_HOST_BIT = 0x4000,
     VK_ACCESS_SHADER_READ_BIT = 0x20, VK_ACCESS_SHADER_WRITE_BIT = 0x40, VK_ACCESS_TRANSFER_READ_BIT = 0x800,
     VK_ACCESS_TRANSFER_WRITE_BIT = 0x1000, VK_ACCESS_HOST_READ_BIT = 0x2000, VK_ACCESS_HOST_WRITE_BIT = 0x4000,
-    VK_FENCE_CREATE_SIGNALED_BIT = 1
+    VK_FENCE_CREATE_SIGNALED_BIT = 1, VK_QUERY_TYPE_TIMESTAMP = 2, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT = 0x2000,
+    VK_QUERY_RESULT_64_BIT = 1, VK_QUERY_RESULT_WAIT_BIT = 2
 };
 
 enum { /* VkStructureType */
     VK_STYPE_APPLICATION_INFO = 0, VK_STYPE_INSTANCE = 1, VK_STYPE_QUEUE = 2, VK_STYPE_DEVICE = 3, VK_STYPE_SUBMIT = 4,
-    VK_STYPE_ALLOCATE = 5, VK_STYPE_FENCE = 8, VK_STYPE_BUFFER = 12, VK_STYPE_SHADER_MODULE = 16,
+    VK_STYPE_ALLOCATE = 5, VK_STYPE_FENCE = 8, VK_STYPE_QUERY_POOL = 11, VK_STYPE_BUFFER = 12, VK_STYPE_SHADER_MODULE = 16,
     VK_STYPE_PIPELINE_CACHE = 17, VK_STYPE_SHADER_STAGE = 18, VK_STYPE_COMPUTE_PIPELINE = 29, VK_STYPE_PIPELINE_LAYOUT = 30,
     VK_STYPE_SET_LAYOUT = 32, VK_STYPE_DESCRIPTOR_POOL = 33, VK_STYPE_SET_ALLOCATE = 34, VK_STYPE_WRITE_SET = 35,
     VK_STYPE_COMMAND_POOL = 39, VK_STYPE_COMMAND_ALLOCATE = 40, VK_STYPE_COMMAND_BEGIN = 42, VK_STYPE_MEMORY_BARRIER = 46,
@@ -75,7 +76,9 @@ typedef struct VkPhysicalDeviceLimits {
         maxPerStageDescriptorStorageBuffers, before2[34], maxComputeSharedMemorySize, maxComputeWorkGroupCount[3],
         maxComputeWorkGroupInvocations, maxComputeWorkGroupSize[3], before3[20];
     VkDeviceSize minStorageBufferOffsetAlignment;
-    uint32_t after[42];
+    uint32_t before4[22];
+    float timestampPeriod; /* nanoseconds */
+    uint32_t after[19];
 } VkPhysicalDeviceLimits;
 
 typedef struct VkPhysicalDeviceProperties {
@@ -310,6 +313,17 @@ typedef struct VkFenceCreateInfo {
     VkFlags flags;
 } VkFenceCreateInfo;
 
+typedef struct VkQueryPoolCreateInfo {
+    VK_INFO;
+    VkFlags flags;
+    int32_t queryType;
+    uint32_t queryCount;
+    VkFlags pipelineStatistics;
+} VkQueryPoolCreateInfo;
+
+struct VkPhysicalDeviceFeatures2;
+struct VkExtensionProperties;
+
 /* Functions: name, result, arguments. The first group is had from an instance, the second from a device. */
 #define VK_INSTANCE_FUNCTIONS(X)                                                                                         \
     X(void, DestroyInstance, (VkInstance, const void *))                                                                 \
@@ -318,6 +332,9 @@ typedef struct VkFenceCreateInfo {
     X(void, GetPhysicalDeviceProperties2, (VkPhysicalDevice, VkPhysicalDeviceProperties2 *))                             \
     X(void, GetPhysicalDeviceQueueFamilyProperties, (VkPhysicalDevice, uint32_t *, VkQueueFamilyProperties *))           \
     X(void, GetPhysicalDeviceMemoryProperties, (VkPhysicalDevice, VkPhysicalDeviceMemoryProperties *))                   \
+    X(void, GetPhysicalDeviceFeatures2, (VkPhysicalDevice, struct VkPhysicalDeviceFeatures2 *))                          \
+    X(VkResult, EnumerateDeviceExtensionProperties,                                                                      \
+      (VkPhysicalDevice, const char *, uint32_t *, struct VkExtensionProperties *))                                      \
     X(VkResult, CreateDevice, (VkPhysicalDevice, const VkDeviceCreateInfo *, const void *, VkDevice *))                  \
     X(void *, GetDeviceProcAddr, (VkDevice, const char *))
 #define VK_DEVICE_FUNCTIONS(X)                                                                                           \
@@ -367,5 +384,11 @@ typedef struct VkFenceCreateInfo {
     X(void, DestroyFence, (VkDevice, VkFence, const void *))                                                             \
     X(VkResult, ResetFences, (VkDevice, uint32_t, const VkFence *))                                                      \
     X(VkResult, WaitForFences, (VkDevice, uint32_t, const VkFence *, uint32_t, uint64_t))                                \
+    X(VkResult, CreateQueryPool, (VkDevice, const VkQueryPoolCreateInfo *, const void *, VkQueryPool *))                 \
+    X(void, DestroyQueryPool, (VkDevice, VkQueryPool, const void *))                                                     \
+    X(void, CmdResetQueryPool, (VkCommandBuffer, VkQueryPool, uint32_t, uint32_t))                                       \
+    X(void, CmdWriteTimestamp, (VkCommandBuffer, VkFlags, VkQueryPool, uint32_t))                                        \
+    X(VkResult, GetQueryPoolResults,                                                                                     \
+      (VkDevice, VkQueryPool, uint32_t, uint32_t, size_t, void *, VkDeviceSize, VkFlags))                                \
     X(VkResult, QueueSubmit, (VkQueue, uint32_t, const VkSubmitInfo *, VkFence))
 #endif

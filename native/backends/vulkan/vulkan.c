@@ -141,6 +141,7 @@ static void restrict_to(vulkan *vk, const fb_device_options *options) {
         vk->max_binding_bytes = options->max_binding_bytes;
     if (options->max_allocation_bytes && options->max_allocation_bytes < vk->most_allocation)
         vk->most_allocation = options->max_allocation_bytes;
+    vk->limits.binding_bytes = vk->max_binding_bytes;
     lower(&vk->limits.shared_bytes, options->workgroup_bytes);
     lower(&vk->limits.threads, options->workgroup_threads);
     lower(&vk->most_groups, options->workgroups);
@@ -173,11 +174,12 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     vk->limits.shared_bytes = limits->maxComputeSharedMemorySize;
     vk->most_groups = limits->maxComputeWorkGroupCount[0];
     if (limits->maxComputeWorkGroupCount[1] < vk->most_groups) vk->most_groups = limits->maxComputeWorkGroupCount[1];
+    vk->limits.subgroup = vk_matrix_subgroup(d, device);
     memset(info, 0, sizeof *info);
     snprintf(info->backend, sizeof info->backend, "vulkan");
     snprintf(info->name, sizeof info->name, "%.95s", vk->properties.deviceName);
     snprintf(info->driver, sizeof info->driver, "%.95s", driver.driverName);
-    snprintf(info->isa, sizeof info->isa, "spirv");
+    snprintf(info->isa, sizeof info->isa, vk->limits.subgroup ? "spirv, bf16 matrix units" : "spirv");
     info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
         uint64_t heap = vk->memory.memoryHeaps[vk->memory.memoryTypes[i].heapIndex].size;
@@ -210,6 +212,8 @@ static int open_device(vulkan *vk) {
     VkDeviceQueueCreateInfo queue = {.sType = VK_STYPE_QUEUE, .queueFamilyIndex = vk->family, .queueCount = 1,
                                      .pQueuePriorities = &priority};
     VkDeviceCreateInfo info = {.sType = VK_STYPE_DEVICE, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
+    vk_matrix_features features;
+    if (vk->limits.subgroup) vk_matrix_ask(&features, &info);
     int code = vk_check(vk->driver.CreateDevice(vk->physical, &info, NULL, &vk->device), "open a device");
     if (code) {
         vk->device = NULL;
@@ -218,6 +222,16 @@ static int open_device(vulkan *vk) {
     VK_DEVICE_FUNCTIONS(FROM_DEVICE)
     vk->fn.GetDeviceQueue(vk->device, vk->family, 0, &vk->queue);
     return FB_OK;
+}
+
+/* A clock is no need: without one the host's is read. */
+static void open_stamps(vulkan *vk) {
+    VkQueueFamilyProperties families[16];
+    uint32_t n = 16;
+    VkQueryPoolCreateInfo info = {.sType = VK_STYPE_QUERY_POOL, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = STAMPS};
+    vk->driver.GetPhysicalDeviceQueueFamilyProperties(vk->physical, &n, families);
+    if (!families[vk->family].timestampValidBits || vk->properties.limits.timestampPeriod <= 0) return;
+    if (vk->fn.CreateQueryPool(vk->device, &info, NULL, &vk->stamps) != VK_SUCCESS) vk->stamps = 0;
 }
 
 static int open_slots(vulkan *vk) {
@@ -251,6 +265,7 @@ static void vk_close(void *self) {
             if (vk->slots[i].sets) vk->fn.DestroyDescriptorPool(vk->device, vk->slots[i].sets, NULL);
             if (vk->slots[i].fence) vk->fn.DestroyFence(vk->device, vk->slots[i].fence, NULL);
         }
+        if (vk->stamps) vk->fn.DestroyQueryPool(vk->device, vk->stamps, NULL);
         if (vk->pool) vk->fn.DestroyCommandPool(vk->device, vk->pool, NULL);
         vk->fn.DestroyDevice(vk->device, NULL);
     }
@@ -271,6 +286,7 @@ static int vk_open(int index, const fb_device_options *options, void **self, fb_
         code = open_device(vk);
     }
     if (code == FB_OK) code = open_slots(vk);
+    if (code == FB_OK) open_stamps(vk);
     if (code == FB_OK) code = vk_pipelines_open(vk, options->cache_path);
     if (code) vk_close(vk);
     else *self = vk;
@@ -314,7 +330,7 @@ static int retire(vulkan *vk, vk_slot *slot) {
     return code;
 }
 
-int vk_begin(vulkan *vk, VkCommandBuffer *commands) {
+int vk_begin(vulkan *vk, VkCommandBuffer *commands, int beside) {
     vk_slot *slot = &vk->slots[vk->slot];
     *commands = slot->commands;
     if (!vk->recording) {
@@ -328,8 +344,9 @@ int vk_begin(vulkan *vk, VkCommandBuffer *commands) {
         memset(slot->work, 0, sizeof slot->work);
         memset(slot->seconds, 0, sizeof slot->seconds);
         vk->recording = 1;
+        beside = 0;
     }
-    barrier(vk, slot->commands);
+    if (!beside) barrier(vk, slot->commands);
     return FB_OK;
 }
 
@@ -408,7 +425,7 @@ static int record(vulkan *vk, const fb_dispatch *d, uint32_t first, uint32_t n, 
     VkDescriptorSet set;
     fb_push push = {{0}, {0}, {0}};
     int code = vk_pipeline_get(vk, d, &pipeline);
-    if (code == FB_OK) code = vk_begin(vk, &commands);
+    if (code == FB_OK) code = vk_begin(vk, &commands, d->beside);
     vk_slot *slot = &vk->slots[vk->slot];
     if (code == FB_OK) code = make_set(vk, slot, d, &push, &set);
     if (code) return code;
@@ -444,19 +461,48 @@ static int run(vulkan *vk, const fb_dispatch *d) {
     return code;
 }
 
-static int vk_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
-    vulkan *vk = self;
-    int code = seconds ? vk_wait(vk) : FB_OK;
+static int run_launch(vulkan *vk, const fb_launch *launch, fb_mem *scratch) {
+    fb_dispatch parts[FB_MOST_DISPATCHES];
+    int count = fb_lower(launch, scratch, &vk->limits, parts), code = count ? FB_OK : FB_E_DEVICE;
+    for (int k = 0; k < count && code == FB_OK; k++) code = run(vk, &parts[k]);
+    return code;
+}
+
+/* Has the device note the time when all before is done. */
+static int stamp(vulkan *vk, int i) {
+    VkCommandBuffer commands;
+    int code = vk_begin(vk, &commands, 0);
+    if (code) return code;
+    if (i == 0) vk->fn.CmdResetQueryPool(commands, vk->stamps, 0, STAMPS);
+    vk->fn.CmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, vk->stamps, (uint32_t)i);
+    return FB_OK;
+}
+
+/* At most STAMPS - 1 launches, with the time of each by the device's clock, or by the host's where that is missing. */
+static int run_timed(vulkan *vk, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
+    uint64_t at[STAMPS];
+    int code = vk_wait(vk);
+    if (code == FB_OK && vk->stamps) code = stamp(vk, 0);
     for (int i = 0; i < n && code == FB_OK; i++) {
-        fb_dispatch parts[FB_MOST_DISPATCHES];
         double before = fb_os_seconds();
-        int count = fb_lower(&launches[i], scratch, &vk->limits, parts);
-        if (count == 0) code = FB_E_DEVICE;
-        for (int k = 0; k < count && code == FB_OK; k++) code = run(vk, &parts[k]);
-        if (!seconds) continue;
-        if (code == FB_OK) code = vk_wait(vk);
+        code = run_launch(vk, &launches[i], scratch);
+        if (code == FB_OK) code = vk->stamps ? stamp(vk, i + 1) : vk_wait(vk);
         seconds[i] = fb_os_seconds() - before;
     }
+    if (code == FB_OK) code = vk_wait(vk);
+    if (code || !vk->stamps) return code;
+    code = vk_check(vk->fn.GetQueryPoolResults(vk->device, vk->stamps, 0, (uint32_t)n + 1, sizeof at, at, 8,
+                                               VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT), "tell the time");
+    for (int i = 0; i < n; i++) seconds[i] = (double)(at[i + 1] - at[i]) * vk->properties.limits.timestampPeriod * 1e-9;
+    return code;
+}
+
+static int vk_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
+    vulkan *vk = self;
+    int code = FB_OK;
+    for (int i = 0; seconds && i < n && code == FB_OK; i += STAMPS - 1)
+        code = run_timed(vk, launches + i, n - i < STAMPS - 1 ? n - i : STAMPS - 1, scratch, seconds + i);
+    for (int i = 0; !seconds && i < n && code == FB_OK; i++) code = run_launch(vk, &launches[i], scratch);
     if (code == FB_OK) code = vk_flush(vk);
     return code;
 }
@@ -467,8 +513,8 @@ static void vk_watch(void *self, const volatile int32_t *cancel) {
 }
 
 static uint64_t vk_scratch(void *self, const fb_launch *launch) {
-    (void)self;
-    return fb_lower_scratch(launch);
+    const vulkan *vk = self;
+    return fb_lower_scratch(launch, &vk->limits);
 }
 
 /* ---- peaks ---- */

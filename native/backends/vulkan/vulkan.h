@@ -1,12 +1,13 @@
 /* vulkan.h - what the files of this folder share.
  *   vulkan.c    the driver, its devices, opening one, running launches     (fb_backend_vulkan)
+ *   matrix.c    whether a device has matrix units, and asking for them
  *   memory.c    sub-allocated buffers, copies in and out
  *   pipeline.c  kernels specialised into pipelines, and their cache on disk
  */
 #ifndef FB_VULKAN_H
 #define FB_VULKAN_H
 #include "../../kernels/kernels.h"
-#include "vk.h"
+#include "vk_matrix.h"
 
 #define VK_POINTER(result, name, arguments) result(VKCALL *name) arguments;
 
@@ -21,6 +22,15 @@ typedef struct vk_driver {
 typedef struct vk_functions {
     VK_DEVICE_FUNCTIONS(VK_POINTER)
 } vk_functions;
+
+/* What a device with matrix units is asked for. */
+enum { VK_MATRIX_EXTENSIONS = 4 };
+typedef struct vk_matrix_features {
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix;
+    VkPhysicalDeviceShaderBfloat16FeaturesKHR bfloat16;
+    VkPhysicalDeviceVulkanMemoryModelFeatures memory_model;
+    VkPhysicalDeviceSubgroupSizeControlFeatures subgroup_size;
+} vk_matrix_features;
 
 /* One allocation of the driver, parted among many fb_mem. */
 typedef struct vk_slice {
@@ -39,7 +49,7 @@ typedef struct vk_block {
 } vk_block;
 
 /* A command buffer and what it needs while it runs. */
-enum { SLOTS = 6, SETS = 64 };
+enum { SLOTS = 6, SETS = 64, STAMPS = 65 };
 typedef struct vk_slot {
     VkCommandBuffer commands;
     VkDescriptorPool sets;
@@ -77,6 +87,7 @@ typedef struct vulkan {
     int recording;
     double submit_s, pace[FB_KERNEL_COUNT], ended; /* pace: seconds an operation; ended: when a submission was seen to end */
     const volatile int32_t *cancel;
+    VkQueryPool stamps; /* STAMPS times that the device passes; 0 where its queue has no clock */
     /* pipeline.c */
     VkDescriptorSetLayout set_layout;
     VkPipelineLayout layout;
@@ -90,10 +101,17 @@ typedef struct vulkan {
 /* FB_OK, or the code of a failed call after one sentence about `what`. */
 int vk_check(VkResult result, const char *what);
 
-/* vulkan.c: commands go into one buffer after another; each sees what those before it wrote. */
-int vk_begin(vulkan *vk, VkCommandBuffer *commands);
+/* vulkan.c: commands go into one buffer after another; each sees what those before it wrote, but for one that runs beside
+ * the last. */
+int vk_begin(vulkan *vk, VkCommandBuffer *commands, int beside);
 int vk_flush(vulkan *vk);
 int vk_wait(void *self);
+
+/* matrix.c: threads of the subgroups that share matrix units, 0: there are none; what to add when opening and to kernels */
+uint32_t vk_matrix_subgroup(const vk_driver *d, VkPhysicalDevice device);
+void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info);
+void vk_matrix_stage(uint32_t subgroup, VkPipelineShaderStageRequiredSubgroupSizeCreateInfo *size,
+                     VkPipelineShaderStageCreateInfo *stage);
 
 /* memory.c */
 int vk_alloc(void *self, uint64_t bytes, fb_mem *mem);

@@ -127,7 +127,7 @@ static int emulated_read(void *self, const fb_mem *mem, uint64_t offset, void *d
 }
 static uint64_t emulated_scratch(void *self, const fb_launch *launch) {
     (void)self;
-    return fb_lower_scratch(launch);
+    return fb_lower_scratch(launch, &LIMITS);
 }
 static int emulated_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
     (void)self, (void)seconds;

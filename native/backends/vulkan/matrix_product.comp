@@ -1,0 +1,126 @@
+/* matrix_product.comp - the products of product.kernel on matrix units, of operands that are 16-bit floats already.
+ *
+ * A workgroup owns BM x BN of the output, each of its subgroups WM x WN, and walks the reduction in steps of STEP: while one
+ * is multiplied out of shared memory the next is on its way in registers. A second buffer would save a barrier a step, and
+ * costs more by leaving room for fewer workgroups. The low-rank term is R more of the reduction, whose right factor lies
+ * behind W. Of a reduction in parts, each workgroup sums one. */
+SPEC(3, OP) /* 0 y (M, N) = x (M, K) w (N, K)^T; 1 dx (M, N) = dy (M, K) w (K, N); 2 dw (M, N) = dy (K, M)^T x (K, N) */
+TILE(5, BM, 128u)
+TILE(6, BN, 128u)
+TILE(7, WM, 64u)
+TILE(8, WN, 64u)
+TILE(9, STEP, 32u) /* 32 or 64 */
+ACT(0, OUT)  /* or the sums of the parts: F32 (parts of M rows, N) */
+HALVES(1, X)
+HALVES(2, W) /* (N, K + R), or (K + R, N) */
+HALVES(3, U) /* (M, R) */
+ACT(5, ACC)
+BUFFER(6, BIAS)
+#define M ARG(0)
+#define N ARG(1)
+#define K ARG(2)
+#define R ARG(3)    /* a multiple of 32 */
+#define PARTS ARG(5)
+#define DEPTH ARG(6) /* of a part; a multiple of 32 */
+/* Staged rows are 16 bytes longer than what they hold, so that eight of them lie in all banks. */
+#define EIGHTHS (STEP / 8u)
+#define A_STRIDE (OP == 2u ? BM / 8u + 1u : EIGHTHS + 1u)
+#define B_STRIDE (OP == 0u ? EIGHTHS + 1u : BN / 8u + 1u)
+#define A_SIZE (OP == 2u ? STEP * (BM / 8u + 1u) : BM * (EIGHTHS + 1u))
+#define B_SIZE (OP == 0u ? BN * (EIGHTHS + 1u) : STEP * (BN / 8u + 1u))
+#define STEP_SIZE (A_SIZE + B_SIZE)
+#define FM (WM / 16u)
+#define FN (WN / 16u)
+#define A_EACH ((BM * EIGHTHS + WG - 1u) / WG)
+#define B_EACH ((BN * EIGHTHS + WG - 1u) / WG)
+#define OUT_STRIDE (WN / 4u + 1u)
+#define OUT_SIZE (BM / WM * (BN / WN) * 16u * OUT_STRIDE)
+shared uvec4 sh[STEP_SIZE > OUT_SIZE ? STEP_SIZE : OUT_SIZE];
+
+/* Rows and columns outside of the output read their neighbours': what comes of them is not written. */
+uvec4 left(uint i, uint m0, uint k0, uint to) {
+    if (OP == 2u) {
+        uint k = k0 + i / (BM / 8u), m = min(m0 + i % (BM / 8u) * 8u, M - 8u);
+        return k < min(to, K) ? X[EIGHT(1, k, m)] : uvec4(0u);
+    }
+    uint m = min(m0 + i / EIGHTHS, M - 1u), k = k0 + i % EIGHTHS * 8u;
+    if (k < min(to, K)) return X[EIGHT(1, m, k)];
+    return k < to ? U[EIGHT(3, m, k - K)] : uvec4(0u);
+}
+
+uvec4 right(uint i, uint n0, uint k0, uint to) {
+    if (OP == 0u) {
+        uint k = k0 + i % EIGHTHS * 8u;
+        return k < to ? W[EIGHT(2, min(n0 + i / EIGHTHS, N - 1u), k)] : uvec4(0u);
+    }
+    uint k = k0 + i / (BN / 8u), n = min(n0 + i % (BN / 8u) * 8u, N - 8u);
+    return k < min(to, K + R) ? W[EIGHT(2, k, n)] : uvec4(0u);
+}
+
+uint left_at(uint i) { return OP == 2u ? i / (BM / 8u) * A_STRIDE + i % (BM / 8u) : i / EIGHTHS * A_STRIDE + i % EIGHTHS; }
+uint right_at(uint i) {
+    return A_SIZE + (OP == 0u ? i / EIGHTHS * B_STRIDE + i % EIGHTHS : i / (BN / 8u) * B_STRIDE + i % (BN / 8u));
+}
+
+MAIN {
+    uint across = (N + BN - 1u) / BN, tiles = across * ((M + BM - 1u) / BM), part = GROUP / tiles;
+    if (part >= PARTS) return;
+    uint m0 = GROUP % tiles / across * BM, n0 = GROUP % across * BN;
+    uint from = part * DEPTH, to = min(from + DEPTH, K + R);
+    uint wm = SUBGROUP / (BN / WN) * WM, wn = SUBGROUP % (BN / WN) * WN;
+    uvec4 a_next[A_EACH], b_next[B_EACH];
+    SUMS sums[FM * FN];
+    BLOCK_A a[FM];
+    BLOCK_B b;
+    UNROLL for (uint i = 0u; i < FM * FN; i++) CLEAR(sums[i]);
+    for (uint k0 = from; k0 < to + STEP; k0 += STEP) {
+        if (k0 < to) {
+            UNROLL for (uint i = 0u; i < A_EACH; i++)
+                if (TID + i * WG < BM * EIGHTHS) a_next[i] = left(TID + i * WG, m0, k0, to);
+            UNROLL for (uint i = 0u; i < B_EACH; i++)
+                if (TID + i * WG < BN * EIGHTHS) b_next[i] = right(TID + i * WG, n0, k0, to);
+        }
+        if (k0 > from) UNROLL for (uint k = 0u; k < STEP / 16u; k++) {
+            UNROLL for (uint i = 0u; i < FM; i++) {
+                if (OP == 2u) LOAD_A_BY_COLUMNS(a[i], k * 16u * A_STRIDE + wm / 8u + i * 2u, A_STRIDE);
+                else LOAD_A(a[i], (wm + i * 16u) * A_STRIDE + k * 2u, A_STRIDE);
+            }
+            UNROLL for (uint j = 0u; j < FN; j++) {
+                if (OP == 0u) LOAD_B_BY_COLUMNS(b, A_SIZE + (wn + j * 16u) * B_STRIDE + k * 2u, B_STRIDE);
+                else LOAD_B(b, A_SIZE + k * 16u * B_STRIDE + wn / 8u + j * 2u, B_STRIDE);
+                UNROLL for (uint i = 0u; i < FM; i++) MULTIPLY_ADD(sums[i * FN + j], a[i], b);
+            }
+        }
+        BARRIER;
+        if (k0 < to) {
+            UNROLL for (uint i = 0u; i < A_EACH; i++)
+                if (TID + i * WG < BM * EIGHTHS) sh[left_at(TID + i * WG)] = a_next[i];
+            UNROLL for (uint i = 0u; i < B_EACH; i++)
+                if (TID + i * WG < BN * EIGHTHS) sh[right_at(TID + i * WG)] = b_next[i];
+            BARRIER;
+        }
+    }
+    uint mine = SUBGROUP * 16u * OUT_STRIDE;
+    UNROLL for (uint i = 0u; i < FM; i++) {
+        UNROLL for (uint j = 0u; j < FN; j++) STORE(sums[i * FN + j], mine + j * 4u, OUT_STRIDE);
+        TOGETHER;
+        for (uint e = LANE; e < 8u * WN; e += LANES) {
+            uint r = e / (WN / 2u), c = e % (WN / 2u) * 2u, m = m0 + wm + i * 16u + r, n = n0 + wn + c;
+            if (m >= M || n >= N) continue;
+            bool both = n + 1u < N;
+            uvec4 four = sh[mine + r * OUT_STRIDE + c / 4u];
+            float p = as_float((c & 2u) == 0u ? four.x : four.z) * ARGF(4);
+            float q = as_float((c & 2u) == 0u ? four.y : four.w) * ARGF(4);
+            if (PRESENT(6)) {
+                p += as_float(BIAS[OFF(6) + n]);
+                if (both) q += as_float(BIAS[OFF(6) + n + 1u]);
+            }
+            if (PRESENT(5)) {
+                p += get_ACC(AT(5, m, n));
+                if (both) q += get_ACC(AT(5, m, n + 1u));
+            }
+            put2_OUT(AT(0, part * M + m, n), p, q, both);
+        }
+        TOGETHER;
+    }
+}

@@ -1,0 +1,50 @@
+"""The kernels for matrix units where there are none: their text runs on any Vulkan device with the units' part in plain
+arithmetic, against the same op test. The units themselves are held by `benchmarks/gpu.sh`, on a real card.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.native.test_ops import FLAGS, ROOT, SOURCES
+from tests.support.devices import VALIDATED, vulkan
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+@pytest.fixture(scope="module")
+def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import spirv
+
+    vulkan()
+    if not shutil.which("glslc"):
+        pytest.skip("glslc is not installed")
+    folder = tmp_path_factory.mktemp("matrix")
+    kernels = {}
+    for name, text in spirv.sources().items():
+        plain = spirv.in_plain_arithmetic(text) if name in spirv.MATRIX else text
+        kernels[name] = spirv.words(spirv.GLSLC, plain, folder)
+    table = folder / "spirv.c"
+    table.write_text(f'#include "{ROOT}/native/kernels/kernels.h"\n{spirv.table(kernels)}')
+    sources = [table, *(source for source in SOURCES if source.name != "spirv.c")]
+    out = folder / "ops"
+    command = [os.environ.get("CC", "cc"), *FLAGS, "-O1", "-DFB_MATRIX_EMULATED", *map(str, sources), "-o", str(out)]
+    done = subprocess.run([*command, "-lm", "-lpthread", "-ldl"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    "op", ["linear", "linear_dx", "linear_dw", "attention", "attention_dq", "attention_dkv"]
+)  # fmt: skip
+def test_the_kernel_is_right(op: str, ops: Path) -> None:
+    command = [str(ops), "quick", "vulkan", op]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **VALIDATED})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "matrix units" in done.stdout
+    assert not re.search("VUID|Validation (Error|Warning)", done.stdout + done.stderr), done.stdout
