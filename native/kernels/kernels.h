@@ -6,9 +6,10 @@
 /* The files of this folder, one a kernel, and those that need matrix units: a backend that has them has a file of its own
  * for each. */
 #define FB_KERNEL_NAMES(X)                                                                                       \
-    X(attention) X(attention_dkv) X(attention_dq) X(columns) X(elements) X(norm) X(pack) X(parts) X(peak) X(product) \
+    X(attention) X(attention_dkv) X(attention_dq) X(columns) X(elements) X(norm) X(parts) X(peak) X(product) \
     X(product_few) X(rope) X(rows) X(sumsq) X(xent)
-#define FB_MATRIX_KERNEL_NAMES(X) X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_product)
+#define FB_MATRIX_KERNEL_NAMES(X) \
+    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_product)
 #define FB_KERNEL_ID(name) FB_KERNEL_##name,
 typedef enum fb_kernel_id {
     FB_KERNEL_NAMES(FB_KERNEL_ID) FB_MATRIX_KERNEL_NAMES(FB_KERNEL_ID) FB_KERNEL_COUNT,

@@ -13,7 +13,7 @@ static int in_halves(const fb_view *v) { return v->type == FB_BF16 && v->offset 
 static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, float scale, fb_view out) {
     if (!out.mem) return 0;
     memset(d, 0, sizeof *d);
-    *d = (dispatch){.kernel = FB_KERNEL_pack, .spec = {64, 0, 0, (uint32_t)as_rows}};
+    *d = (dispatch){.kernel = FB_KERNEL_matrix_pack, .spec = {64, 0, 0, (uint32_t)as_rows}};
     d->b[0] = out, d->b[2] = *w;
     if (b && b->mem) d->b[4] = *b;
     weights_at(d, 2);
@@ -38,12 +38,12 @@ static int halves(dispatch *d, int *count, room *left, fb_view *x, uint32_t cols
 }
 
 static void matrix_tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint32_t n) {
-    uint32_t bm = 64, bn = 64, wm = 32, wn = 32, step = 32;
+    uint32_t bm = 64, bn = 64, wm = 32, wn = 32;
     if (n <= 16) bm = 128, bn = 16, wm = 32, wn = 16;
     else if (m <= 16) bm = 16, bn = 128, wm = 16, wn = 32;
     else if (m > 64 && n > 64 && up(m, 128) * up(n, 128) >= ENOUGH / 4) bm = bn = 128, wm = wn = 64;
     d->spec[0] = bm / wm * (bn / wn) * limits->subgroup;
-    d->spec[5] = bm, d->spec[6] = bn, d->spec[7] = wm, d->spec[8] = wn, d->spec[9] = step;
+    d->spec[5] = bm, d->spec[6] = bn, d->spec[7] = wm, d->spec[8] = wn;
     d->groups = up(m, bm) * up(n, bn);
 }
 
@@ -110,10 +110,11 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
     if (!ready) decoded = take(&left, FB_BF16, (uint64_t)slab + (as_rows ? o.rank : 0), cols);
     if (!decoded.mem) return 0;
     /* Parts of the reduction: of each slab in the gradient of the input, of the whole one elsewhere. */
+    const int narrow = o.m <= 16 || o.n <= 16;
     dispatch shape = {0};
     matrix_tiles(&shape, limits, o.m, op == 0 ? slab : o.n);
     const uint32_t depth = op == 1 ? slab + o.rank : o.k + o.rank;
-    uint32_t each, parts = parts_of(op == 0 && slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, op == 2 ? 128 : 512, &each);
+    uint32_t each, parts = parts_of(op == 0 && slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, op == 2 || narrow ? 128 : 512, &each);
     uint32_t total = op == 1 ? parts * slabs : parts;
     if (total > 1) {
         sums = take(&left, FB_F32, (uint64_t)total * o.m, o.n);

@@ -1,6 +1,6 @@
 /* matrix_product.comp - the products of product.kernel on matrix units, of operands that are 16-bit floats already.
  *
- * A workgroup owns BM x BN of the output, each of its subgroups WM x WN, and walks the reduction in steps of STEP: while one
+ * A workgroup owns BM x BN of the output, each of its subgroups WM x WN, and walks the reduction in steps of 32: while one
  * is multiplied out of shared memory the next is on its way in registers. A second buffer would save a barrier a step, and
  * costs more by leaving room for fewer workgroups. The low-rank term is R more of the reduction, whose right factor lies
  * behind W. Of a reduction in parts, each workgroup sums one. */
@@ -9,7 +9,6 @@ TILE(5, BM, 128u)
 TILE(6, BN, 128u)
 TILE(7, WM, 64u)
 TILE(8, WN, 64u)
-TILE(9, STEP, 32u) /* 32 or 64 */
 ACT(0, OUT)  /* or the sums of the parts: F32 (parts of M rows, N) */
 HALVES(1, X)
 HALVES(2, W) /* (N, K + R), or (K + R, N) */
@@ -23,44 +22,37 @@ BUFFER(6, BIAS)
 #define PARTS ARG(5)
 #define DEPTH ARG(6) /* of a part; a multiple of 32 */
 /* Staged rows are 16 bytes longer than what they hold, so that eight of them lie in all banks. */
-#define EIGHTHS (STEP / 8u)
-#define A_STRIDE (OP == 2u ? BM / 8u + 1u : EIGHTHS + 1u)
-#define B_STRIDE (OP == 0u ? EIGHTHS + 1u : BN / 8u + 1u)
-#define A_SIZE (OP == 2u ? STEP * (BM / 8u + 1u) : BM * (EIGHTHS + 1u))
-#define B_SIZE (OP == 0u ? BN * (EIGHTHS + 1u) : STEP * (BN / 8u + 1u))
+#define A_STRIDE (OP == 2u ? BM / 8u + 1u : 5u)
+#define B_STRIDE (OP == 0u ? 5u : BN / 8u + 1u)
+#define A_SIZE (OP == 2u ? 32u * (BM / 8u + 1u) : BM * 5u)
+#define B_SIZE (OP == 0u ? BN * 5u : 32u * (BN / 8u + 1u))
 #define STEP_SIZE (A_SIZE + B_SIZE)
 #define FM (WM / 16u)
 #define FN (WN / 16u)
-#define A_EACH ((BM * EIGHTHS + WG - 1u) / WG)
-#define B_EACH ((BN * EIGHTHS + WG - 1u) / WG)
+#define A_EACH ((BM * 4u + WG - 1u) / WG)
+#define B_EACH ((BN * 4u + WG - 1u) / WG)
 #define OUT_STRIDE (WN / 4u + 1u)
 #define OUT_SIZE (BM / WM * (BN / WN) * 16u * OUT_STRIDE)
 shared uvec4 sh[STEP_SIZE > OUT_SIZE ? STEP_SIZE : OUT_SIZE];
 
 /* Rows and columns outside of the output read their neighbours': what comes of them is not written. */
-uvec4 left(uint i, uint m0, uint k0, uint to) {
+uvec4 left(uint i, uint m0, uint k0) {
     if (OP == 2u) {
         uint k = k0 + i / (BM / 8u), m = min(m0 + i % (BM / 8u) * 8u, M - 8u);
-        return k < min(to, K) ? X[EIGHT(1, k, m)] : uvec4(0u);
+        return k < K ? X[EIGHT(1, k, m)] : uvec4(0u);
     }
-    uint m = min(m0 + i / EIGHTHS, M - 1u), k = k0 + i % EIGHTHS * 8u;
-    if (k < min(to, K)) return X[EIGHT(1, m, k)];
-    return k < to ? U[EIGHT(3, m, k - K)] : uvec4(0u);
+    uint m = min(m0 + i / 4u, M - 1u), c = i % 4u * 8u;
+    return k0 < K ? X[EIGHT(1, m, k0 + c)] : U[EIGHT(3, m, k0 - K + c)];
 }
 
-uvec4 right(uint i, uint n0, uint k0, uint to) {
-    if (OP == 0u) {
-        uint k = k0 + i % EIGHTHS * 8u;
-        return k < to ? W[EIGHT(2, min(n0 + i / EIGHTHS, N - 1u), k)] : uvec4(0u);
-    }
+uvec4 right(uint i, uint n0, uint k0) {
+    if (OP == 0u) return W[EIGHT(2, min(n0 + i / 4u, N - 1u), k0 + i % 4u * 8u)];
     uint k = k0 + i / (BN / 8u), n = min(n0 + i % (BN / 8u) * 8u, N - 8u);
-    return k < min(to, K + R) ? W[EIGHT(2, k, n)] : uvec4(0u);
+    return OP == 1u || k < K ? W[EIGHT(2, k, n)] : uvec4(0u);
 }
 
-uint left_at(uint i) { return OP == 2u ? i / (BM / 8u) * A_STRIDE + i % (BM / 8u) : i / EIGHTHS * A_STRIDE + i % EIGHTHS; }
-uint right_at(uint i) {
-    return A_SIZE + (OP == 0u ? i / EIGHTHS * B_STRIDE + i % EIGHTHS : i / (BN / 8u) * B_STRIDE + i % (BN / 8u));
-}
+uint left_at(uint i) { return OP == 2u ? i / (BM / 8u) * A_STRIDE + i % (BM / 8u) : i / 4u * 5u + i % 4u; }
+uint right_at(uint i) { return A_SIZE + (OP == 0u ? i / 4u * 5u + i % 4u : i / (BN / 8u) * B_STRIDE + i % (BN / 8u)); }
 
 MAIN {
     uint across = (N + BN - 1u) / BN, tiles = across * ((M + BM - 1u) / BM), part = GROUP / tiles;
@@ -73,14 +65,14 @@ MAIN {
     BLOCK_A a[FM];
     BLOCK_B b;
     UNROLL for (uint i = 0u; i < FM * FN; i++) CLEAR(sums[i]);
-    for (uint k0 = from; k0 < to + STEP; k0 += STEP) {
+    for (uint k0 = from; k0 < to + 32u; k0 += 32u) {
         if (k0 < to) {
             UNROLL for (uint i = 0u; i < A_EACH; i++)
-                if (TID + i * WG < BM * EIGHTHS) a_next[i] = left(TID + i * WG, m0, k0, to);
+                if (TID + i * WG < BM * 4u) a_next[i] = left(TID + i * WG, m0, k0);
             UNROLL for (uint i = 0u; i < B_EACH; i++)
-                if (TID + i * WG < BN * EIGHTHS) b_next[i] = right(TID + i * WG, n0, k0, to);
+                if (TID + i * WG < BN * 4u) b_next[i] = right(TID + i * WG, n0, k0);
         }
-        if (k0 > from) UNROLL for (uint k = 0u; k < STEP / 16u; k++) {
+        if (k0 > from) UNROLL for (uint k = 0u; k < 2u; k++) {
             UNROLL for (uint i = 0u; i < FM; i++) {
                 if (OP == 2u) LOAD_A_BY_COLUMNS(a[i], k * 16u * A_STRIDE + wm / 8u + i * 2u, A_STRIDE);
                 else LOAD_A(a[i], (wm + i * 16u) * A_STRIDE + k * 2u, A_STRIDE);
@@ -94,9 +86,9 @@ MAIN {
         BARRIER;
         if (k0 < to) {
             UNROLL for (uint i = 0u; i < A_EACH; i++)
-                if (TID + i * WG < BM * EIGHTHS) sh[left_at(TID + i * WG)] = a_next[i];
+                if (TID + i * WG < BM * 4u) sh[left_at(TID + i * WG)] = a_next[i];
             UNROLL for (uint i = 0u; i < B_EACH; i++)
-                if (TID + i * WG < BN * EIGHTHS) sh[right_at(TID + i * WG)] = b_next[i];
+                if (TID + i * WG < BN * 4u) sh[right_at(TID + i * WG)] = b_next[i];
             BARRIER;
         }
     }

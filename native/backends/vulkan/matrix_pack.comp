@@ -1,10 +1,9 @@
-/* pack.kernel - an operand of a product as rows of 16-bit floats, for kernels that multiply such rows only: rows of blocks
- * decoded, or activations rounded, and the low-rank factor over the product's scale behind them, as further columns
+/* matrix_pack.comp - an operand of a product as rows of 16-bit floats, for the kernel that multiplies such rows only: rows of
+ * blocks decoded, or activations rounded, and the low-rank factor over the product's scale behind them, as further columns
  * (forward) or further rows (gradient of the input). A thread owns eight neighbours. */
-KERNEL(pack)
 SPEC(3, OP)    /* where the low-rank factor goes: 0 columns, 1 rows */
 SPEC(4, WTYPE)
-BUFFER(0, OUT) /* (ARG(5), ARG(3)) BF16 */
+HALVES(0, OUT) /* (ARG(5), ARG(3)) */
 BUFFER(2, W)   /* (ARG(0), ARG(1)) */
 BUFFER(4, B)   /* F32: (ARG(0), ARG(2)), or (ARG(2), ARG(1)) */
 #include "blocks.prelude"
@@ -40,10 +39,6 @@ MAIN {
     uint wide = WIDE / 8u, i = GROUP * WG + TID, r = i / wide, c = i % wide * 8u;
     if (r >= ARG(5)) return;
     f4 p = four(r, c), q = four(r, c + 4u);
-    uint at = AT(0, r, c) / 2u;
-    OUT[at] = bf16_out(p.x) | bf16_out(p.y) << 16;
-    OUT[at + 1u] = bf16_out(p.z) | bf16_out(p.w) << 16;
-    OUT[at + 2u] = bf16_out(q.x) | bf16_out(q.y) << 16;
-    OUT[at + 3u] = bf16_out(q.z) | bf16_out(q.w) << 16;
+    OUT[EIGHT(0, r, c)] = uvec4(bf16_out(p.x) | bf16_out(p.y) << 16, bf16_out(p.z) | bf16_out(p.w) << 16,
+                                bf16_out(q.x) | bf16_out(q.y) << 16, bf16_out(q.z) | bf16_out(q.w) << 16);
 }
-END
