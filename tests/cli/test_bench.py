@@ -1,0 +1,20 @@
+"""`fabric bench`: a step of several rows, in as many micro-batches as asked for."""
+
+import json
+from pathlib import Path
+
+from tests.cli.shell import fabric
+
+
+def launches(model: Path, *flags: str) -> tuple[int, int]:
+    """Tokens of a step, and how often attention ran in it."""
+    done = fabric("bench", "-m", model, "--tokens", "8", "--rows", "4", "--steps", "1", "--json", *flags)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    return told["tokens"], next(op["launches"] for op in told["ops"] if op["op"] == "attention_dq")
+
+
+def test_rows_of_a_step_run_in_the_micro_batches_asked_for(tiny: Path) -> None:
+    whole, halves = launches(tiny), launches(tiny, "--rows-at-once", "2")
+    assert whole[0] == halves[0] == 32
+    assert halves[1] == 2 * whole[1] > 0
