@@ -92,7 +92,7 @@ LOWER(attention_dkv) {
 /* ---- norms and sums down the rows ---- */
 
 static int normed(dispatch *d, const fb_launch *l, const char *order, uint32_t op, const fb_view *weight) {
-    begin(d, l, FB_KERNEL_norm, order, 64, op);
+    begin(d, l, FB_KERNEL_norm, order, weight->cols <= 256 ? 32 : 64, op); /* each thread adds all threads' sums */
     const fb_view *x = &d->b[1];
     d->groups = (uint32_t)x->rows * (uint32_t)(x->cols / weight->cols);
     args(d, 8 * (uint64_t)x->rows * (uint64_t)x->cols, (uint32_t)x->rows, (uint32_t)x->cols, (uint32_t)weight->cols,
@@ -121,8 +121,10 @@ LOWER(rms_norm_dw) {
 }
 LOWER(bias_db) { UNUSED; return summed(d, l, "01", 0, (uint32_t)l->v[0].cols, 1); }
 
+/* Rows are added in order by each destination, so destinations are dealt to 16 times as many threads. */
 static int scattered(dispatch *d, const fb_launch *l, int32_t first, float scale) {
     summed(d, l, "01--2", 2, (uint32_t)l->v[0].cols, 1);
+    d->groups *= 16;
     d->arg[4] = (uint32_t)first;
     d->arg[5] = bits(scale);
     return 1;
@@ -279,6 +281,10 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
     int n = ROWS[launch->op](out, launch, scratch, limits);
     for (int i = 0; i < n; i++) {
         dispatch *d = &out[i];
+        /* Where threads need not meet, large workgroups are started sooner than many. */
+        const int alone = d->kernel == FB_KERNEL_elements || d->kernel == FB_KERNEL_rope || d->kernel == FB_KERNEL_rows ||
+                          d->kernel == FB_KERNEL_parts || d->kernel == FB_KERNEL_matrix_pack;
+        if (alone && limits->threads >= 256) d->spec[0] = 256, d->groups = up(d->groups, 4);
         for (int k = 0; k < FB_BINDINGS; k++) {
             if (!d->b[k].mem) continue;
             d->spec[2] |= 1u << k;
