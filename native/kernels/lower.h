@@ -37,12 +37,13 @@ static inline void weights_at(dispatch *d, int binding) {
     d->spec[4] = (uint32_t)d->b[binding].type;
 }
 
-/* Takes the next bytes of the scratch for a matrix; fails by having no memory where they end. */
+/* What is left of the scratch. */
 typedef struct room {
     const fb_mem *mem;
     uint64_t used, most; /* most: bytes of one operand */
 } room;
 
+/* A matrix in its next bytes; one without memory where they do not suffice. */
 static inline fb_view take(room *r, int32_t type, uint64_t rows, uint64_t cols) {
     uint64_t bytes = rows * cols * (type == FB_F32 ? 4 : 2);
     fb_view v = {.type = type, .rows = (int32_t)rows, .cols = (int32_t)cols, .ld = (int64_t)cols, .offset = r->used};

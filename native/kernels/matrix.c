@@ -7,7 +7,9 @@ enum { ENOUGH = 256 /* workgroups that fill a large device */, FEW_ROWS = 16 /* 
 static const uint64_t SLAB = (uint64_t)64 << 20; /* bytes of decoded weights at a time */
 
 /* Rows of 16-bit floats that start at 16 bytes. */
-static int in_halves(const fb_view *v) { return v->type == FB_BF16 && v->offset % 16 == 0 && v->ld % 8 == 0 && v->cols % 8 == 0; }
+static int in_halves(const fb_view *v) {
+    return v->type == FB_BF16 && v->offset % 16 == 0 && v->ld % 8 == 0 && v->cols % 8 == 0;
+}
 
 /* Packs `w`, and `b` over the scale behind it: as columns, or as rows. */
 static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, float scale, fb_view out) {
@@ -73,8 +75,8 @@ static int fits(const operands *o, const fb_launch *l, const fb_kernel_limits *l
 }
 
 /* One dispatch over packed operands, of a reduction in `parts` of depth `each`. */
-static void multiply(dispatch *d, const operands *o, const fb_kernel_limits *limits, uint32_t op, float scale, uint32_t parts,
-                     uint32_t each) {
+static void multiply(dispatch *d, const operands *o, const fb_kernel_limits *limits, uint32_t op, float scale,
+                     uint32_t parts, uint32_t each) {
     *d = (dispatch){.kernel = FB_KERNEL_matrix_product, .blocks = -1, .spec = {0, 0, 0, op}};
     d->b[0] = o->out, d->b[1] = o->x, d->b[2] = o->w, d->b[3] = o->u, d->b[5] = o->acc, d->b[6] = o->bias;
     matrix_tiles(d, limits, o->m, o->n);
@@ -110,17 +112,19 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
     if (!ready) decoded = take(&left, FB_BF16, (uint64_t)slab + (as_rows ? o.rank : 0), cols);
     if (!decoded.mem) return 0;
     /* Parts of the reduction: of each slab in the gradient of the input, of the whole one elsewhere. */
-    const int narrow = o.m <= 16 || o.n <= 16;
+    const uint32_t least = op == 2 || o.m <= 16 || o.n <= 16 ? 128 : 512;
     dispatch shape = {0};
     matrix_tiles(&shape, limits, o.m, op == 0 ? slab : o.n);
     const uint32_t depth = op == 1 ? slab + o.rank : o.k + o.rank;
-    uint32_t each, parts = parts_of(op == 0 && slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, op == 2 || narrow ? 128 : 512, &each);
-    uint32_t total = op == 1 ? parts * slabs : parts;
-    if (total > 1) {
-        sums = take(&left, FB_F32, (uint64_t)total * o.m, o.n);
-        if (!sums.mem && slabs > 1 && op == 1) return 0;
-        if (!sums.mem) total = parts = 1, each = up(depth, 32) * 32;
+    const uint32_t at_least = op == 1 ? slabs : 1; /* parts: one a slab */
+    uint32_t each, parts = parts_of(op == 0 && slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, least, &each);
+    uint32_t total = parts * at_least;
+    if (total > 1) sums = take(&left, FB_F32, (uint64_t)total * o.m, o.n);
+    if (!sums.mem && parts > 1) { /* fewer rows than were planned for may want more room */
+        parts = 1, total = at_least, each = up(depth, 32) * 32;
+        if (total > 1) sums = take(&left, FB_F32, (uint64_t)total * o.m, o.n);
     }
+    if (!sums.mem && total > 1) return 0;
     uint32_t done = 0;
     for (uint32_t first = 0; first < rows; first += slab) {
         operands s = o;
@@ -159,10 +163,11 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
     return count;
 }
 
-/* Blocks of rows that a workgroup walks over, and the shared memory of that; 0: none fits. */
+/* Rows of a block that a workgroup of attention walks over; 0: none fits into the shared memory. */
 static uint32_t block_rows(const fb_kernel_limits *limits, uint32_t head_dim) {
     for (uint32_t block = 32; block >= 16; block /= 2) {
-        uint32_t bytes = 16 * (2 * block * (head_dim / 8 + 1) + 2 * 64 * (block / 4 + 1) + 2 * 64 * (block / 8 + 1)) + 16 * block;
+        uint32_t eighths = 2 * block * (head_dim / 8 + 1) + 2 * 64 * (block / 4 + 1) + 2 * 64 * (block / 8 + 1);
+        uint32_t bytes = 16 * (eighths + block);
         if (bytes <= limits->shared_bytes && block * 64 >= 4 * 8 * limits->subgroup) return block;
     }
     return 0;
@@ -171,7 +176,8 @@ static uint32_t block_rows(const fb_kernel_limits *limits, uint32_t head_dim) {
 int fb_lower_matrix_attention(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, fb_kernel_id kernel,
                               const char *order) {
     const fb_attention_shape *s = &l->attr.attention;
-    const uint32_t threads = 8 * limits->subgroup, hd = (uint32_t)s->head_dim, by_keys = kernel == FB_KERNEL_matrix_attention_dkv;
+    const uint32_t threads = 8 * limits->subgroup, hd = (uint32_t)s->head_dim;
+    const int by_keys = kernel == FB_KERNEL_matrix_attention_dkv;
     if (!limits->subgroup || limits->threads < threads || hd % 32 || hd > 256 || l->v[2].rows <= FEW_ROWS) return 0;
     const uint32_t block = block_rows(limits, hd);
     if (!block || !in_halves(&l->v[2]) || !in_halves(&l->v[3]) || !in_halves(&l->v[4])) return 0;

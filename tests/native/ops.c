@@ -224,7 +224,8 @@ static int check(int quick, int portable, const char *only) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc > 2 && !strcmp(argv[1], "speed") && !strcmp(argv[2], "vulkan")) speed(&fb_backend_vulkan, NULL, 0, argc > 3 ? atoi(argv[3]) : FB_Q8_0);
+    if (argc > 2 && !strcmp(argv[1], "speed") && !strcmp(argv[2], "vulkan"))
+        speed(&fb_backend_vulkan, NULL, 0, argc > 3 ? atoi(argv[3]) : FB_Q8_0);
     else if (argc > 1 && !strcmp(argv[1], "speed"))
         speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0, argc > 4 ? atoi(argv[4]) : FB_Q8_0);
     else {

@@ -96,7 +96,7 @@ static int run(const fb_dispatch *d) {
     return FB_OK;
 }
 
-static const fb_kernel_limits LIMITS = {MOST_THREADS, SHARED_BYTES};
+static const fb_kernel_limits LIMITS = {.threads = MOST_THREADS, .shared_bytes = SHARED_BYTES};
 
 static int emulated_open(int index, const fb_device_options *options, void **self, fb_device_info *info) {
     (void)index, (void)options;
