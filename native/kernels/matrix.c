@@ -4,7 +4,10 @@
 #include "lower.h"
 
 enum { ENOUGH = 256 /* workgroups that fill a large device */, FEW_ROWS = 16 /* for which weights are not decoded */ };
-static const uint64_t SLAB = (uint64_t)64 << 20; /* bytes of decoded weights at a time */
+#ifndef FB_SLAB_BYTES
+#define FB_SLAB_BYTES (64 << 20) /* of decoded weights at a time; tests want several slabs of small ones */
+#endif
+static const uint64_t SLAB = FB_SLAB_BYTES;
 
 /* Rows of 16-bit floats that start at 16 bytes. */
 static int in_halves(const fb_view *v) {
@@ -87,58 +90,66 @@ static void multiply(dispatch *d, const operands *o, const fb_kernel_limits *lim
     d->arg[6] = each;
 }
 
+/* How a product is laid out: weights are decoded a slab of rows at a time (columns of y, or a stretch of the reduction of
+ * dx), and the reduction, or that of each slab, is summed in parts where the output has too few tiles. */
+typedef struct layout {
+    int ready; /* w is 16-bit floats as it is */
+    uint32_t rows, slab, slabs, parts, each, total;
+    fb_view decoded, sums;
+} layout;
+
+static int lay_out(layout *p, const operands *o, room *left, const fb_kernel_limits *limits, uint32_t op) {
+    const int as_rows = op == 1;
+    const uint32_t cols = (uint32_t)o->w.cols + (as_rows ? 0 : o->rank), fit = (uint32_t)(SLAB / (2 * (uint64_t)cols)) / 128 * 128;
+    p->ready = op == 2 || (in_halves(&o->w) && !o->rank);
+    p->rows = (uint32_t)o->w.rows;
+    p->slab = p->ready ? p->rows : fit < p->rows / 24 ? up(p->rows, 24 * 128) * 128 : fit;
+    if (p->slab > p->rows || p->slab == 0) p->slab = p->rows;
+    p->slabs = up(p->rows, p->slab);
+    p->decoded = p->ready ? o->w : take(left, FB_BF16, (uint64_t)p->slab + (as_rows ? o->rank : 0), cols);
+    dispatch shape = {0};
+    matrix_tiles(&shape, limits, o->m, op == 0 ? p->slab : o->n);
+    const uint32_t depth = (op == 1 ? p->slab : o->k) + o->rank, least = op == 2 || o->m <= 16 || o->n <= 16 ? 128 : 512;
+    const uint32_t sums_a_part = op == 1 ? p->slabs : 1;
+    p->parts = parts_of(op == 0 && p->slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, least, &p->each);
+    p->total = p->parts * sums_a_part;
+    if (p->total > 1) p->sums = take(left, FB_F32, (uint64_t)p->total * o->m, o->n);
+    if (!p->sums.mem && p->parts > 1) { /* fewer rows than were planned for may want more room */
+        p->parts = 1, p->total = sums_a_part, p->each = up(depth, 32) * 32;
+        if (p->total > 1) p->sums = take(left, FB_F32, (uint64_t)p->total * o->m, o->n);
+    }
+    return p->decoded.mem && (p->sums.mem || p->total == 1);
+}
+
 int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits,
                             const char *order, uint32_t op) {
     operands o = {0};
+    layout p = {0};
     fb_view *const all[] = {&o.out, &o.x, &o.w, &o.u, &o.b, &o.acc, &o.bias};
     for (int k = 0; order[k]; k++)
         if (order[k] != '-') *all[k] = l->v[order[k] - '0'];
     o.m = (uint32_t)o.out.rows, o.n = (uint32_t)o.out.cols, o.k = (uint32_t)(op == 2 ? o.x.rows : o.x.cols);
     o.rank = o.u.mem ? up((uint64_t)o.u.cols, 32) * 32 : 0;
-    if (!fits(&o, l, limits, op)) return 0;
     room left = scratch_of(scratch, limits);
     int count = 0;
-    if (!halves(d, &count, &left, &o.x, (uint32_t)o.x.cols)) return 0;
+    if (!fits(&o, l, limits, op) || !halves(d, &count, &left, &o.x, (uint32_t)o.x.cols)) return 0;
     if (op == 2 && !halves(d, &count, &left, &o.w, o.n)) return 0;
     if (o.rank && !halves(d, &count, &left, &o.u, o.rank)) return 0;
-    /* Weights are decoded a slab of rows at a time: columns of y, or a stretch of the reduction of dx. */
-    const int as_rows = op == 1, ready = op == 2 || (in_halves(&o.w) && !o.rank);
-    const uint32_t rows = (uint32_t)o.w.rows, cols = (uint32_t)o.w.cols + (as_rows ? 0 : o.rank);
-    uint32_t slab = ready ? rows : (uint32_t)(SLAB / (2 * (uint64_t)cols)) / 128 * 128;
-    if (!ready && slab < rows / 24) slab = up(rows, 24 * 128) * 128;
-    if (slab > rows || slab == 0) slab = rows;
-    const uint32_t slabs = up(rows, slab);
-    fb_view decoded = o.w, sums = {0};
-    if (!ready) decoded = take(&left, FB_BF16, (uint64_t)slab + (as_rows ? o.rank : 0), cols);
-    if (!decoded.mem) return 0;
-    /* Parts of the reduction: of each slab in the gradient of the input, of the whole one elsewhere. */
-    const uint32_t least = op == 2 || o.m <= 16 || o.n <= 16 ? 128 : 512;
-    dispatch shape = {0};
-    matrix_tiles(&shape, limits, o.m, op == 0 ? slab : o.n);
-    const uint32_t depth = op == 1 ? slab + o.rank : o.k + o.rank;
-    const uint32_t at_least = op == 1 ? slabs : 1; /* parts: one a slab */
-    uint32_t each, parts = parts_of(op == 0 && slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, least, &each);
-    uint32_t total = parts * at_least;
-    if (total > 1) sums = take(&left, FB_F32, (uint64_t)total * o.m, o.n);
-    if (!sums.mem && parts > 1) { /* fewer rows than were planned for may want more room */
-        parts = 1, total = at_least, each = up(depth, 32) * 32;
-        if (total > 1) sums = take(&left, FB_F32, (uint64_t)total * o.m, o.n);
-    }
-    if (!sums.mem && total > 1) return 0;
+    if (!lay_out(&p, &o, &left, limits, op)) return 0;
     uint32_t done = 0;
-    for (uint32_t first = 0; first < rows; first += slab) {
+    for (uint32_t first = 0; first < p.rows; first += p.slab) {
         operands s = o;
-        const uint32_t here = rows - first < slab ? rows - first : slab, last = first + here == rows;
-        uint32_t now = parts;
-        if (!ready) {
-            fb_view w = rows_from(o.w, first, here), b = as_rows ? o.b : o.b.mem ? rows_from(o.b, first, here) : o.b;
-            s.w = decoded;
-            s.w.rows = (int32_t)(here + (as_rows && last ? o.rank : 0));
-            if (!pack(&d[count], &w, as_rows && !last ? NULL : &b, as_rows, l->attr.scale, s.w)) return 0;
+        const uint32_t here = p.rows - first < p.slab ? p.rows - first : p.slab, last = first + here == p.rows;
+        uint32_t now = p.parts;
+        if (!p.ready) {
+            const fb_view w = rows_from(o.w, first, here), b = op == 1 || !o.b.mem ? o.b : rows_from(o.b, first, here);
+            s.w = p.decoded;
+            s.w.rows = (int32_t)(here + (op == 1 && last ? o.rank : 0));
+            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, l->attr.scale, s.w)) return 0;
             d[count].beside = first == 0 && count > 0;
             count++;
         }
-        if (op == 0 && slabs > 1) {
+        if (op == 0 && p.slabs > 1) {
             s.n = here;
             s.out = cols_from(o.out, first, here);
             if (o.acc.mem) s.acc = cols_from(o.acc, first, here);
@@ -147,18 +158,18 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
             s.k = here;
             s.x = cols_from(o.x, first, here);
             if (!last) s.rank = 0, s.u.mem = NULL;
-            now = up(s.k + s.rank, each);
+            now = up(s.k + s.rank, p.each);
         }
-        if (total > 1) {
-            s.out = rows_from(sums, done * o.m, now * o.m);
+        if (p.total > 1) {
+            s.out = rows_from(p.sums, done * o.m, now * o.m);
             s.acc.mem = s.bias.mem = NULL;
             done += now;
         }
-        multiply(&d[count++], &s, limits, op, l->attr.scale, now, each);
+        multiply(&d[count++], &s, limits, op, l->attr.scale, now, p.each);
     }
-    if (total > 1) {
-        sums.rows = (int32_t)(done * o.m);
-        add_parts(&d[count++], &o.out, sums, &o.acc, &o.bias);
+    if (p.total > 1) {
+        p.sums.rows = (int32_t)(done * o.m);
+        add_parts(&d[count++], &o.out, p.sums, &o.acc, &o.bias);
     }
     return count;
 }

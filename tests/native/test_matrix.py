@@ -33,7 +33,16 @@ def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table.write_text(f'#include "{ROOT}/native/kernels/kernels.h"\n{spirv.table(kernels)}')
     sources = [table, *(source for source in SOURCES if source.name != "spirv.c")]
     out = folder / "ops"
-    command = [os.environ.get("CC", "cc"), *FLAGS, "-O1", "-DFB_MATRIX_EMULATED", *map(str, sources), "-o", str(out)]
+    command = [
+        os.environ.get("CC", "cc"),
+        *FLAGS,
+        "-O1",
+        "-DFB_MATRIX_EMULATED",
+        "-DFB_SLAB_BYTES=16384",
+        *map(str, sources),
+        "-o",
+        str(out),
+    ]
     done = subprocess.run([*command, "-lm", "-lpthread", "-ldl"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out
