@@ -52,12 +52,10 @@ def main() -> None:
         print(f"{'tokens/s':>9}{'ratio':>7}{'GFLOP/s':>9}{'of peak':>9}{'planned':>11}  set-up")
         for i, (run, peak) in enumerate(zip(runs, peaks, strict=True)):
             seconds = statistics.median(times[i] for times in rounds)
-            ratio = statistics.median(
-                times[0] / times[i] * runs[i].feed.tokens / runs[0].feed.tokens for times in rounds
-            )
+            ratio = statistics.median(times[0] / times[i] * runs[i].tokens / runs[0].tokens for times in rounds)
             rate = run.nominal_flops / seconds
             planned = run.machine.planned_bytes() / 2**20
-            told = f"{run.feed.tokens / seconds:9.1f}{ratio:7.2f}{rate / 1e9:9.0f}{rate / peak:9.0%}{planned:7.0f} MiB"
+            told = f"{run.tokens / seconds:9.1f}{ratio:7.2f}{rate / 1e9:9.0f}{rate / peak:9.0%}{planned:7.0f} MiB"
             print(f"{told}  {args.setups[i]}")
 
 
