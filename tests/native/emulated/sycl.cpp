@@ -106,7 +106,7 @@ int sycl_read(void *, const fb_mem *mem, uint64_t offset, void *dst, uint64_t by
     return FB_OK;
 }
 
-uint64_t sycl_scratch(void *, const fb_launch *launch) { return fb_lower_scratch(launch); }
+uint64_t sycl_scratch(void *, const fb_launch *launch) { return fb_lower_scratch(launch, &LIMITS); }
 
 int sycl_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *) try {
     for (int i = 0; i < n; i++) {
