@@ -240,7 +240,43 @@ static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, 
 
 REGISTER_TILE(tile_f32, NV, v_fma)
 REGISTER_TILE(narrow_f32, 1, v_fma)
-#ifdef FB_SIMD_DP
+#if defined(FB_SIMD_DP) && defined(FB_SIMD_NEON)
+/* The same by products of 2 x 4 and 4 x 2 matrices: two units of a pair of rows, which zipping the units brings together. */
+#define MATRIX_TILE(NAME, VECTORS)                                                                                \
+    static TILE_ATTRIBUTES void NAME(int64_t units, const float *restrict a, const float *restrict b,             \
+                                     float *restrict c, int add) {                                                \
+        static const float zeros[MR] = {0};                                                                       \
+        vf s[MR][VECTORS]; /* of rows 2i, 2i + 1: columns 4j and 4j + 1 of both, then 4j + 2 and 4j + 3 */        \
+        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i++)                                                     \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++)                                             \
+                s[i][j] = v_set(0);                                                                               \
+        for (int64_t k = 0; k < units; k += 2, a += 2 * MR, b += 2 * NR) {                                        \
+            const float *a2 = k + 1 < units ? a + MR : zeros, *b2 = k + 1 < units ? b + NR : zeros;               \
+            vf y[VECTORS][2];                                                                                     \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++)                                             \
+                v_zip(v_load(b + j * VW), v_load(b2 + j * VW), y[j]);                                             \
+            _Pragma("GCC unroll 4") for (int i = 0; i < MR; i += 4) {                                             \
+                vf x[2];                                                                                          \
+                v_zip(v_load(a + i), v_load(a2 + i), x);                                                          \
+                _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)                                               \
+                    _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) {                                   \
+                        s[i + 2 * h][j] = v_matrix(x[h], y[j][0], s[i + 2 * h][j]);                               \
+                        s[i + 2 * h + 1][j] = v_matrix(x[h], y[j][1], s[i + 2 * h + 1][j]);                       \
+                    }                                                                                             \
+            }                                                                                                     \
+        }                                                                                                         \
+        _Pragma("GCC unroll 16") for (int i = 0; i < MR; i += 2)                                                  \
+            _Pragma("GCC unroll 4") for (int j = 0; j < VECTORS; j++) {                                           \
+                float *c0 = c + i * NR + j * VW, *c1 = c0 + NR;                                                   \
+                vf row[2];                                                                                        \
+                v_zip_pairs(s[i][j], s[i + 1][j], row);                                                           \
+                v_store(c0, add ? v_load(c0) + row[0] : row[0]);                                                  \
+                v_store(c1, add ? v_load(c1) + row[1] : row[1]);                                                  \
+            }                                                                                                     \
+    }
+MATRIX_TILE(tile_bf16, NV)
+MATRIX_TILE(narrow_bf16, 1)
+#elif defined(FB_SIMD_DP)
 REGISTER_TILE(tile_bf16, NV, v_dot2)
 REGISTER_TILE(narrow_bf16, 1, v_dot2)
 #else

@@ -210,8 +210,16 @@ static inline vf v_weave_bf16(const void *even, const void *odd) {
     return v_interleave(_mm512_inserti64x4(low, _mm256_loadu_si256(odd), 1));
 }
 #elif defined(FB_SIMD_NEON)
-static inline vf v_dot2(vf a, vf b, vf c) {
-    return (vf)vbfdotq_f32((float32x4_t)c, vreinterpretq_bf16_f32((float32x4_t)a), vreinterpretq_bf16_f32((float32x4_t)b));
+static inline vf v_matrix(vf a, vf b, vf c) { /* c (2, 2) += a (2, 4) b (2, 4)^T, of bf16 */
+    return (vf)vbfmmlaq_f32((float32x4_t)c, vreinterpretq_bf16_f32((float32x4_t)a), vreinterpretq_bf16_f32((float32x4_t)b));
+}
+static inline void v_zip(vf a, vf b, vf to[2]) {
+    to[0] = (vf)vzip1q_f32((float32x4_t)a, (float32x4_t)b);
+    to[1] = (vf)vzip2q_f32((float32x4_t)a, (float32x4_t)b);
+}
+static inline void v_zip_pairs(vf a, vf b, vf to[2]) {
+    to[0] = (vf)vzip1q_f64((float64x2_t)a, (float64x2_t)b);
+    to[1] = (vf)vzip2q_f64((float64x2_t)a, (float64x2_t)b);
 }
 static inline vf v_pairs(vf lo, vf hi) {
     return (vf)vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32((float32x4_t)lo), (float32x4_t)hi));
