@@ -126,7 +126,7 @@ def test_two_steps_of_a_real_model_through_the_command(model: str, tmp_path: Pat
     assert "Insert instance layer" in told
     assert "VUID" not in told
     if "llvmpipe" in told:
-        assert (tiled > 0) == (model == "gemma3")
+        assert tiled > 0  # a sum over the vocabulary exceeds its loops' limit, and Gemma's embedding its bindings'
     assert len(list((tmp_path / "cache" / "fabric").glob("kernels-*.bin"))) == 1
     np.testing.assert_allclose(got, trained(tmp_path, path, "cpu")[0], rtol=1e-4)
     for device in ("cpu", "vulkan"):

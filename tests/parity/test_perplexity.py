@@ -21,15 +21,21 @@ WINDOW = 256
 
 @pytest.mark.parametrize("model", [smollm2, gemma3])
 def test_perplexity_of_a_text_is_that_of_stock_llama_cpp(model: Callable[[], Path], tmp_path: Path) -> None:
-    """Windows of 256 tokens, each from an empty cache; the first half and what follows the last window go unscored."""
-    text = (REPOSITORY / "docs" / "architecture.md").read_text()[:6000]
+    """Windows of 256 tokens, each from an empty cache; the first half and what follows the last window go unscored.
+
+    Both read F32 weights: by quantized ones, llama.cpp multiplies activations that it quantizes too.
+    """
+    text = (REPOSITORY / "LICENSE").read_text()[:6000]
+    weights = tmp_path / "f32.gguf"
+    made = fabric("quantize", model(), "--type", "f32", "-o", weights, timeout=600)
+    assert made.code == 0, made.err
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"text": text}) + "\n")
     flags = ["--llama-perplexity", "--ctx", str(WINDOW), "--precision", "f32", "--json"]
-    told = fabric("eval", rows, "-m", model(), *flags, timeout=600)
+    told = fabric("eval", rows, "-m", weights, *flags, timeout=600)
     assert told.code == 0, told.err
     bos = model is gemma3
-    with Llama(model(), n_ctx=WINDOW) as llama:
+    with Llama(weights, n_ctx=WINDOW) as llama:
         ids = llama.tokenize(text, special=False, bos=bos)
         costs: list[float] = []
         for start in range(0, len(ids) - WINDOW + 1, WINDOW):
@@ -41,4 +47,4 @@ def test_perplexity_of_a_text_is_that_of_stock_llama_cpp(model: Callable[[], Pat
     assert len(costs) > 3 * (WINDOW // 2 - 1), "the text has too few windows to show anything"
     found = json.loads(told.out)
     assert found["trained_tokens"] == len(costs)
-    assert found["perplexity"] == pytest.approx(float(np.exp(np.mean(costs))), rel=5e-3)
+    assert found["perplexity"] == pytest.approx(float(np.exp(np.mean(costs))), rel=5e-4)

@@ -183,13 +183,10 @@ def test_a_big_vocabulary_opens_quickly(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     with path.open("wb") as out:
         write_gguf(out, {"tokenizer.ggml.tokens": tokens}, [], [])
-    best = float("inf")
-    for _ in range(3):
-        start = time.process_time()
-        file = GGUF.open(path)
-        assert file.metadata["tokenizer.ggml.tokens"] == tokens
-        best = min(best, time.process_time() - start)
-    assert best < 1.0  # about 0.1 on an idle machine; an implementation that is quadratic takes minutes
+    start = time.process_time()
+    file = GGUF.open(path)
+    assert file.metadata["tokenizer.ggml.tokens"] == tokens
+    assert time.process_time() - start < 60  # not a speed: an implementation that is quadratic takes minutes
 
 
 # ---- hostile files ----

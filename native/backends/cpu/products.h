@@ -412,25 +412,31 @@ static void dots_plain(const uint8_t *row, int32_t type, int64_t n, const float 
     for (int t = 0; t < rows; t++) y[t * OUTPUTS] = v_sum(sum[t]);
 }
 
-/* The same without a buffer between. Rows are read one after the other, which is what memory is quickest at. */
+/* The same without a buffer between. Rows are read one after the other, which is what memory is quickest at; for one
+ * row of x, shifts by constants pay. */
 #define BLOCK_DOTS(TYPE, NAME, BYTES, UNITS)                                                                          \
+    static inline __attribute__((always_inline)) void unit_dots_##NAME(const uint8_t *row, int g, const float *x,     \
+                                                                       int64_t n, const int nt, vf sum[][2]) {        \
+        unit u = unit_##NAME(row, g);                                                                                 \
+        for (int t = 0; t < nt; t++)                                                                                  \
+            EACH(j) sum[t][j / VW % 2] = v_fma(u.w[j / VW], v_load(x + t * n + j), sum[t][j / VW % 2]);               \
+    }                                                                                                                 \
     static inline __attribute__((always_inline)) void some_##NAME(const uint8_t *row, int64_t n, const float *x,      \
                                                                   int64_t rows, const int nt, float *y) {             \
         vf sum[FEW][2];                                                                                               \
         for (int t = 0; t < nt; t++) sum[t][0] = sum[t][1] = v_set(0);                                                \
-        const float *at = x;                                                                                          \
         for (int64_t b = n / (32 * UNITS); b; b--, row += BYTES)                                                      \
-            _Pragma("GCC unroll 8") for (int g = 0; g < UNITS; g++, at += 32) {                                       \
-                unit u = unit_##NAME(row, g);                                                                         \
-                for (int t = 0; t < nt; t++)                                                                          \
-                    EACH(j) sum[t][j / VW % 2] = v_fma(u.w[j / VW], v_load(at + t * n + j), sum[t][j / VW % 2]);      \
-            }                                                                                                         \
+            if (nt > 1)                                                                                               \
+                _Pragma("GCC unroll 1") for (int g = 0; g < UNITS; g++, x += 32)                                      \
+                    unit_dots_##NAME(row, g, x, n, nt, sum);                                                          \
+            else                                                                                                      \
+                _Pragma("GCC unroll 8") for (int g = 0; g < UNITS; g++, x += 32)                                      \
+                    unit_dots_##NAME(row, g, x, n, nt, sum);                                                          \
         for (int t = 0; t < nt && t < rows; t++) y[t * OUTPUTS] = v_sum(sum[t][0] + sum[t][1]);                       \
     }                                                                                                                 \
     static void dots_##NAME(const uint8_t *row, int32_t type, int64_t n, const float *x, int64_t rows, float *y) {    \
         (void)type;                                                                                                   \
         if (rows == 1) some_##NAME(row, n, x, rows, 1, y);                                                            \
-        else if (rows <= 2) some_##NAME(row, n, x, rows, 2, y);                                                       \
         else if (rows <= 4) some_##NAME(row, n, x, rows, 4, y);                                                       \
         else some_##NAME(row, n, x, rows, FEW, y);                                                                    \
     }
