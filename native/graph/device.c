@@ -56,6 +56,7 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
             free(device);
             return NULL;
         }
+        lower(&device->info.memory_bytes, options->memory_bytes);
         lower(&device->info.max_binding_bytes, options->max_binding_bytes);
         lower(&device->info.max_allocation_bytes, options->max_allocation_bytes);
         uint32_t *reduction = &device->info.max_reduction;

@@ -156,6 +156,7 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
         fb_launch launch;
         if (!make_launch(plan, &plan->program.nodes[i], plan->tokens, plan->trained, &launch)) continue;
         uint64_t bytes = g->device->backend->scratch(g->device->self, &launch);
+        if (bytes == UINT64_MAX) goto fail;
         if (bytes > plan->scratch_bytes) plan->scratch_bytes = bytes;
     }
     for (int i = 0; i < FB_OP_COUNT; i++) plan->ops[i].name = fb_ops[i].name;

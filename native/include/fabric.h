@@ -75,7 +75,7 @@ typedef struct fb_device_options {
     int32_t threads;            /* CPU worker threads; 0: one a core */
     const char *isa;            /* CPU: "generic" "avx2" "avx512" "avx512_bf16" "neon"; NULL: the best there is */
     /* These lower what the driver says (fb_device_info); 0: as it says. */
-    uint64_t max_binding_bytes, max_allocation_bytes;
+    uint64_t memory_bytes, max_binding_bytes, max_allocation_bytes;
     uint32_t max_reduction;
     uint32_t workgroup_bytes, workgroup_threads, workgroups;
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32 or 64; 0: by its shape */
@@ -93,6 +93,7 @@ typedef struct fb_device_info {
     int32_t cores;
     int32_t threads;
     int32_t bf16;               /* 1: 16-bit activations pay off here */
+    int32_t own_memory;         /* 1: memory that nothing but the device uses */
     uint64_t memory_bytes;      /* of the device */
     uint64_t max_binding_bytes; /* largest range one operand of a launch may span; UINT64_MAX: any */
     uint64_t max_allocation_bytes; /* largest piece of memory that it gives; UINT64_MAX: any */

@@ -35,6 +35,7 @@ typedef struct fb_dispatch {
     int blocks;  /* the binding that is addressed in bytes; -1: none */
     int beside;  /* needs nothing that the dispatch before it writes */
     double work; /* operations, roughly: what bounds a submission in time */
+    double rounds; /* of all loops of a thread, at most; where their number depends on the operands */
 } fb_dispatch;
 
 /* The limits of a device that kernels are shaped by. */
@@ -43,6 +44,7 @@ typedef struct fb_kernel_limits {
     uint32_t shared_bytes; /* at least 16 KiB */
     uint64_t binding_bytes; /* of an operand; 0: any */
     uint32_t subgroup;      /* threads that share matrix units for BF16, 16 x 16 x 16 summed in F32; 0: there are none */
+    uint32_t rounds;        /* after which a driver ends the loops of a thread; 0: it does not */
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32, 64, or 0: by its shape */
 } fb_kernel_limits;
 
@@ -51,7 +53,7 @@ enum { FB_MOST_DISPATCHES = 64 };
 /* An op as launches of kernels, in order; returns how many, or 0 after fb_fail. */
 int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
              fb_dispatch out[FB_MOST_DISPATCHES]);
-/* Bytes of scratch that the launch needs. */
+/* Bytes of scratch that the launch needs; UINT64_MAX after fb_fail. */
 uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limits);
 
 /* SPIR-V of each kernel, made by tools/spirv.py from the sources here. */

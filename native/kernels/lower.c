@@ -30,6 +30,7 @@ static int product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const
     d->arg[4] = bits(l->attr.scale);
     if (op == 0 && m <= 8) {
         d->kernel = FB_KERNEL_product_few;
+        d->rounds = 2.0 * (m + 1) * (up(k, 256) + up(d->arg[3], 64) + 1) + 64;
         d->spec[0] = 64;
         d->spec[3] = 0;
         d->groups = up(n, 2);
@@ -49,6 +50,7 @@ static int product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const
     }
     d->arg[5] = parts;
     d->arg[6] = each;
+    d->rounds = 42.0 * (up(each, 32) + up(d->arg[3], 32));
     return parts > 1 ? 2 : 1;
 }
 
@@ -57,6 +59,11 @@ LOWER(linear_dx) { return product(d, l, scratch, limits, "012345", 1); }
 LOWER(linear_dw) { return product(d, l, scratch, limits, "012--0", 2); }
 
 /* ---- attention ---- */
+
+/* Rounds of the loops of `dots` dot products and `sums` sums of a block, where a compiler unrolls none of them. */
+static double block_rounds(const fb_attention_shape *s, int dots, int sums) {
+    return up((uint64_t)s->head_dim, 32) * (49.0 * dots + 41.0 * sums) + 49;
+}
 
 static int attend(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, fb_kernel_id matrix, fb_kernel_id kernel,
                   const char *order) {
@@ -67,6 +74,7 @@ static int attend(dispatch *d, const fb_launch *l, const fb_kernel_limits *limit
         begin(d, l, kernel, order, 128, 0);
         d->spec[5] = (uint32_t)s->head_dim;
         d->groups = heads * up(by_keys ? keys : t, 32);
+        d->rounds = (up(keys, 32) + 1) * block_rounds(s, kernel == FB_KERNEL_attention ? 1 : 2, 1);
     }
     args(d, 8 * (uint64_t)t * keys * (uint64_t)(s->n_head * s->head_dim), t, keys, (uint32_t)s->n_head, (uint32_t)s->n_kv_head);
     d->arg[4] = (uint32_t)s->window;
@@ -84,9 +92,33 @@ LOWER(attention_dq) {
     (void)scratch;
     return attend(d, l, limits, FB_KERNEL_matrix_attention_dq, FB_KERNEL_attention_dq, "0123456789");
 }
+
+/* With few key heads there are few workgroups, each with the queries of all heads of its group: those are summed in parts. */
 LOWER(attention_dkv) {
-    (void)scratch;
-    return attend(d, l, limits, FB_KERNEL_matrix_attention_dkv, FB_KERNEL_attention_dkv, "0123456789");
+    attend(d, l, limits, FB_KERNEL_matrix_attention_dkv, FB_KERNEL_attention_dkv, "0123456789");
+    if (d->kernel != FB_KERNEL_attention_dkv) return 1;
+    const fb_attention_shape *s = &l->attr.attention;
+    const uint32_t t = d->arg[0], blocks = (uint32_t)(s->n_head / s->n_kv_head) * up(t, 32);
+    const double before = t / 128 + 256, each = block_rounds(s, 2, 2);
+    uint32_t depth, parts = parts_of(d->groups, 128, 32 * blocks, 256, &depth);
+    while (limits->rounds && parts < blocks && before + up(blocks, parts) * each > limits->rounds) parts++;
+    d->arg[8] = 1;
+    if (parts > 1) {
+        const fb_view none = {0}, *out = l->v;
+        room left = scratch_of(scratch, limits);
+        fb_view dk = take(&left, FB_F32, (uint64_t)parts * (uint64_t)out[0].rows, (uint64_t)out[0].cols);
+        fb_view dv = take(&left, FB_F32, (uint64_t)parts * (uint64_t)out[1].rows, (uint64_t)out[1].cols);
+        if (dk.mem && dv.mem) {
+            add_parts(&d[1], &out[0], dk, &none, &none);
+            add_parts(&d[2], &out[1], dv, &none, &none);
+            d[2].beside = 1;
+            d->b[0] = dk, d->b[1] = dv;
+            d->arg[8] = parts;
+            d->groups *= parts;
+        }
+    }
+    d->rounds = before + up(blocks, d->arg[8]) * each;
+    return d->arg[8] > 1 ? 3 : 1;
 }
 
 /* ---- norms and sums down the rows ---- */
@@ -106,6 +138,7 @@ static int summed(dispatch *d, const fb_launch *l, const char *order, uint32_t o
     begin(d, l, FB_KERNEL_columns, order, 64, op);
     d->groups = up(up(cols, 2), 64);
     args(d, 2 * (uint64_t)l->v[1].rows * (uint64_t)l->v[1].cols, (uint32_t)l->v[1].rows, cols, groups, (uint32_t)l->v[0].rows);
+    d->rounds = op == 2 ? l->v[1].rows : 2.0 * l->v[1].rows * (groups + 1);
     return 1;
 }
 
@@ -138,6 +171,7 @@ LOWER(sumsq) {
     begin(d, l, FB_KERNEL_sumsq, "01", 128, 0);
     d->groups = pieces;
     args(d, 2 * (uint64_t)n, pieces, n, up(n, pieces), 0);
+    d->rounds = up(d->arg[2], 128) + 64;
     return 1;
 }
 
@@ -146,6 +180,7 @@ LOWER(xent) {
     begin(d, l, FB_KERNEL_xent, "012", 128, (uint32_t)l->attr.grad);
     d->groups = (uint32_t)l->v[1].rows;
     args(d, 32 * (uint64_t)l->v[1].rows * (uint64_t)l->v[1].cols, d->groups, (uint32_t)l->v[1].cols, bits(l->attr.softcap), 0);
+    d->rounds = 3.0 * up(d->arg[1], 128) + 192;
     return 1;
 }
 
@@ -262,6 +297,9 @@ static lowering *const ROWS[FB_OP_COUNT] = {
     [FB_OP_APPEND] = append, [FB_OP_ZERO] = zero, [FB_OP_SUMSQ] = sumsq, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
 };
 
+#define NAME(name) [FB_KERNEL_##name] = #name,
+static const char *const NAMES[] = {FB_KERNEL_NAMES(NAME) FB_MATRIX_KERNEL_NAMES(NAME)};
+
 /* The formats that blocks.prelude decodes. */
 static int decodable(int32_t type) {
     static const int32_t known[] = {FB_F32, FB_F16, FB_BF16, FB_Q4_0, FB_Q4_1, FB_Q5_0,
@@ -294,6 +332,11 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
             fb_fail(FB_E_DEVICE, "this device has no decoder for tensors of type %d yet", (int)d->b[d->blocks].type);
             return 0;
         }
+        if (limits->rounds && d->rounds > limits->rounds) {
+            fb_fail(FB_E_LIMIT, "A thread of %s may take %.0f rounds through its loops here, and this driver ends them after %u; "
+                    "use a smaller context.", NAMES[d->kernel], d->rounds, limits->rounds);
+            return 0;
+        }
     }
     return n;
 }
@@ -302,7 +345,9 @@ uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limit
     const fb_mem any = {.bytes = UINT64_MAX / 2};
     fb_dispatch d[FB_MOST_DISPATCHES];
     uint64_t most = 0;
-    for (int i = fb_lower(launch, &any, limits, d) - 1; i >= 0; i--)
+    const int n = fb_lower(launch, &any, limits, d);
+    if (!n) return UINT64_MAX;
+    for (int i = 0; i < n; i++)
         for (int k = 0; k < FB_BINDINGS; k++) {
             const fb_view *v = &d[i].b[k];
             uint64_t end = v->offset + (uint64_t)v->rows * (uint64_t)v->ld * (v->type == FB_F32 ? 4 : 2);

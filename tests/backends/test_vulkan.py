@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fabric.core import BF16, F32, Buffer, Device, Optimizer, Range
+from fabric.core import BF16, F32, Buffer, Device, Optimizer, Range, devices
+from tests.cli.conftest import tiny
 from tests.cli.shell import fabric
 from tests.core.test_plan import T, decoder, run
 from tests.parity.ours import gradients
@@ -17,6 +18,8 @@ from tests.support.compare import flat, relative_error
 from tests.support.devices import VALIDATED, vulkan
 from tests.support.paths import gemma3, smollm2
 from tests.support.random_models import Shape, random_pairs, write_model
+
+__all__ = ["tiny"]
 
 LOSSES = {F32: 1e-5, BF16: 0.1}
 
@@ -94,6 +97,14 @@ def test_the_gradient_of_a_large_vocabulary_is_summed_to_its_end(tmp_path: Path)
     rows = [Row([1, 9, 28, 457, 253, 6330, 30], [0, 1, 1, 1, 1, 1, 1])]
     want, got = gradients(path, pairs, 8.0, rows), gradients(path, pairs, 8.0, rows, name=vulkan())
     assert relative_error(flat(got[1]), flat(want[1])) < 1e-5
+
+
+def test_loops_that_a_driver_would_end_are_refused_before_they_run(tiny: Path) -> None:
+    """llvmpipe again: attention over many keys cannot be parted."""
+    if not any("llvmpipe" in device.name for device in devices() if device.backend == vulkan()):
+        pytest.skip("the driver is not llvmpipe")
+    done = fabric("devices", "--plan", "-m", tiny, "--ctx", "16384", "--device", "vulkan")
+    assert done.code == 69 and "this driver ends them after 65535; use a smaller context." in done.err
 
 
 def trained(tmp_path: Path, model: Path, device: str) -> tuple[list[float], str, int]:

@@ -127,8 +127,7 @@ static void tell_limits(const vulkan *vk, fb_device_info *info) {
     info->workgroup_bytes = vk->limits.shared_bytes;
     info->workgroup_threads = vk->limits.threads;
     info->workgroups = vk->most_groups;
-    /* Mesa's llvmpipe ends the loops of a thread after 65,535 rounds in all: a product has some 40 of them for 32 summands. */
-    if (strncmp(info->name, "llvmpipe", 8) == 0) info->max_reduction = 32768;
+    if (vk->limits.rounds) info->max_reduction = vk->limits.rounds / 2; /* a product has some 40 of them for 32 summands */
 }
 
 static void lower(uint32_t *limit, uint32_t to) {
@@ -175,12 +174,15 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     vk->most_groups = limits->maxComputeWorkGroupCount[0];
     if (limits->maxComputeWorkGroupCount[1] < vk->most_groups) vk->most_groups = limits->maxComputeWorkGroupCount[1];
     vk->limits.subgroup = vk_matrix_subgroup(d, device);
+    /* Mesa's llvmpipe ends the loops of a thread after so many rounds in all, without a word. */
+    if (strncmp(vk->properties.deviceName, "llvmpipe", 8) == 0) vk->limits.rounds = 65535;
     memset(info, 0, sizeof *info);
     snprintf(info->backend, sizeof info->backend, "vulkan");
     snprintf(info->name, sizeof info->name, "%.95s", vk->properties.deviceName);
     snprintf(info->driver, sizeof info->driver, "%.95s", driver.driverName);
     snprintf(info->isa, sizeof info->isa, vk->limits.subgroup ? "spirv, bf16 matrix units" : "spirv");
     info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
+    info->own_memory = vk->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
         uint64_t heap = vk->memory.memoryHeaps[vk->memory.memoryTypes[i].heapIndex].size;
         if (!(vk->memory.memoryTypes[i].propertyFlags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT)) continue;
