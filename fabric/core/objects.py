@@ -63,6 +63,7 @@ class DeviceInfo(NamedTuple):
     cores: int
     threads: int
     bf16: bool
+    own_memory: bool
     memory_bytes: int
     max_binding_bytes: int
     max_allocation_bytes: int
@@ -78,9 +79,9 @@ def _info(c: Any) -> DeviceInfo:
         return str(ffi.string(field).decode("utf-8", "replace"))
 
     return DeviceInfo(
-        text(c.backend), text(c.name), text(c.isa), c.cores, c.threads, bool(c.bf16), c.memory_bytes,
-        c.max_binding_bytes, c.max_allocation_bytes, c.max_reduction, text(c.driver), c.workgroup_bytes,
-        c.workgroup_threads, c.workgroups,
+        text(c.backend), text(c.name), text(c.isa), c.cores, c.threads, bool(c.bf16),
+        bool(c.own_memory), c.memory_bytes, c.max_binding_bytes, c.max_allocation_bytes, c.max_reduction,
+        text(c.driver), c.workgroup_bytes, c.workgroup_threads, c.workgroups,
     )  # fmt: skip
 
 

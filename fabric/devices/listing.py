@@ -8,6 +8,7 @@ from fabric.core import devices, missing_devices
 from fabric.devices.profiles import profile_of
 
 LIMITS = (
+    "memory_bytes",
     "max_binding_bytes",
     "max_allocation_bytes",
     "max_reduction",

@@ -57,6 +57,7 @@ KEYS: dict[str, Key] = {
     "backend": Key("match", '"cpu" or "vulkan"', str, choices=("cpu", "vulkan"), option=False),
     "name": Key("match", "a list of texts", list, option=False),
     "driver": Key("match", "a list of texts", list, option=False),
+    "memory_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
     "max_binding_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
     "max_allocation_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
     "max_reduction": _whole("limits", 1 << 10, (1 << 31) - 1, "rows"),

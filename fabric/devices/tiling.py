@@ -10,14 +10,14 @@ from typing import Any
 from fabric.devices.profiles import profile_of
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
-from fabric.training.loop import Machine
+from fabric.training.loop import Machine, capacities
 from fabric.training.settings import TrainSettings
 from fabric.training.target import target_of
 from fabric.weights.gguf import GGUF
 
 
 def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
-    """One micro-batch of `ctx` tokens as training would plan it.
+    """One micro-batch as training would plan it where rows have `ctx` tokens.
 
     `tiles`: a row for each op, tensor (`blk.*` for all blocks) and limit, with its shape and bytes, the `most` that the
     limit allows (bytes; of a "reduction" rows),
@@ -28,7 +28,8 @@ def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
         settings = replace(settings, precision=profile.get("precision", "auto"))
     if settings.checkpointing is None:
         settings = replace(settings, checkpointing=profile.get("checkpointing"))
-    tokens = min(settings.ctx, profile.get("micro_batch", settings.ctx))
+    settings = replace(settings, micro_batch=profile.get("micro_batch"))
+    tokens = capacities(settings, [settings.ctx] * settings.batch)
     with contextlib.ExitStack() as stack:
         gguf = stack.enter_context(contextlib.closing(GGUF.open(settings.model)))
         architecture_of(gguf)
@@ -50,7 +51,7 @@ def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
             row["ops"] += 1
             row["launches"] += tiling.tiles
         return {
-            "model": gguf.name, "device": settings.device, "profile": profile.name, "tokens": tokens,
+            "model": gguf.name, "device": settings.device, "profile": profile.name, "tokens": machine.capacity,
             "precision": machine.precision, "launches": machine.plan.stats.launches,
             "planned_bytes": machine.planned_bytes(), "tiles": list(rows.values()),
         }  # fmt: skip

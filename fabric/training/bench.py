@@ -127,7 +127,7 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
         weights = Weights(gguf, device)
         stack.callback(weights.close)
         feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
-        machine = Machine(train, weights, layout, train.alpha, feeds[0].tokens)
+        machine = Machine(train, weights, layout, train.alpha, [feeds[0].tokens])
         stack.callback(machine.close)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr

@@ -64,25 +64,30 @@ def total_steps(settings: TrainSettings, rows: int) -> int:
     return max(1, math.ceil(settings.epochs * steps_per_epoch(rows, settings.batch) - 1e-9))
 
 
-def pack_capacity(settings: TrainSettings, *sets: list[Example]) -> int:
-    """Tokens of a micro-batch: room for the longest row, and for as many as `ctx` or `micro_batch` holds when rows are
-    packed."""
-    longest = max(len(e.tokens) for rows in sets for e in rows)
+def capacities(settings: TrainSettings, *lengths: list[int]) -> list[int]:
+    """Tokens that a micro-batch may have, best first, for sets of rows of such lengths: room for the longest row and,
+    where rows are packed, for as many as `micro_batch` (or `ctx`) holds; then halves of that, down to `ctx`."""
+    longest = max(map(max, lengths))
     if not settings.pack:
-        return longest
-    most = max(sum(sorted((len(e.tokens) for e in rows), reverse=True)[: settings.batch]) for rows in sets if rows)
-    return max(longest, min(settings.ctx, settings.micro_batch or settings.ctx, most))
+        return [longest]
+    most = max(sum(sorted(rows, reverse=True)[: settings.batch]) for rows in lengths)
+    found = [max(longest, min(settings.micro_batch or settings.ctx, most))]
+    while found[-1] > settings.ctx:
+        found.append(max(settings.ctx, found[-1] // 2))
+    return found
 
 
 @dataclass
 class Machine:
-    """The device side of a run: parameters, optimizer state, and the plans that train and validate."""
+    """The device side of a run: parameters, optimizer state, and the plans that train and validate. Of `capacities`,
+    the tokens that a micro-batch may have, the first is taken that leaves room on the device; where none does,
+    activations are recomputed, if the settings leave that open."""
 
     settings: TrainSettings
     weights: Weights
     layout: Layout
     alpha: float
-    capacity: int
+    capacities: list[int]
     arrays: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,27 +100,50 @@ class Machine:
         self.state = [Buffer(device, flat, seams=self.layout.seams) for _ in range(self.arrays)]
         self.params = self.state[0]
         self.grads = Buffer(device, flat, seams=self.layout.seams)
-        arch = architecture_of(self.weights.gguf)
-        recorder = Recorder(
-            self.weights, self.capacity, self.capacity, self.precision, self.layout.sources(self.params),
-            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
-        )  # fmt: skip
-        self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
-        recorder.check_sources()
-        self.names = {tensor: name for name, tensor in recorder.leaves.items()}
-        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=bool(s.checkpointing))
-        self.checkpointing = bool(s.checkpointing)
-        if s.checkpointing is None and self.plan.stats.arena_bytes > device.info.memory_bytes // 8:
-            self.plan.close()
-            self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=True)
-            self.checkpointing = True
-        self.scorer = Plan(recorder.graph) if s.val else None
-        recorder.graph.close()
+        ways = (False, True) if s.checkpointing is None else (s.checkpointing,)
+        choices = [(tokens, checkpointing) for checkpointing in ways for tokens in self.capacities]
+        for choice in choices:
+            self._plan(*choice)
+            if choice == choices[-1] or self._leaves_room():
+                break
+            self._close_plans()
         self._check_fits(self.planned_bytes())
         self.optimizer = Optimizer(
             m=self.state[1] if self.arrays > 1 else None, v=self.state[2] if self.arrays > 1 else None,
             ranges=self.layout.ranges(s.lora_plus), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
         )  # fmt: skip
+
+    def _plan(self, capacity: int, checkpointing: bool) -> None:
+        """Plans for micro-batches of at most `capacity` tokens; nothing is allocated."""
+        s, arch = self.settings, architecture_of(self.weights.gguf)
+        self.capacity, self.checkpointing = capacity, checkpointing
+        recorder = Recorder(
+            self.weights, capacity, capacity, self.precision, self.layout.sources(self.params),
+            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
+        )  # fmt: skip
+        self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
+        recorder.check_sources()
+        self.names = {tensor: name for name, tensor in recorder.leaves.items()}
+        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing)
+        self.scorer = Plan(recorder.graph) if s.val else None
+        recorder.graph.close()
+
+    def _close_plans(self) -> None:
+        for plan in (self.plan, self.scorer):
+            if plan is not None:
+                plan.close()
+
+    def _uploaded(self) -> int:
+        """Bytes of the base that lie in the device's memory; a processor reads the mapped file."""
+        return 0 if self.weights.device.info.backend == "cpu" else len(self.weights.gguf.buffer)
+
+    def _leaves_room(self) -> bool:
+        """Whether a quarter of a device's own memory stays free; of memory that it shares, activations take at most an
+        eighth."""
+        info = self.weights.device.info
+        if info.own_memory:
+            return self.planned_bytes() + self._uploaded() <= info.memory_bytes * 3 // 4
+        return self.plan.stats.arena_bytes <= info.memory_bytes // 8
 
     def feed(self, rows: list[Example], numbers: list[int] | None = None, step: int = 0) -> Feed:
         """One micro-batch as the graph's inputs. `numbers`: those of the rows, in training; without, no noise."""
@@ -148,6 +176,7 @@ class Machine:
     def _check_fits(self, planned: int = 0) -> None:
         """DeviceError where the flat space alone, or all that is planned, is more than the device has."""
         needed, there = planned or (self.arrays + 1) * self.layout.size * 4, self.weights.device.info.memory_bytes
+        needed += self._uploaded()
         if there and needed > there:
             way = "train LoRA pairs, without --full" if self.settings.full else "lower --rank"
             raise DeviceError(
@@ -169,9 +198,9 @@ class Machine:
 
     def close(self) -> None:
         """Frees everything but the weights."""
-        for closing in [self.plan, self.scorer, self.grads, *self.state]:
-            if closing is not None:
-                closing.close()
+        self._close_plans()
+        for buffer in (self.grads, *self.state):
+            buffer.close()
 
 
 def _pieces(buffer: Buffer) -> Iterator[F32Array]:

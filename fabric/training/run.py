@@ -22,7 +22,7 @@ from fabric.files import check_streams, open_output, seekable_input
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
 from fabric.training.checkpoint import lock_run, newest_checkpoint, read_run, write_run
-from fabric.training.loop import Loop, Machine, Totals, pack_capacity, steps_per_epoch, time_a_step, total_steps
+from fabric.training.loop import Loop, Machine, Totals, capacities, steps_per_epoch, time_a_step, total_steps
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import fill
 from fabric.training.rows import Rows, load_rows
@@ -58,6 +58,8 @@ def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
             _setup(settings) as setup,
             ThreadPoolExecutor(1, "fabric-identity") as side,
         ):
+            if setup.machine.capacity < setup.machine.capacities[0]:  # a resumed run lays its rows out alike
+                settings = replace(settings, micro_batch=setup.machine.capacity)
             told = {"settings": _findable(settings).to_json(), "fingerprints": settings.fingerprints()}
             known = side.submit(  # hashing a large base takes as long as a step
                 lambda: write_run(directory, {**told, **_identity(settings, setup)})
@@ -266,8 +268,8 @@ def _setup(settings: TrainSettings) -> Iterator[_Setup]:
         closing.append(weights.close)
         target = target_of(settings, weights)
         rows = load_rows(settings, gguf)
-        capacity = pack_capacity(settings, rows.train, *([rows.val] if rows.val else []))
-        machine = Machine(settings, weights, target.layout, target.alpha, capacity)
+        lengths = [[len(e.tokens) for e in part] for part in (rows.train, rows.val) if part]
+        machine = Machine(settings, weights, target.layout, target.alpha, capacities(settings, *lengths))
         closing.append(machine.close)
         yield _Setup(gguf, rows, target, weights, machine)
     finally:

@@ -63,7 +63,7 @@ class TrainSettings:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     batch: int = 8
     ctx: int = 512
-    """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
+    """Rows longer than this are cut (text: split into windows)."""
     stride: int | None = None
     """Windows of a long text start every so many tokens; None: such that every token is trained once."""
     accumulate: int = 1
@@ -76,9 +76,10 @@ class TrainSettings:
     """auto: as the device's profile says, else bf16 where the device gains from it."""
     checkpointing: bool | None = None
     """Recompute activations in backward; the same bits for less memory and more time. None: as the device's profile
-    says, else where they would take more than a 32nd of the device's memory."""
+    says, else where they would leave the device little memory."""
     micro_batch: int | None = None
-    """Rows are packed into at most this many tokens; None: as the device's profile says, else `ctx`."""
+    """Rows are packed into at most this many tokens, fewer where memory is short; None: as the device's profile says,
+    else `ctx`."""
     threads: int = 0
     device: str = "cpu"
     val: str | None = None

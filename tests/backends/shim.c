@@ -5,6 +5,7 @@
  *     SHIM_LARGEST=BYTES               allocations larger than this run out of device memory
  *     SHIM_BUFFERS=4                   storage buffers that a kernel may have
  *     SHIM_NAME="Adreno (TM) 740"      what the first device is called
+ *     SHIM_DEDICATED=1                 it has memory of its own
  *     SHIM_LOG=FILE                    a line an event: submit, dispatch X Y Z, pipeline CONSTANTS, sleep SECONDS,
  *                                      instance + or -, allocate BYTES */
 #define _GNU_SOURCE
@@ -88,11 +89,13 @@ static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties *out)
     real_properties(device, out);
     if (getenv("SHIM_BUFFERS")) out->limits.maxPerStageDescriptorStorageBuffers = (uint32_t)atoi(getenv("SHIM_BUFFERS"));
     if (getenv("SHIM_NAME")) snprintf(out->deviceName, sizeof out->deviceName, "%s", getenv("SHIM_NAME"));
+    if (getenv("SHIM_DEDICATED")) out->deviceType = VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
 }
 
 static void (*real_properties2)(VkPhysicalDevice, VkPhysicalDeviceProperties2 *);
 static void properties2(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *out) {
     real_properties2(device, out);
+    if (getenv("SHIM_DEDICATED")) out->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     if (!getenv("SHIM_NAME")) return;
     snprintf(out->properties.deviceName, sizeof out->properties.deviceName, "%s", getenv("SHIM_NAME"));
     for (VkPhysicalDeviceDriverProperties *more = out->pNext; more; more = more->pNext)

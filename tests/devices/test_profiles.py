@@ -78,6 +78,45 @@ def test_a_run_that_is_resumed_keeps_what_the_profile_said(tiny: Path, rows: Pat
     assert json.loads(resumed.out)["sha256"] == json.loads(done.out)["sha256"]
 
 
+def test_the_fastest_layout_that_leaves_room_is_taken_and_kept(
+    tiny: Path, rows: Path, tmp_path: Path, shim: Path
+) -> None:
+    card = behind(shim, SHIM_NAME=NAMES["nvidia"], SHIM_DEDICATED="1")
+    flags = ("train", rows, "-m", tiny, "--device", "vulkan", "--precision", "f32", "--rank", "4", "--ctx", "50",
+             "--batch", "12", "--steps", "2")  # fmt: skip
+
+    def layout(memory: int) -> dict[str, Any]:
+        limits = with_profile(tmp_path, f"[limits]\nmemory_bytes = {memory}\n")
+        done = fabric(*flags, "--dry-run", "--json", env={**limits, **card}, timeout=300)
+        assert done.code == 0, done.err
+        values: dict[str, Any] = json.loads(done.out)
+        return values
+
+    def just_short_of(values: dict[str, Any]) -> int:
+        return int((values["planned_bytes"] + values["model_bytes"]) * 4 // 3 - 4)
+
+    whole = layout(1 << 40)
+    assert whole["micro_batch_tokens"] == whole["tokens"] > 4 * 50, "all twelve rows at once"
+    half = layout(just_short_of(whole))
+    assert half["micro_batch_tokens"] == whole["micro_batch_tokens"] // 2
+    assert not half["checkpointing"]
+    least = half
+    while not least["checkpointing"]:
+        smaller = layout(just_short_of(least))
+        assert smaller["checkpointing"] or smaller["micro_batch_tokens"] < least["micro_batch_tokens"]
+        assert smaller["planned_bytes"] < least["planned_bytes"]
+        least = smaller
+    told = {}
+    for name, memory in {"whole": 1 << 40, "half": just_short_of(whole)}.items():
+        env = {**with_profile(tmp_path, f"[limits]\nmemory_bytes = {memory}\n"), **card}
+        done = fabric(*flags, "--run-dir", name, "--metrics", "-", cwd=tmp_path, env=env, timeout=300)
+        assert done.code == 0, done.err
+        told[name] = [json.loads(line)["loss"] for line in done.out.decode().splitlines()]
+        kept = json.loads((tmp_path / name / "run.json").read_text())["settings"]["micro_batch"]
+        assert kept == (2048 if name == "whole" else half["micro_batch_tokens"])
+    assert told["half"] == pytest.approx(told["whole"], rel=1e-5)
+
+
 LIMITS = {
     "workgroup_bytes = 16384": lambda log: all(c[9] == 0 for c in products(log) if c[5] == c[6] == 64),
     "workgroup_threads = 128": lambda log: max(c[0] for c in events(log, "pipeline")) <= 128,
@@ -175,7 +214,7 @@ def test_no_device_is_of_two_kinds() -> None:
         ("vulkan", "SwiftShader Device (Subzero)", "SwiftShader driver"),
         *(("vulkan", name, "") for name in NAMES.values()),
     ]:  # fmt: skip
-        info = DeviceInfo(backend, name, "", 0, 0, False, 0, 0, 0, 0, driver, 0, 0, 0)
+        info = DeviceInfo(backend, name, "", 0, 0, False, False, 0, 0, 0, 0, driver, 0, 0, 0)
         assert len(profile_of(info).files) == 1, name
     assert {path.stem for path in shipped_profiles()} == {*NAMES, "lavapipe", "cpu"}
 
