@@ -72,6 +72,8 @@ def glslang() -> str:
 
 def to_bfloat16(code: list[int]) -> list[int]:
     """The same kernel with BF16 for F16, which the compiler has no name for; F16 is there for this alone."""
+    if [2 << 16 | 17, 9] not in (code[at : at + 2] for at in range(5, len(code))):
+        return code
     name = b"SPV_KHR_bfloat16\0\0\0\0"
     extension = [(1 + len(name) // 4) << 16 | 10, *struct.unpack(f"<{len(name) // 4}I", name)]
     out, at = code[:5], 5
@@ -99,7 +101,8 @@ def in_plain_arithmetic(text: str) -> str:
 def compiled(name: str, text: str, folder: Path) -> list[int]:
     """SPIR-V words."""
     if name in MATRIX:
-        return to_bfloat16(words([glslang(), "--quiet", "--target-env", "vulkan1.1", "-V"], text, folder))
+        code = words([glslang(), "--quiet", "--target-env", "vulkan1.1", "-V"], text, folder)
+        return code if name.endswith("_f16") else to_bfloat16(code)
     return words(GLSLC, text, folder)
 
 

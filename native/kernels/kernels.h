@@ -9,7 +9,8 @@
     X(attention) X(attention_dkv) X(attention_dq) X(columns) X(elements) X(norm) X(parts) X(peak) X(product) \
     X(product_few) X(rope) X(rows) X(sumsq) X(xent)
 #define FB_MATRIX_KERNEL_NAMES(X) \
-    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_product)
+    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_product) \
+    X(matrix_product_f16) X(matrix_rows)
 #define FB_KERNEL_ID(name) FB_KERNEL_##name,
 typedef enum fb_kernel_id {
     FB_KERNEL_NAMES(FB_KERNEL_ID) FB_MATRIX_KERNEL_NAMES(FB_KERNEL_ID) FB_KERNEL_COUNT,
@@ -43,7 +44,8 @@ typedef struct fb_kernel_limits {
     uint32_t threads;      /* of a workgroup; at least 128 */
     uint32_t shared_bytes; /* at least 16 KiB */
     uint64_t binding_bytes; /* of an operand; 0: any */
-    uint32_t subgroup;      /* threads that share matrix units for BF16, 16 x 16 x 16 summed in F32; 0: there are none */
+    uint32_t subgroup;      /* threads that share matrix units of 16 x 16 x 16 summed in F32; 0: there are none */
+    int f16;                /* those units multiply F16, not BF16 */
     uint32_t rounds;        /* after which a driver ends the loops of a thread; 0: it does not */
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32, 64, or 0: by its shape */
 } fb_kernel_limits;

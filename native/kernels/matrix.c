@@ -1,6 +1,7 @@
 /* matrix.c - products and attention as launches of the kernels that use matrix units. Those multiply 16-bit floats, so
  * operands of other types are packed into scratch first: activations rounded, weights decoded, the low-rank factor put
- * behind them. Launches whose operands are all F32 stay with the portable kernels, which multiply in F32. */
+ * behind them. Units for F16 alone serve products that sum along rows: each row of activations is packed over a power of two
+ * of its own, for gradients would leave the range of F16. Launches whose operands are all F32 stay with the portable kernels, which multiply in F32. */
 #include "lower.h"
 
 enum { ENOUGH = 256 /* workgroups that fill a large device */, FEW_ROWS = 16 /* for which weights are not decoded */ };
@@ -15,10 +16,10 @@ static int in_halves(const fb_view *v) {
 }
 
 /* Packs `w`, and `b` over the scale behind it: as columns, or as rows. */
-static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, float scale, fb_view out) {
+static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, float scale, int f16, fb_view out) {
     if (!out.mem) return 0;
     memset(d, 0, sizeof *d);
-    *d = (dispatch){.kernel = FB_KERNEL_matrix_pack, .spec = {64, 0, 0, (uint32_t)as_rows}};
+    *d = (dispatch){.kernel = FB_KERNEL_matrix_pack, .spec = {64, 0, 0, (uint32_t)as_rows, [9] = (uint32_t)f16}};
     d->b[0] = out, d->b[2] = *w;
     if (b && b->mem) d->b[4] = *b;
     weights_at(d, 2);
@@ -35,7 +36,7 @@ static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, fl
 static int halves(dispatch *d, int *count, room *left, fb_view *x, uint32_t cols) {
     if (in_halves(x) && (uint32_t)x->cols == cols) return 1;
     fb_view packed = take(left, FB_BF16, (uint64_t)x->rows, cols);
-    if (!pack(&d[*count], x, NULL, 0, 1, packed)) return 0;
+    if (!pack(&d[*count], x, NULL, 0, 1, 0, packed)) return 0;
     d[*count].beside = *count > 0;
     (*count)++;
     *x = packed;
@@ -65,23 +66,39 @@ static fb_view cols_from(fb_view v, uint32_t first, uint32_t cols) {
 }
 
 typedef struct operands {
-    fb_view out, x, w, u, b, acc, bias;
+    fb_view out, x, w, u, b, acc, bias, scales; /* scales: of the rows of x and u, where those are F16 */
     uint32_t m, n, k, rank; /* of the output, the reduction, and the low-rank term in multiples of 32 */
 } operands;
 
 static int fits(const operands *o, const fb_launch *l, const fb_kernel_limits *limits, uint32_t op) {
     if (!limits->subgroup || limits->threads < 4 * limits->subgroup || limits->tile_rows || limits->tile_cols) return 0;
     if (l->attr.scale == 0) return 0;
-    if (op == 2) return !(o->x.type == FB_F32 && o->w.type == FB_F32) && o->m % 8 == 0 && o->n % 8 == 0;
+    if (op == 2) return !limits->f16 && !(o->x.type == FB_F32 && o->w.type == FB_F32) && o->m % 8 == 0 && o->n % 8 == 0;
     if (o->x.type == FB_F32 && o->out.type == FB_F32) return 0;
     return o->m > FEW_ROWS && o->k % 32 == 0 && (op == 0 || o->n % 8 == 0);
+}
+
+/* x, and u behind it, in F16, and the scales of their rows, by the first dispatch. */
+static int scaled_rows(dispatch *d, operands *o, room *left) {
+    const uint32_t k = (uint32_t)o->x.cols;
+    fb_view packed = take(left, FB_BF16, o->m, k + o->rank);
+    o->scales = take(left, FB_F32, o->m, 1);
+    if (!packed.mem || !o->scales.mem) return 0;
+    *d = (dispatch){.kernel = FB_KERNEL_matrix_rows, .blocks = -1, .spec = {128}, .groups = o->m};
+    d->b[0] = packed, d->b[1] = o->x, d->b[3] = o->u, d->b[7] = o->scales;
+    args(d, 2 * (uint64_t)o->m * (k + o->rank), o->m, k, o->u.mem ? (uint32_t)o->u.cols : 0, o->rank);
+    o->x = cols_from(packed, 0, k);
+    if (o->rank) o->u = cols_from(packed, k, o->rank);
+    return 1;
 }
 
 /* One dispatch over packed operands, of a reduction in `parts` of depth `each`. */
 static void multiply(dispatch *d, const operands *o, const fb_kernel_limits *limits, uint32_t op, float scale,
                      uint32_t parts, uint32_t each) {
-    *d = (dispatch){.kernel = FB_KERNEL_matrix_product, .blocks = -1, .spec = {0, 0, 0, op}};
+    *d = (dispatch){.kernel = limits->f16 ? FB_KERNEL_matrix_product_f16 : FB_KERNEL_matrix_product, .blocks = -1,
+                    .spec = {0, 0, 0, op, [9] = (uint32_t)limits->f16}};
     d->b[0] = o->out, d->b[1] = o->x, d->b[2] = o->w, d->b[3] = o->u, d->b[5] = o->acc, d->b[6] = o->bias;
+    d->b[7] = o->scales;
     matrix_tiles(d, limits, o->m, o->n);
     d->groups *= parts;
     args(d, 2 * (uint64_t)o->m * o->n * (o->k + o->rank), o->m, o->n, o->k, o->rank);
@@ -101,7 +118,7 @@ typedef struct layout {
 static int lay_out(layout *p, const operands *o, room *left, const fb_kernel_limits *limits, uint32_t op) {
     const int as_rows = op == 1;
     const uint32_t cols = (uint32_t)o->w.cols + (as_rows ? 0 : o->rank), fit = (uint32_t)(SLAB / (2 * (uint64_t)cols)) / 128 * 128;
-    p->ready = op == 2 || (in_halves(&o->w) && !o->rank);
+    p->ready = op == 2 || (!limits->f16 && in_halves(&o->w) && !o->rank);
     p->rows = (uint32_t)o->w.rows;
     p->slab = p->ready ? p->rows : fit < p->rows / 24 ? up(p->rows, 24 * 128) * 128 : fit;
     if (p->slab > p->rows || p->slab == 0) p->slab = p->rows;
@@ -132,9 +149,14 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
     o.rank = o.u.mem ? up((uint64_t)o.u.cols, 32) * 32 : 0;
     room left = scratch_of(scratch, limits);
     int count = 0;
-    if (!fits(&o, l, limits, op) || !halves(d, &count, &left, &o.x, (uint32_t)o.x.cols)) return 0;
-    if (op == 2 && !halves(d, &count, &left, &o.w, o.n)) return 0;
-    if (o.rank && !halves(d, &count, &left, &o.u, o.rank)) return 0;
+    if (!fits(&o, l, limits, op)) return 0;
+    if (limits->f16) {
+        if (!scaled_rows(&d[count++], &o, &left)) return 0;
+    } else {
+        if (!halves(d, &count, &left, &o.x, (uint32_t)o.x.cols)) return 0;
+        if (op == 2 && !halves(d, &count, &left, &o.w, o.n)) return 0;
+        if (o.rank && !halves(d, &count, &left, &o.u, o.rank)) return 0;
+    }
     if (!lay_out(&p, &o, &left, limits, op)) return 0;
     uint32_t done = 0;
     for (uint32_t first = 0; first < p.rows; first += p.slab) {
@@ -145,7 +167,7 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
             const fb_view w = rows_from(o.w, first, here), b = op == 1 || !o.b.mem ? o.b : rows_from(o.b, first, here);
             s.w = p.decoded;
             s.w.rows = (int32_t)(here + (op == 1 && last ? o.rank : 0));
-            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, l->attr.scale, s.w)) return 0;
+            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, l->attr.scale, limits->f16, s.w)) return 0;
             d[count].beside = first == 0 && count > 0;
             count++;
         }
@@ -189,7 +211,7 @@ int fb_lower_matrix_attention(dispatch *d, const fb_launch *l, const fb_kernel_l
     const fb_attention_shape *s = &l->attr.attention;
     const uint32_t threads = 8 * limits->subgroup, hd = (uint32_t)s->head_dim;
     const int by_keys = kernel == FB_KERNEL_matrix_attention_dkv;
-    if (!limits->subgroup || limits->threads < threads || hd % 32 || hd > 256 || l->v[2].rows <= FEW_ROWS) return 0;
+    if (!limits->subgroup || limits->f16 || limits->threads < threads || hd % 32 || hd > 256 || l->v[2].rows <= FEW_ROWS) return 0;
     const uint32_t block = block_rows(limits, hd);
     if (!block || !in_halves(&l->v[2]) || !in_halves(&l->v[3]) || !in_halves(&l->v[4])) return 0;
     if (kernel != FB_KERNEL_matrix_attention && !in_halves(&l->v[7])) return 0;

@@ -6,6 +6,7 @@
  *     SHIM_BUFFERS=4                   storage buffers that a kernel may have
  *     SHIM_NAME="Adreno (TM) 740"      what the first device is called
  *     SHIM_DEDICATED=1                 it has memory of its own
+ *     SHIM_UNITS="bf16 f16"            it says that it has such matrix units
  *     SHIM_LOG=FILE                    a line an event: submit, dispatch X Y Z, pipeline CONSTANTS, sleep SECONDS,
  *                                      instance + or -, allocate BYTES */
 #define _GNU_SOURCE
@@ -17,7 +18,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include "../../native/backends/vulkan/vk.h"
+#include "../../native/backends/vulkan/vk_matrix.h"
 
 typedef void *(*lookup)(void *, const char *);
 static lookup from_instance, from_device;
@@ -102,6 +103,46 @@ static void properties2(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *ou
         if (more->sType == VK_STYPE_DRIVER) more->driverName[0] = 0;
 }
 
+static int units(const char *type) { /* a word of SHIM_UNITS; "bf16" is not "f16" */
+    const char *told = getenv("SHIM_UNITS"), *at = told ? strstr(told, type) : NULL;
+    return at && (at == told || at[-1] == ' ');
+}
+
+static VkResult (*real_extensions)(VkPhysicalDevice, const char *, uint32_t *, VkExtensionProperties *);
+static VkResult extensions(VkPhysicalDevice device, const char *layer, uint32_t *n, VkExtensionProperties *out) {
+    const char *const names[] = {"VK_KHR_cooperative_matrix", units("bf16") ? "VK_KHR_shader_bfloat16" : "",
+                                 units("f16") ? "VK_KHR_shader_float16_int8" : "", "VK_KHR_vulkan_memory_model",
+                                 "VK_EXT_subgroup_size_control"};
+    if (!getenv("SHIM_UNITS") || !out) return real_extensions(device, layer, n, out);
+    *n = sizeof names / sizeof *names;
+    for (uint32_t i = 0; i < *n; i++) snprintf(out[i].extensionName, sizeof out[i].extensionName, "%s", names[i]);
+    return VK_SUCCESS;
+}
+
+static VkResult matrices(VkPhysicalDevice device, uint32_t *n, VkCooperativeMatrixPropertiesKHR *out) {
+    (void)device;
+    *n = 0;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        if (!units(bf16 ? "bf16" : "f16")) continue;
+        VkCooperativeMatrixPropertiesKHR *m = &out[(*n)++];
+        m->MSize = m->NSize = m->KSize = 16, m->scope = VK_SCOPE_SUBGROUP_KHR;
+        m->AType = m->BType = bf16 ? VK_COMPONENT_TYPE_BFLOAT16_KHR : VK_COMPONENT_TYPE_FLOAT16_KHR;
+        m->CType = m->ResultType = VK_COMPONENT_TYPE_FLOAT32_KHR;
+    }
+    return VK_SUCCESS;
+}
+
+static void (*real_features)(VkPhysicalDevice, VkPhysicalDeviceFeatures2 *);
+static void features(VkPhysicalDevice device, VkPhysicalDeviceFeatures2 *out) {
+    if (!getenv("SHIM_UNITS")) {
+        real_features(device, out);
+        return;
+    }
+    for (VkPhysicalDeviceFeatures2 *more = out->pNext; more; more = more->pNext) more->features[0] = more->features[1] = 1;
+    for (VkPhysicalDeviceShaderBfloat16FeaturesKHR *more = out->pNext; more; more = more->pNext)
+        if (more->sType == VK_STYPE_BFLOAT16_FEATURES) more->shaderBFloat16CooperativeMatrix = 1;
+}
+
 static VkResult (*real_create)(const VkInstanceCreateInfo *, const void *, VkInstance *);
 static VkResult create(const VkInstanceCreateInfo *info, const void *host, VkInstance *instance) {
     VkResult code = real_create(info, host, instance);
@@ -125,6 +166,8 @@ static const call CALLS[] = {
     {"vkCmdDispatch", dispatch, (void **)&real_dispatch},
     {"vkGetPhysicalDeviceProperties", properties, (void **)&real_properties},
     {"vkGetPhysicalDeviceProperties2", properties2, (void **)&real_properties2},
+    {"vkEnumerateDeviceExtensionProperties", extensions, (void **)&real_extensions},
+    {"vkGetPhysicalDeviceFeatures2", features, (void **)&real_features},
     {"vkCreateInstance", create, (void **)&real_create},
     {"vkDestroyInstance", destroy, (void **)&real_destroy},
     {"vkGetDeviceProcAddr", device_function, (void **)&from_device},
@@ -133,6 +176,7 @@ static const call CALLS[] = {
 static void *passed(void *found, const char *name) {
     const char *hidden = getenv("SHIM_HIDE");
     if (hidden && !strcmp(hidden, name)) return NULL;
+    if (getenv("SHIM_UNITS") && !strcmp(name, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR")) return matrices;
     for (size_t i = 0; found && i < sizeof CALLS / sizeof *CALLS; i++)
         if (!strcmp(CALLS[i].name, name)) {
             *CALLS[i].real = found;

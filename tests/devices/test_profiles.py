@@ -207,6 +207,11 @@ def test_software_drivers_are_known_by_their_driver(shim: Path) -> None:
     assert listed(behind(shim))[1]["profile"]["name"] == "lavapipe"
 
 
+@pytest.mark.parametrize(("has", "used"), [("bf16 f16", "bf16"), ("bf16", "bf16"), ("f16", "f16"), ("f32", None)])
+def test_the_matrix_units_of_a_card_are_found(has: str, used: str | None, shim: Path) -> None:
+    assert listed(behind(shim, SHIM_UNITS=has))[1]["isa"] == (f"spirv, {used} matrix units" if used else "spirv")
+
+
 def test_no_device_is_of_two_kinds() -> None:
     for backend, name, driver in [
         ("cpu", "Intel(R) Xeon(R) Platinum 8480+", ""), ("cpu", "AMD EPYC 9B14", ""), ("cpu", "Apple M2 Pro", ""),

@@ -39,6 +39,7 @@ static const row TABLE[] = {
     {"linear_dx", FB_OP_LINEAR_DX, make_linear_dx, 2,
      {{1, 1, 32, 0}, {3, 5, 64, 1}, {8, 65, 96, 3}, {9, 64, 288, 0}, {37, 288, 64, 8}, {15, 17, 512, 16}, {15, 256, 32, 16}, {29, 547, 96, 5}, {85, 130, 64, 8},
       {260, 70, 32, 4}}},
+    {"small_dx", FB_OP_LINEAR_DX, make_small_dx, 2, {{19, 64, 32, 0}, {37, 96, 64, 8}, {85, 288, 512, 16}}},
     {"linear_dx_f32", FB_OP_LINEAR_DX, make_linear_dx, 0, {{1, 1, 1, 0}, {13, 16, 17, 0}, {57, 16, 301, 2}, {2, 257, 5, 2}}},
     {"pick", FB_OP_LINEAR, make_pick, 2, {{3, 5, 512}, {256, 33, 256}}},
     {"pick_dx", FB_OP_LINEAR_DX, make_pick_dx, 2, {{2, 7, 256}, {9, 33, 768}}},
@@ -128,11 +129,15 @@ static double error_of(const test_case *t, const char *bytes) {
     for (int i = 0; i < t->n; i++) {
         const operand *o = &t->o[i];
         if (!o->out) continue;
+        const int64_t count = (int64_t)o->view.rows * o->view.cols;
         double top = 1e-3, allowed;
-        for (int64_t k = 0; k < (int64_t)o->view.rows * o->view.cols; k++)
+        for (int64_t k = 0; k < count; k++)
             if (isfinite(o->d[k])) top = fmax(top, fabs(o->d[k]));
-        allowed = t->equal ? 1e-40 : (t->coarse > 0 && o->out != FINE ? t->coarse : 4e-6) * top;
-        for (int r = 0; r < o->view.rows && o->out != CHECK_SKIP; r++)
+        for (int r = 0; r < o->view.rows && o->out != CHECK_SKIP; r++) {
+            if (t->by_row) top = 1e-30;
+            for (int64_t k = (int64_t)r * o->view.cols; t->by_row && k < (int64_t)(r + 1) * o->view.cols; k++)
+                top = fmax(top, fabs(o->d[k]));
+            allowed = t->equal ? 1e-40 : (t->coarse > 0 && o->out != FINE ? t->coarse : 4e-6) * top;
             for (int c = 0; c < o->view.cols; c++) {
                 float got;
                 fb_decode(o->view.type, bytes + fb_type_bytes(o->view.type, r * o->view.ld + c), &got, 1);
@@ -141,6 +146,7 @@ static double error_of(const test_case *t, const char *bytes) {
                 if (want == got) off = 0; /* infinities */
                 if (!(off / room <= worst)) worst = isfinite(off) ? off / room : INFINITY;
             }
+        }
         bytes += o->bytes;
     }
     return worst;

@@ -82,6 +82,26 @@ static void make_linear_dx(test_case *t, const int *s) { /* T, N, K, R */
         }
 }
 
+/* Gradients whose rows are of very different sizes, down to 2^-60. */
+static void make_small_dx(test_case *t, const int *s) {
+    operand *o = t->o;
+    make_linear_dx(t, s);
+    free(o[5].image), free(o[5].d); /* no other term, which would be larger */
+    o[5] = (operand){0};
+    t->by_row = 1;
+    for (int r = 0; r < s[0]; r++) {
+        double size = ldexp(1, -(r * 7 % 61));
+        for (int n = 0; n < s[1]; n++) set(&o[1], r, n, AT(&o[1], r, n) * size);
+        for (int i = 0; i < s[3]; i++) set(&o[3], r, i, AT(&o[3], r, i) * size);
+        for (int k = 0; k < s[2]; k++) {
+            double sum = 0, low = 0;
+            for (int n = 0; n < s[1]; n++) sum += AT(&o[1], r, n) * AT(&o[2], n, k);
+            for (int i = 0; i < s[3]; i++) low += AT(&o[3], r, i) * AT(&o[4], i, k);
+            AT(&o[0], r, k) = t->launch.attr.scale * sum + low;
+        }
+    }
+}
+
 /* Products with rows that are 0 but for a 1: what comes out are weights, by columns or by rows. T, N, K */
 static void pick(test_case *t, const int *s, int dx) {
     int cols = dx ? s[1] : s[2], outs = dx ? s[2] : s[1];

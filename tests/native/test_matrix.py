@@ -17,8 +17,9 @@ from tests.support.devices import VALIDATED, vulkan
 sys.path.insert(0, str(ROOT / "tools"))
 
 
-@pytest.fixture(scope="module")
-def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["bf16", "f16"])
+def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The units that are emulated, and the op test on them."""
     import spirv
 
     vulkan()
@@ -38,6 +39,7 @@ def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *FLAGS,
         "-O1",
         "-DFB_MATRIX_EMULATED",
+        f"-DFB_MATRIX_FIRST={int(request.param == 'f16')}",
         "-DFB_SLAB_BYTES=16384",
         *map(str, sources),
         "-o",
@@ -45,15 +47,16 @@ def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     done = subprocess.run([*command, "-lm", "-lpthread", "-ldl"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return out
+    return str(request.param), out
 
 
 @pytest.mark.parametrize(
-    "op", ["linear", "linear_dx", "linear_dw", "attention", "attention_dq", "attention_dkv"]
+    "op", ["linear", "linear_dx", "small_dx", "linear_dw", "attention", "attention_dq", "attention_dkv"]
 )  # fmt: skip
-def test_the_kernel_is_right(op: str, ops: Path) -> None:
-    command = [str(ops), "quick", "vulkan", op]
+def test_the_kernel_is_right(op: str, ops: tuple[str, Path]) -> None:
+    units, program = ops
+    command = [str(program), "quick", "vulkan", op]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **VALIDATED})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "matrix units" in done.stdout
+    assert f" {units} matrix units" in done.stdout
     assert not re.search("VUID|Validation (Error|Warning)", done.stdout + done.stderr), done.stdout

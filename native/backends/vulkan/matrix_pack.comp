@@ -35,10 +35,11 @@ f4 four(uint r, uint c) {
     return v;
 }
 
+uint two(float a, float b) { return F16 != 0u ? packHalf2x16(vec2(a, b)) : bf16_out(a) | bf16_out(b) << 16; }
+
 MAIN {
     uint wide = WIDE / 8u, i = GROUP * WG + TID, r = i / wide, c = i % wide * 8u;
     if (r >= ARG(5)) return;
     f4 p = four(r, c), q = four(r, c + 4u);
-    OUT[EIGHT(0, r, c)] = uvec4(bf16_out(p.x) | bf16_out(p.y) << 16, bf16_out(p.z) | bf16_out(p.w) << 16,
-                                bf16_out(q.x) | bf16_out(q.y) << 16, bf16_out(q.z) | bf16_out(q.w) << 16);
+    OUT[EIGHT(0, r, c)] = uvec4(two(p.x, p.y), two(p.z, p.w), two(q.x, q.y), two(q.z, q.w));
 }

@@ -15,6 +15,7 @@ HALVES(2, W) /* (N, K + R), or (K + R, N) */
 HALVES(3, U) /* (M, R) */
 ACT(5, ACC)
 BUFFER(6, BIAS)
+BUFFER(7, SCALE) /* F32 (M, 1): of the rows of X and U */
 #define M ARG(0)
 #define N ARG(1)
 #define K ARG(2)
@@ -101,8 +102,10 @@ MAIN {
             if (m >= M || n >= N) continue;
             bool both = n + 1u < N;
             uvec4 four = sh[mine + r * OUT_STRIDE + c / 4u];
-            float p = as_float((c & 2u) == 0u ? four.x : four.z) * ARGF(4);
-            float q = as_float((c & 2u) == 0u ? four.y : four.w) * ARGF(4);
+            float scale = ARGF(4);
+            if (PRESENT(7)) scale *= as_float(SCALE[AT(7, m, 0u)]);
+            float p = as_float((c & 2u) == 0u ? four.x : four.z) * scale;
+            float q = as_float((c & 2u) == 0u ? four.y : four.w) * scale;
             if (PRESENT(6)) {
                 p += as_float(BIAS[OFF(6) + n]);
                 if (both) q += as_float(BIAS[OFF(6) + n + 1u]);

@@ -173,14 +173,15 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     vk->limits.shared_bytes = limits->maxComputeSharedMemorySize;
     vk->most_groups = limits->maxComputeWorkGroupCount[0];
     if (limits->maxComputeWorkGroupCount[1] < vk->most_groups) vk->most_groups = limits->maxComputeWorkGroupCount[1];
-    vk->limits.subgroup = vk_matrix_subgroup(d, device);
+    vk->limits.subgroup = vk_matrix_subgroup(d, device, &vk->limits.f16);
     /* Mesa's llvmpipe ends the loops of a thread after so many rounds in all, without a word. */
     if (strncmp(vk->properties.deviceName, "llvmpipe", 8) == 0) vk->limits.rounds = 65535;
     memset(info, 0, sizeof *info);
     snprintf(info->backend, sizeof info->backend, "vulkan");
     snprintf(info->name, sizeof info->name, "%.95s", vk->properties.deviceName);
     snprintf(info->driver, sizeof info->driver, "%.95s", driver.driverName);
-    snprintf(info->isa, sizeof info->isa, vk->limits.subgroup ? "spirv, bf16 matrix units" : "spirv");
+    const char *units = vk->limits.f16 ? "spirv, f16 matrix units" : "spirv, bf16 matrix units";
+    snprintf(info->isa, sizeof info->isa, "%s", vk->limits.subgroup ? units : "spirv");
     info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
     info->own_memory = vk->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
@@ -215,7 +216,7 @@ static int open_device(vulkan *vk) {
                                      .pQueuePriorities = &priority};
     VkDeviceCreateInfo info = {.sType = VK_STYPE_DEVICE, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
     vk_matrix_features features;
-    if (vk->limits.subgroup) vk_matrix_ask(&features, &info);
+    if (vk->limits.subgroup) vk_matrix_ask(&features, &info, vk->limits.f16);
     int code = vk_check(vk->driver.CreateDevice(vk->physical, &info, NULL, &vk->device), "open a device");
     if (code) {
         vk->device = NULL;

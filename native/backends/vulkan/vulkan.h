@@ -27,7 +27,8 @@ typedef struct vk_functions {
 enum { VK_MATRIX_EXTENSIONS = 4 };
 typedef struct vk_matrix_features {
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix;
-    VkPhysicalDeviceShaderBfloat16FeaturesKHR bfloat16;
+    VkPhysicalDeviceShaderBfloat16FeaturesKHR bfloat16; /* one of these two */
+    VkPhysicalDeviceShaderFloat16Int8Features float16;
     VkPhysicalDeviceVulkanMemoryModelFeatures memory_model;
     VkPhysicalDeviceSubgroupSizeControlFeatures subgroup_size;
 } vk_matrix_features;
@@ -107,9 +108,10 @@ int vk_begin(vulkan *vk, VkCommandBuffer *commands, int beside);
 int vk_flush(vulkan *vk);
 int vk_wait(void *self);
 
-/* matrix.c: threads of the subgroups that share matrix units, 0: there are none; what to add when opening and to kernels */
-uint32_t vk_matrix_subgroup(const vk_driver *d, VkPhysicalDevice device);
-void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info);
+/* matrix.c: threads of the subgroups that share matrix units, 0: there are none, and whether those are for F16; what to add
+ * when opening and to kernels */
+uint32_t vk_matrix_subgroup(const vk_driver *d, VkPhysicalDevice device, int *f16);
+void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info, int f16);
 void vk_matrix_stage(uint32_t subgroup, VkPipelineShaderStageRequiredSubgroupSizeCreateInfo *size,
                      VkPipelineShaderStageCreateInfo *stage);
 
