@@ -129,6 +129,7 @@ static int normed(dispatch *d, const fb_launch *l, const char *order, uint32_t o
     d->groups = (uint32_t)x->rows * (uint32_t)(x->cols / weight->cols);
     args(d, 8 * (uint64_t)x->rows * (uint64_t)x->cols, (uint32_t)x->rows, (uint32_t)x->cols, (uint32_t)weight->cols,
          bits(l->attr.eps));
+    d->rounds = 2.0 * up(d->arg[2], 32) + 128;
     return 1;
 }
 LOWER(rms_norm) { UNUSED; return normed(d, l, "012", 0, &l->v[2]); }
