@@ -31,7 +31,7 @@ def answer(settings: GenerateSettings, output: str) -> None:
             file.flush()
 
         streams = as_text and settings.choices == 1
-        for row in generate(settings, show if streams else None):
+        for row in generate(settings, show if streams else None, console.note):
             file.write(b"" if streams else row["answer"].encode() if as_text else dumps(row))
             file.write(b"\n")
             file.flush()
@@ -45,6 +45,8 @@ def converse(settings: GenerateSettings, output: str) -> None:
 
     as_text = not console.flag("json")
     with open_chat(settings) as chat, open_output(output, text=True) as file:
+        for sentence in chat.notes:
+            console.note(sentence)
         for message in _messages():
             try:
                 for piece in _stoppable(chat, message):

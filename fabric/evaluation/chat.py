@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,12 @@ class Turn:
 class Chat:
     """A conversation: `say` a message, iterate over the pieces of its answer, then read `turn`."""
 
-    def __init__(self, settings: GenerateSettings, text: Text, decoder: Decoder, limit: int) -> None:
+    def __init__(
+        self, settings: GenerateSettings, text: Text, decoder: Decoder, limit: int, notes: Sequence[str]
+    ) -> None:
         self.messages = system_turn(settings)
         self.turn = Turn("")
+        self.notes = notes
         self._settings, self._text, self._decoder, self._limit = settings, text, decoder, limit
         self._held: list[int] = []
         self._said = 0
@@ -98,4 +101,4 @@ def open_chat(settings: GenerateSettings) -> Iterator[Chat]:
         with open_model(text.gguf, settings.adapters, *where) as model:
             decoder = Decoder(model.weights, limit, min(FEED_TOKENS, limit), 1, model.precision, model.loras)
             with contextlib.closing(decoder):
-                yield Chat(settings, text, decoder, limit)
+                yield Chat(settings, text, decoder, limit, model.notes)

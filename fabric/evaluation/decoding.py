@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +31,10 @@ class Lane:
     """Tokens that the cache does not hold yet."""
     held: list[int] = field(default_factory=list)
     """Tokens that it holds."""
+
+    def computes(self, prompt: list[int]) -> bool:
+        """Whether this is the prompt that it has yet to compute."""
+        return not self.answer.tokens and self.held + self.pending == prompt
 
     def choose(self, logits: npt.NDArray[np.float32], settings: GenerateSettings, tokenizer: Tokenizer) -> str | None:
         """Goes on by a token; why the answer ends with it ("stop" or "length"), None where it does not."""
@@ -73,15 +77,24 @@ def answers(
     room: int, watch: Watch | None = None,
 ) -> Iterator[tuple[Lane, str]]:  # fmt: skip
     """Finished answers to prompts, `lanes` of them at a time in `room` slots each, with what ended them; a lane's
-    number is that of its prompt. A range of the cache that becomes free takes the next prompt."""
-    waiting = iter(enumerate(prompts))
+    number is that of its prompt. A range of the cache that becomes free takes the next prompt; one that is held
+    already is copied but for its last token, and one that is being computed is waited for."""
+    waiting = deque(enumerate(map(list, prompts)))
     free = [lane * room for lane in reversed(range(lanes))]
+    held: dict[int, list[int]] = {}  # tokens in each range, also where an answer has ended
     running: list[Lane] = []
-    while True:
-        for number, prompt in itertools.islice(waiting, len(free)):
-            running.append(Lane(number, free.pop(), room, Answer(tokenizer, prompt[-1], settings.stop), list(prompt)))
-        if not running:
-            return
+    while waiting or running:
+        while free and waiting and not any(lane.computes(waiting[0][1]) for lane in running):
+            number, prompt = waiting.popleft()
+            at, kept = free.pop(), len(prompt) - 1
+            same = next((first for first, tokens in held.items() if tokens[:kept] == prompt[:kept]), None)
+            if same is None:
+                kept = 0
+            elif kept and same != at:
+                decoder.copy(same, at, kept)
+            answer = Answer(tokenizer, prompt[-1], settings.stop)
+            running.append(Lane(number, at, room, answer, prompt[kept:], prompt[:kept]))
+            held[at] = running[-1].held
         for lane, logits in advance(decoder, running):
             finish = lane.choose(logits, settings, tokenizer)
             if watch and lane.number == 0:

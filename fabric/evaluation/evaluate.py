@@ -62,7 +62,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
                 seconds=seconds,
                 tokens_per_s=meter.done / seconds,
                 row_scores=_row_scores(settings, rows, found),
-                notes=rows.notes,
+                notes=[*model.notes, *rows.notes],
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fabric.errors import DataError, UsageError
@@ -14,12 +14,15 @@ from fabric.files import check_streams
 from fabric.models.inference import Decoder
 
 
-def generate(settings: GenerateSettings, watch: Watch | None = None) -> Iterator[dict[str, Any]]:
+def generate(
+    settings: GenerateSettings, watch: Watch | None = None, note: Callable[[str], None] = lambda text: None
+) -> Iterator[dict[str, Any]]:
     """The rows with their answers, in input order: `answer`, `answer_tokens`, `finish` ("stop" or "length"), and with
     several `choices` a row each, numbered `choice`.
 
     The row's other fields are passed on. A trailing assistant turn, or a completion, is not shown to the model; it is
-    passed on as `reference`. Everything is read and checked before the first answer.
+    passed on as `reference`. Everything is read and checked before the first answer;
+    `note` is called with what is worth a line.
     Raises DataError, MissingInputError, UsageError, DeviceError.
     """
     check_settings(settings)
@@ -39,6 +42,8 @@ def generate(settings: GenerateSettings, watch: Watch | None = None) -> Iterator
         lanes = min(settings.batch, len(prompts))
         where = (settings.device, settings.threads, settings.precision)
         with open_model(text.gguf, settings.adapters, *where) as model:
+            for sentence in model.notes:
+                note(sentence)
             tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))
             decoder = Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras)
             try:

@@ -13,7 +13,7 @@ from fabric.models.inference import frozen_loras, pick_precision
 from fabric.models.recorder import Source, Weights
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
-from fabric.weights.adapter import Adapter, check_adapter, read_adapter
+from fabric.weights.adapter import Adapter, check_adapter, other_base, read_adapter
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
 
@@ -34,6 +34,8 @@ class Model:
     weights: Weights
     adapters: Sequence[tuple[Adapter, float]]
     precision: str
+    notes: Sequence[str]
+    """Adapters that were trained beside another file."""
 
     @cached_property
     def loras(self) -> Mapping[str, Source]:
@@ -61,10 +63,11 @@ def open_model(
     gguf: GGUF, adapters: Sequence[AdapterInput], device: str, threads: int, precision: str
 ) -> Iterator[Model]:
     """Adapters checked against the base, then both on the device. Raises DataError, DeviceError."""
-    scaled = []
+    scaled, notes = [], []
     for given in adapters:
         adapter = read_adapter(given.path)
         check_adapter(adapter, gguf, given.path)
+        notes += other_base(adapter, gguf, given.path)
         scaled.append((adapter, given.scale))
     profile = profile_of(device)
     if precision == "auto":
@@ -73,4 +76,4 @@ def open_model(
         contextlib.closing(profile.open(device, threads)) as opened,
         contextlib.closing(Weights(gguf, opened)) as weights,
     ):
-        yield Model(weights, scaled, pick_precision(opened, precision))
+        yield Model(weights, scaled, pick_precision(opened, precision), notes)

@@ -149,7 +149,7 @@ class EvalReport:
     row_scores: list[dict[str, Any]] = field(default_factory=list)
     """Of each row: `row` (file:line), `trained_tokens`, `loss` by model, its `label` and the one `chosen` by each."""
     notes: list[str] = field(default_factory=list)
-    """Sentences worth a line: rows cut or left out, labels that cannot be told apart."""
+    """Sentences worth a line: adapters of another base, rows cut or left out, labels that cannot be told apart."""
 
     def to_json(self) -> dict[str, Any]:
         """One object with the score's fields in it; `base` and `adapters` hold the same of each in a comparison."""

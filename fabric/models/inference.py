@@ -90,6 +90,7 @@ class Decoder:
         arch = architecture_of(weights.gguf)
         config = arch.read_config(weights.gguf)
         self.tokens, self.outputs, self.vocab_size = tokens, outputs, config.vocab_size
+        self.cache_rows = cache_rows
         self.weights = weights  # the plan reads their memory
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, outputs, precision, loras or {}, cache_rows)
@@ -105,6 +106,12 @@ class Decoder:
         """(len(index), vocab) after the tokens at `index`; every array but that one is (T,)."""
         self.plan.run(Feed(len(tokens), len(index), (tokens, positions, lo, hi, slots, index)))
         return self.plan.read(self.logits_tensor, len(index), self.vocab_size)
+
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """Copies `rows` slots of the cache from `source` on to `target`: a sequence that another one begins with."""
+        for cache in self.caches:
+            row = cache.nbytes // self.cache_rows
+            cache.write(cache.read(source * row, rows * row), target * row)
 
     def close(self) -> None:
         """Frees the plan and the cache; the weights stay."""

@@ -143,6 +143,26 @@ def test_an_adapter_of_another_base_is_refused(tiny: Path, rows: Path, adapter: 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_trained_beside_another_file_is_told_and_used(
+    tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    other, out = tmp_path / "other.gguf", tmp_path / "out"
+    assert fabric("quantize", tiny, "--type", "f16", "-o", other).code == 0
+    commands = {
+        "eval": ["eval", rows],
+        "generate": ["generate", "--prompt", "x", "--max-tokens", "2"],
+        "chat": ["generate", "--chat", "--max-tokens", "2"],
+        "merge": ["merge", "-o", out, "-q"],
+    }
+    sentence = f"{adapter} was trained on another file than {other}"
+    for name, command in commands.items():
+        told = fabric(*command, "-m", other, "-a", adapter, stdin=b"hello\n")
+        assert told.code == 0, told
+        assert told.err.count(sentence) == (name != "merge")
+        assert "another file" not in fabric(*command, "-m", tiny, "-a", adapter, stdin=b"hello\n").err
+    assert sentence in fabric("merge", "-o", out, "-m", other, "-a", adapter).err
+
+
 WRITERS = {
     "prepare": ["prepare", "{rows}", "-o", "{out}"],
     "template": ["template", "{rows}", "-m", "{tiny}", "-o", "{out}"],

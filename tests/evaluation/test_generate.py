@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.decoding import FEED_TOKENS
+from fabric.evaluation.decoding import FEED_TOKENS, answers
 from fabric.evaluation.evaluate import evaluate
 from fabric.evaluation.generate import generate
+from fabric.evaluation.model import open_model, open_text
 from fabric.evaluation.settings import EvalSettings, GenerateSettings
+from fabric.models.inference import Decoder
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
@@ -114,6 +116,28 @@ def test_choices_differ_and_the_first_is_the_answer_alone(model: str, rows_file:
     assert run(model, data=data, temperature=1.0, choices=3, batch=1) == rows
     (alone,) = run(model, prompt=PROMPTS[0], raw=True, temperature=1.0)
     assert alone["answer"] == rows[0]["answer"]
+
+
+def test_choices_compute_their_prompt_once(model: str) -> None:
+    class Counting(Decoder):
+        fed = 0
+
+        def logits(self, tokens: Any, *others: Any) -> Any:
+            self.fed += len(tokens)
+            return super().logits(tokens, *others)
+
+    tokenizer = tokenizer_of(model)
+    first, other = (tokenizer.encode(text * 9) for text in PROMPTS[:2])
+    settings = GenerateSettings(model, max_tokens=5, temperature=1.0)
+    where = (settings.device, 2, "f32")
+    for lanes in (1, 2, 5):
+        with open_text(model, None) as text, open_model(text.gguf, (), *where) as opened:
+            decoder = Counting(opened.weights, lanes * 128, 128, lanes, "f32")
+            prompts = [first] * 3 + [other] * 2
+            found = list(answers(settings, tokenizer, decoder, prompts, lanes, 128))
+            decoder.close()
+        written = sum(len(lane.answer.tokens) - (finish == "length") for lane, finish in found)
+        assert decoder.fed == len(first) + 2 + len(other) + 1 + written
 
 
 def test_a_penalty_keeps_the_model_from_repeating_itself(model: str) -> None:
