@@ -34,9 +34,10 @@ class MetricsLog:
         self.stdout = target == "-"
         for path in [directory / "metrics.jsonl", *([Path(target)] if target and not self.stdout else [])]:
             try:
-                kept = _records_until(path, after_step) if after_step else []
-                file = path.open("w", encoding="utf-8")
-                file.writelines(kept)
+                kept = _length_until(path, after_step) if after_step and path.is_file() else 0
+                file = path.open("a", encoding="utf-8")
+                if path.is_file():
+                    file.truncate(kept)
             except OSError as error:
                 raise OutputError(f"{path} cannot be written: {error.strerror}") from error
             self.files.append(file)
@@ -61,14 +62,14 @@ class MetricsLog:
             file.close()
 
 
-def _records_until(path: Path, step: int) -> list[str]:
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+def _length_until(path: Path, step: int) -> int:
+    """Bytes of the whole records up to a step's, which come first."""
+    length = 0
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
-                kept.append(line)
+            if json.loads(line)["step"] > step or not line.endswith(b"\n"):
+                break
         except (ValueError, KeyError, TypeError):
-            continue
-    return kept
+            break
+        length += len(line)
+    return length

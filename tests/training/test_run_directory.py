@@ -84,3 +84,13 @@ def test_resuming_tells_no_step_twice(tmp_path: Path) -> None:
         records = [json.loads(line) for line in path.read_text().splitlines()]
         assert [r["step"] for r in records] == [1, 2, 3]
         assert "again" in records[-1]
+
+
+def test_a_run_killed_before_its_next_step_still_has_its_metrics(tmp_path: Path) -> None:
+    target = tmp_path / "m.jsonl"
+    with MetricsLog(tmp_path, str(target), 0) as log:
+        for step in range(5):
+            log.write({"step": step})
+    MetricsLog(tmp_path, str(target), 3)  # opened to go on, and never closed
+    for path in (target, tmp_path / "metrics.jsonl"):
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
