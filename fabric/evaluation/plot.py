@@ -25,6 +25,7 @@ PALETTE: tuple[Color, ...] = (
 )
 INK: Color = (40, 40, 40)
 GRID: Color = (228, 228, 228)
+MARKS = "*+x#%@"  # of runs, where no colours tell their lines apart
 EXACT = {"lr", "peak_bytes", "epoch"}  # columns without noise, never smoothed
 TITLES = {
     "loss": "loss (nats per trained token)",
@@ -76,11 +77,13 @@ def smoothed(series: Series, width: float | None) -> Series:
     return Series(series.steps, result)
 
 
-def nice_axis(low: float, high: float, count: int) -> Axis:
-    """About `count` ticks at multiples of 1, 2 or 5 times a power of ten, the range widened to end on them."""
-    if high <= low:
-        low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
-    rough = (high - low) / max(count, 1)
+def nice_axis(low: float, high: float, count: int, least: float = 0.0) -> Axis:
+    """About `count` ticks at multiples of 1, 2 or 5 times a power of ten, at least `least` apart; the range is widened
+    to end on them."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        wider = max(abs(low) * 0.1 or 1.0, least)
+        low, high = low - wider, high + wider
+    rough = max((high - low) / max(count, 1), least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -118,7 +121,7 @@ def check_columns(runs: Sequence[Run], columns: Sequence[str]) -> None:
 
 
 def _span(runs: Sequence[Run], column: str) -> tuple[Axis, Axis]:
-    """Axes of steps and values for a panel; far outliers of the first steps do not flatten the rest."""
+    """Axes of steps and values for a panel; that of values begins at 0 where they come near it."""
     names = (column, f"val_{column}")
     series = [run.columns[name] for run in runs for name in names if name in run.columns]
     steps = [s for one in series for s in one.steps]
@@ -126,7 +129,7 @@ def _span(runs: Sequence[Run], column: str) -> tuple[Axis, Axis]:
     low, high = float(values.min()), float(values.max())
     if low > 0 and low < 0.2 * high:
         low = 0.0
-    return nice_axis(min(steps), max(steps), 8), nice_axis(low, high, 5)
+    return nice_axis(min(steps), max(steps), 8, least=1.0), nice_axis(low, high, 5)
 
 
 def draw_png(settings: PlotSettings, runs: Sequence[Run]) -> bytes:
@@ -265,10 +268,13 @@ def _text_panel(
     runs: Sequence[Run], column: str, settings: PlotSettings, rows: int, ascii_only: bool, color: bool
 ) -> str:
     x_axis, y_axis = _span(runs, column)
+    parts = len(y_axis.ticks) - 1
+    rows = max(1, (rows - 1) // parts) * parts + 1  # ticks lie on lines, equally far apart
+    plain = ascii_only or (len(runs) > 1 and not color)
     labels = [tick_label(tick, y_axis) for tick in y_axis.ticks]
     margin = max(map(len, labels)) + 2
     cols = max(20, settings.width - margin)
-    fine_x, fine_y = (1, 1) if ascii_only else (2, 4)
+    fine_x, fine_y = (1, 1) if plain else (2, 4)
     dots = np.zeros((rows * fine_y, cols * fine_x), bool)
     owner = np.full((rows, cols), -1)
     for index, run in enumerate(runs):
@@ -277,7 +283,7 @@ def _text_panel(
             _trace(dots, owner, line, x_axis, y_axis, index, (fine_x, fine_y))
     cells = []
     for r in range(rows):
-        cells.append([_cell(dots, owner, r, c, ascii_only, color and len(runs) > 1) for c in range(cols)])
+        cells.append([_cell(dots, owner, r, c, plain, color and len(runs) > 1) for c in range(cols)])
     for index, run in enumerate(runs):
         val = run.columns.get(f"val_{column}", Series())
         for step, value in zip(val.steps, val.values, strict=True):
@@ -293,7 +299,7 @@ def _text_panel(
     lines.append(" " * (margin - 1) + corner + dash * cols)
     first, last = tick_label(x_axis.low, x_axis), tick_label(x_axis.high, x_axis)
     lines.append(" " * margin + first + f"{'step':^{max(4, cols - len(first) - len(last))}}" + last)
-    keys = [f"{_paint('*' if ascii_only else '━', i, color)} {run.name}" for i, run in enumerate(runs)]
+    keys = [f"{_paint(MARKS[i % len(MARKS)] if plain else '━', i, color)} {run.name}" for i, run in enumerate(runs)]
     if any(f"val_{column}" in run.columns for run in runs):
         keys.append(("o" if ascii_only else "●") + " validation")
     return f"{TITLES.get(column, column)}   {'   '.join(keys)}\n" + "\n".join(lines)
@@ -321,13 +327,11 @@ def _trace(
                 owner[y // fine[1], x // fine[0]] = index
 
 
-def _cell(
-    dots: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64], r: int, c: int, ascii_only: bool, color: bool
-) -> str:
+def _cell(dots: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64], r: int, c: int, plain: bool, color: bool) -> str:
     if owner[r, c] < 0:
         return " "
-    if ascii_only:
-        return "*+x#%@"[owner[r, c] % 6]
+    if plain:
+        return _paint(MARKS[owner[r, c] % len(MARKS)], int(owner[r, c]), color)
     block = dots[r * 4 : r * 4 + 4, c * 2 : c * 2 + 2]
     bits = (0x01, 0x08, 0x02, 0x10, 0x04, 0x20, 0x40, 0x80)
     code = sum(bit for bit, on in zip(bits, block.ravel(), strict=True) if on)

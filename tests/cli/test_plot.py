@@ -66,6 +66,10 @@ def test_the_terminal_gets_braille_and_a_dumb_one_plain_characters(tmp_path: Pat
     assert any(0x2800 < ord(c) < 0x2900 for c in smart) and "●" in smart
     dumb = fabric("plot", run, env={"TERM": "dumb"}).out
     assert dumb.isascii() and b"*" in dumb
+    edges = smart.splitlines()[1:-2]
+    ticks = [n for n, line in enumerate(edges) if "┤" in line]
+    assert len({b - a for a, b in itertools.pairwise(ticks)}) == 1 and (ticks[0], ticks[-1]) == (0, len(edges) - 1)
+    assert smart.splitlines()[-1].split() == ["0", "step", "60"]
 
 
 def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
@@ -73,7 +77,8 @@ def test_no_color_is_honoured_on_a_terminal(tmp_path: Path) -> None:
     write_run(tmp_path / "b.jsonl", [3, 2.5, 2])
     runs = (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     assert "\x1b[" in on_terminal("plot", *runs, stream="stdout")[1]
-    assert "\x1b[" not in on_terminal("plot", *runs, stream="stdout", env={"NO_COLOR": "1"})[1]
+    plain = on_terminal("plot", *runs, stream="stdout", env={"NO_COLOR": "1"})[1]
+    assert "\x1b[" not in plain and "* a   + b" in plain and plain.count("+") > 10
 
 
 def test_an_svg_shows_the_runs_as_lines_and_says_what_they_are(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_numbers_of_runs_come_as_json(tmp_path: Path) -> None:
 
 
 def test_one_step_and_equal_values_still_make_a_picture(tmp_path: Path) -> None:
-    for losses in ([2.0], [2.0] * 30):
+    for losses in ([2.0], [2.0] * 30, [1.0, 1.0000000000000002]):
         run = write_run(tmp_path / "a.jsonl", losses)
         assert fabric("plot", run).code == 0
         assert pixels(fabric("plot", run, "-o", "-").out).shape == (720, 1200, 3)
