@@ -32,8 +32,8 @@ def arguments(name: str) -> list[click.Argument]:
 
 
 def operand(argument: click.Argument) -> str:
-    """DATA, [DATA] or [METRICS]..."""
-    text = (argument.metavar or (argument.name or "").upper()) + ("..." if argument.nargs == -1 else "")
+    """DATA, [DATA] or [METRICS...]"""
+    text = argument.metavar or (argument.name or "").upper()
     return text if argument.required else f"[{text}]"
 
 

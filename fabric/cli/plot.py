@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(
     metrics: Annotated[
         list[str] | None,
-        Argument(metavar="METRICS", help="JSONL of `train --metrics`, one file a run; `-`: stdin", show_default=False),
+        Argument(metavar="METRICS...", help="JSONL of `train --metrics`, a file a run; `-`: stdin", show_default=False),
     ] = None,
     output: Annotated[str | None, Option("-o", "--output", metavar="FILE", help="a picture; `-`: stdout")] = None,
     svg: Annotated[bool, Option("--svg", help="an SVG, not a PNG; also where FILE ends in .svg")] = False,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def command(
     files: Annotated[
         list[str] | None,
-        Argument(metavar="FILE", help="JSONL, JSON, CSV, TSV or text; `-` or nothing: stdin", show_default=False),
+        Argument(metavar="FILE...", help="JSONL, JSON, CSV, TSV or text; `-` or nothing: stdin", show_default=False),
     ] = None,
     output: options.Output = "-",
     format: Annotated[

@@ -105,6 +105,7 @@ def resume(
     changes = {"output": output, "metrics": metrics, "threads": threads}
     settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
     check_streams([], [settings.output, settings.metrics])
+    _check_outputs(settings)
     now, then = settings.fingerprints(), kept.get("fingerprints")
     if now != then:
         names = sorted(k for k in now if not isinstance(then, dict) or now[k] != then.get(k))
@@ -178,10 +179,16 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError("--type is of a whole model, so it needs --full; adapters are F32")
     if s.type not in (None, KEEP):
         parse_mix(str(s.type))
-    inputs = [s.data, s.model, s.adapter, s.val, s.template]
-    check_streams(inputs, [s.output, s.metrics])
-    if s.metrics and s.metrics != "-" and any(_same(s.metrics, other) for other in [*inputs, s.output]):
+    check_streams(s.inputs, [s.output, s.metrics])
+    _check_outputs(s)
+
+
+def _check_outputs(s: TrainSettings) -> None:
+    """UsageError for an output that would take the place of another file of the run."""
+    if s.metrics and s.metrics != "-" and any(_same(s.metrics, other) for other in [*s.inputs, s.output]):
         raise UsageError(f"--metrics {s.metrics}: that file is an input, or the --output; name another")
+    if s.output and s.output != "-" and any(_same(s.output, other) for other in s.inputs):
+        raise UsageError(f"--output {s.output}: that file is an input, which would be lost; name another")
 
 
 def _same(place: str, other: str | None) -> bool:

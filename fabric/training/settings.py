@@ -99,6 +99,11 @@ class TrainSettings:
     metrics: str | None = None
     """JSONL, one object a step; a path, or `-` for stdout."""
 
+    @property
+    def inputs(self) -> list[str | None]:
+        """What is read."""
+        return [self.data, self.model, self.adapter, self.val, self.template]
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` is the inverse."""
         return dataclasses.asdict(self)

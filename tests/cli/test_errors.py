@@ -203,6 +203,18 @@ def test_metrics_that_cannot_be_written_are_told_before_any_work(tiny: Path, row
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_result_takes_the_place_of_no_input(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    mine, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    mine.write_bytes(rows.read_bytes())
+    (tmp_path / "link").symlink_to(mine)
+    for name in (mine, tmp_path / "link"):
+        for flag in ("--output", "--metrics"):
+            one_sentence(fabric("train", mine, "-m", tiny, flag, name, "--run-dir", run, *TRAIN), 2, flag, "input")
+    assert fabric("train", mine, "-m", tiny, "--run-dir", run, *TRAIN).code == 0
+    one_sentence(fabric("resume", run, "-o", mine), 2, "--output", "input")
+    assert mine.read_bytes() == rows.read_bytes()
+
+
 def test_rows_that_came_through_a_pipe_are_called_stdin(tiny: Path, tmp_path: Path) -> None:
     bad = (chat("a", "b") + "\nnot json\n").encode()
     ended = fabric("train", "-m", tiny, "--run-dir", "run", *TRAIN, cwd=tmp_path, stdin=bad)
