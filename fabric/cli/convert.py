@@ -39,10 +39,10 @@ def command(
     if not folder.is_dir():
         if output == "-":
             raise UsageError("a PEFT adapter is a folder: name one with -o")
-        return _tell_adapter(adapter_to_peft(source, _base(model), Path(output)), output)
+        return _tell_adapter(adapter_to_peft(source, _base(source, model), Path(output)), output)
     console.refuse_terminal(output)
     if is_peft(folder):
-        return _tell_adapter(adapter_from_peft(folder, _base(model), output), output)
+        return _tell_adapter(adapter_from_peft(folder, _base(source, model), output), output)
     _model(folder, output, type)
 
 
@@ -57,9 +57,9 @@ def _model(folder: Path, output: str, type: str) -> None:
     console.report(dataclasses.asdict(result), text, output)
 
 
-def _base(model: str | None) -> str:
+def _base(source: str, model: str | None) -> str:
     if model is None:
-        raise UsageError("-m: a LoRA adapter is converted for its base model; name that GGUF")
+        raise UsageError(f"-m: {source} is taken for a LoRA adapter, and converted for its base model: name it")
     return model
 
 

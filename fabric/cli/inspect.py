@@ -64,8 +64,9 @@ def describe_difference(values: dict[str, Any]) -> str:
 def describe(values: dict[str, Any], tensors: bool) -> str:
     """The summary as text."""
     named = f" {values['name']!r}" if values["name"] else ""
+    named += f", {values['architecture']}" if values["architecture"] else ""
     size = console.human_bytes(values["file_bytes"])
-    parts = [f"{values['kind']}{named}, {values['architecture']}, {values['parameters']:,} parameters, {size}"]
+    parts = [f"{values['kind']}{named}, {values['parameters']:,} parameters, {size}"]
     types = [["type", "tensors", "parameters", "bytes", ""]]
     for name, row in values["types"].items():
         usable = "" if row["supported"] else "cannot be trained from yet"

@@ -92,6 +92,7 @@ def test_calibration_keeps_what_the_rows_use(wide: Path, rows: Path, tmp_path: P
                     for file in (plain, fitted)
                 )
                 assert fittingly < 0.99 * plainly, (type, name)
+    assert b"None" not in fabric("inspect", tmp_path / "i.gguf").out
     again = fabric(*line, tmp_path / "again.gguf", "--imatrix", tmp_path / "i.gguf")
     assert again.code == 0, again.err
     with GGUF.open(tmp_path / "again.gguf") as one, GGUF.open(tmp_path / "fitted.gguf") as other:
