@@ -19,7 +19,9 @@ from fabric.errors import InterruptedRunError, StoppedError, UsageError
 if TYPE_CHECKING:
     from fabric.training.settings import TrainReport, TrainSettings
 
-BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]{postfix}"
+BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}], {desc}"
+NARROW_BAR = "{n:.0f}/{total} {remaining} left {desc}"  # all numbers within 80 columns, and no bar
+WIDE = 110
 
 
 def modules_of(text: str) -> tuple[str, ...]:
@@ -42,6 +44,7 @@ class TerminalUI:
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.narrow = False
         self.signal: int | None = None
         self.peak = 1.0
         self.flops = (0.0, 0.0)
@@ -67,9 +70,11 @@ class TerminalUI:
         self.peak = probe.peak(info["precision"] if info["precision"] == "f32" or device["bf16"] else "f32", 0.2)
         probe.close()
         self.steps = float(info["from_step"])
+        self.narrow = os.get_terminal_size(sys.stderr.fileno()).columns < WIDE
         self.bar = tqdm(
-            total=info["steps"], initial=self.steps, bar_format=BAR, file=sys.stderr, dynamic_ncols=True, leave=False
-        )
+            total=info["steps"], initial=self.steps, bar_format=NARROW_BAR if self.narrow else BAR, file=sys.stderr,
+            dynamic_ncols=True, leave=False,
+        )  # fmt: skip
 
     def message(self, text: str) -> None:
         """A line above the bar."""
@@ -93,13 +98,13 @@ class TerminalUI:
         work = metrics["tokens"] * self.flops[0] + metrics["trained_tokens"] * self.flops[1]
         parts = [
             f"loss {metrics['loss']:.3f}",
-            f"lr {metrics['lr']:.1e}",
+            f"lr {metrics['lr']:.1e}".replace("e-0", "e-"),
             f"{metrics['tokens_per_s']:.0f} tokens/s",
             f"{100 * work / metrics['seconds'] / self.peak:.0f} % of peak",
             console.human_bytes(metrics["peak_bytes"]),
         ]
         self.bar.n = self.steps
-        self.bar.set_postfix_str(", ".join(parts))
+        self.bar.set_description_str((" " if self.narrow else ", ").join(parts))
 
     def interrupted(self) -> bool:
         """Whether Ctrl-C or SIGTERM came."""

@@ -62,11 +62,15 @@ def shell(script: str, cwd: Path, env: Mapping[str, str] | None = None, timeout:
 
 
 def on_terminal(
-    *arguments: str | Path, stream: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    *arguments: str | Path,
+    stream: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    columns: int = 160,
 ) -> tuple[int, str]:
     """Runs a command whose `stream` (stdin, stdout or stderr) is a terminal; what the terminal saw."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     streams: dict[str, int] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if stream == "stdin":
         streams["stderr"] = slave

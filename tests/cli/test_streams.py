@@ -178,13 +178,16 @@ def test_a_filter_with_nothing_piped_in_says_so_instead_of_waiting(tiny: Path) -
 def test_a_bar_is_drawn_on_a_terminal_only_and_not_when_silence_is_asked_for(
     tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
-    def bar(number: int, *more: str, **env: str) -> str:
+    def bar(number: int, *more: str, columns: int = 160, **env: str) -> str:
         arguments = ["train", str(rows), "-m", str(tiny), "-o", str(tmp_path / "a.gguf"), *QUICK.split()[:-2]]
         run = ["--run-dir", str(tmp_path / f"run{number}")]
-        return on_terminal(*arguments, *run, *more, stream="stderr", env=env, cwd=tmp_path)[1]
+        return on_terminal(*arguments, *run, *more, stream="stderr", env=env, cwd=tmp_path, columns=columns)[1]
 
     drawn = bar(0)
     assert "loss" in drawn and "tokens/s" in drawn and "% of peak" in drawn and re.search(r"\d/2", drawn)
+    for columns in (80, 160):  # everything is to be seen
+        drawn = bar(columns, columns=columns)
+        assert re.search(r"2/2 .* loss \S+ lr \S+ \d+ tokens/s \d+ % of peak \S+ MiB", drawn.replace(",", "")), drawn
     assert "% of peak" not in bar(1, TERM="dumb")
     assert "% of peak" not in bar(2, "--json")
     assert bar(3, "-q") == ""
