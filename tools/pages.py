@@ -16,6 +16,14 @@ from fabric.cli.app import COMMANDS, EPILOG, group, load
 from fabric.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    "FABRIC_<FLAG>": "the default of a flag, in capitals and with _ for -: FABRIC_LR_MIN",
+    "FABRIC_CONFIG": "what --config of train names",
+    "NO_COLOR": "set: no colours",
+    "TERM": "dumb: no bar, no colours, plain characters",
+    "XDG_CONFIG_HOME": "where fabric/config.toml and fabric/profiles lie; else ~/.config",
+    "XDG_CACHE_HOME": "where kernels built for a GPU are kept; else ~/.cache",
+}
 FILES = ["FILE", "GGUF", "DATA", "METRICS", "RUN_DIR", "DIR"]
 
 
@@ -216,6 +224,9 @@ def man_top() -> str:
     lines += [".SH CONVENTIONS", *(roff(line) for line in EPILOG.splitlines()), ".SH EXIT STATUS"]
     for code, what in EXIT_CODES.items():
         lines += [".TP", f".B {code}", roff(what)]
+    lines.append(".SH ENVIRONMENT")
+    for variable, what in ENVIRONMENT.items():
+        lines += [".TP", f".B {roff(variable)}", roff(what)]
     lines += [".SH SEE ALSO", ".BR fabric.toml (5),", ".BR fabric\\-records (5)"]
     return "\n".join([*lines, ""])
 
@@ -286,6 +297,8 @@ def markdown() -> str:
         lines.append("")
     lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
     lines += [f"| {code} | {what} |" for code, what in EXIT_CODES.items()]
+    lines += ["", "## Environment", "", "| variable | meaning |", "|---|---|"]
+    lines += [f"| `{variable}` | {what} |" for variable, what in ENVIRONMENT.items()]
     return "\n".join([*lines, ""])
 
 
