@@ -26,11 +26,23 @@ _STANDARD = {STDIO: 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | Path | None]) -> None:
-    """Raise UsageError when two inputs would share stdin or two outputs stdout. None: not given."""
-    if sum(str(path) in _STDIN for path in inputs) > 1:
+    """Raise UsageError when two inputs would share stdin, two outputs stdout or a file, or an output would take the
+    place of an input. None: not given."""
+    read, written = ([str(path) for path in paths if path is not None] for paths in (inputs, outputs))
+    if sum(path in _STDIN for path in read) > 1:
         raise UsageError("two inputs are '-', but there is one stdin: give at least one of them as a file")
-    if sum(_descriptor(str(path)) == 1 for path in outputs if path is not None) > 1:
+    if sum(_descriptor(path) == 1 for path in written) > 1:
         raise UsageError("two outputs are '-', but there is one stdout: write at least one of them to a file")
+    places: set[str] = set()
+    for path in written:
+        if _descriptor(path) is not None or _is_special(Path(path)):
+            continue
+        place = os.path.realpath(path)
+        if any(place == os.path.realpath(other) for other in read):
+            raise UsageError(f"{path} is an input, which the output would replace: name another file")
+        if place in places:
+            raise UsageError(f"two outputs are {path}: give each a file of its own")
+        places.add(place)
 
 
 def is_terminal(target: str | Path) -> bool:

@@ -33,7 +33,7 @@ def command(
     from fabric.huggingface.peft import adapter_from_peft, adapter_to_peft, is_peft
 
     folder = Path(source)
-    check_streams([source, model], [])
+    check_streams([source, model], [output])
     if not folder.is_dir() and source != "-" and not folder.exists():
         raise MissingInputError(f"{source} cannot be read: no such file or directory")
     if not folder.is_dir():

@@ -17,7 +17,7 @@ import numpy as np
 from fabric.data.index import DIGEST_BYTES, Index, Rows, each
 from fabric.data.jsonl import dumps
 from fabric.data.raw import Lines, Row, read_rows
-from fabric.data.shapes import contents, known_fields, to_record
+from fabric.data.shapes import check_template, contents, known_fields, to_record
 from fabric.errors import DataError, OutputError, UsageError
 from fabric.files import STDIO, check_streams, open_output, read_input, shown
 
@@ -136,8 +136,8 @@ def _check(settings: PrepareSettings) -> None:
     check_streams(settings.inputs, paths)
     if not all(0 < part.fraction < 1 for part in settings.hold_out) or sum(p.fraction for p in settings.hold_out) >= 1:
         raise UsageError("fractions to hold out must each be above 0, and together below 1")
-    if len(set(paths)) < len(paths):
-        raise UsageError("two fractions are held out into the same file: give each its own")
+    if settings.prompt_template is not None:
+        check_template(settings.prompt_template)
     if settings.stratify is not None and not paths:
         raise UsageError(f"stratifying by {settings.stratify!r} divides nothing: say what to hold out")
     if settings.max_chars is not None and settings.max_chars < settings.min_chars:

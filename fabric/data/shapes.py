@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fabric.data.records import parse_record
-from fabric.errors import DataError
+from fabric.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from fabric.data.prepare import PrepareSettings
@@ -154,6 +154,16 @@ def _complete(messages: list[Message], row: dict[str, Any], where: str, settings
         for message in messages:
             message["content"] = message["content"] and normalized(message["content"])
     return used
+
+
+def check_template(template: str) -> None:
+    """UsageError for a prompt template with a stray brace, or one that makes all prompts equal."""
+    if re.search("[{}]", _PLACE.sub("", template)):
+        raise UsageError(f"the prompt template {template!r} has a brace without its other half; {{{{ writes a brace")
+    if not any(_PLACE.findall(template)):
+        raise UsageError(
+            f"the prompt template {template!r} names no field, so that all prompts are equal: use {{prompt}}"
+        )
 
 
 def _filled(template: str, prompt: str, row: dict[str, Any], where: str) -> tuple[str, set[str]]:

@@ -104,8 +104,7 @@ def resume(
     settings = replace(settings, **{k: str(path) for k, path in here.items() if path.exists()})  # type: ignore[arg-type]
     changes = {"output": output, "metrics": metrics, "threads": threads}
     settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
-    check_streams([], [settings.output, settings.metrics])
-    _check_outputs(settings)
+    check_streams(settings.inputs, [settings.output, settings.metrics])
     now, then = settings.fingerprints(), kept.get("fingerprints")
     if now != then:
         names = sorted(k for k in now if not isinstance(then, dict) or now[k] != then.get(k))
@@ -180,20 +179,6 @@ def check_settings(s: TrainSettings) -> None:
     if s.type not in (None, KEEP):
         parse_mix(str(s.type))
     check_streams(s.inputs, [s.output, s.metrics])
-    _check_outputs(s)
-
-
-def _check_outputs(s: TrainSettings) -> None:
-    """UsageError for an output that would take the place of another file of the run."""
-    if s.metrics and s.metrics != "-" and any(_same(s.metrics, other) for other in [*s.inputs, s.output]):
-        raise UsageError(f"--metrics {s.metrics}: that file is an input, or the --output; name another")
-    if s.output and s.output != "-" and any(_same(s.output, other) for other in s.inputs):
-        raise UsageError(f"--output {s.output}: that file is an input, which would be lost; name another")
-
-
-def _same(place: str, other: str | None) -> bool:
-    known = other is not None and (Path(place).is_file() or not Path(place).exists())
-    return known and os.path.realpath(place) == os.path.realpath(str(other))
 
 
 def default_run_dir(settings: TrainSettings) -> str:

@@ -203,16 +203,36 @@ def test_metrics_that_cannot_be_written_are_told_before_any_work(tiny: Path, row
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_result_takes_the_place_of_no_input(tiny: Path, rows: Path, tmp_path: Path) -> None:
-    mine, run = tmp_path / "rows.jsonl", tmp_path / "run"
-    mine.write_bytes(rows.read_bytes())
-    (tmp_path / "link").symlink_to(mine)
-    for name in (mine, tmp_path / "link"):
-        for flag in ("--output", "--metrics"):
-            one_sentence(fabric("train", mine, "-m", tiny, flag, name, "--run-dir", run, *TRAIN), 2, flag, "input")
-    assert fabric("train", mine, "-m", tiny, "--run-dir", run, *TRAIN).code == 0
-    one_sentence(fabric("resume", run, "-o", mine), 2, "--output", "input")
-    assert mine.read_bytes() == rows.read_bytes()
+def test_a_result_takes_the_place_of_no_other_file(tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    mine = {name: tmp_path / name for name in ("rows.jsonl", "base.gguf", "a.gguf", "m.jsonl")}
+    held = {"rows.jsonl": rows.read_bytes(), "base.gguf": tiny.read_bytes(), "a.gguf": adapter.read_bytes()}
+    held["m.jsonl"] = b'{"step": 1, "loss": 2.0}\n'
+    for name, path in mine.items():
+        path.write_bytes(held[name])
+    (tmp_path / "link").symlink_to("rows.jsonl")
+    run = f"--run-dir run {' '.join(TRAIN)}"
+    for line in (
+        "prepare rows.jsonl -o rows.jsonl",
+        "prepare rows.jsonl --holdout link=0.5 -o x",
+        "template rows.jsonl -m base.gguf -o link",
+        f"train rows.jsonl -m base.gguf -o link {run}",
+        f"train rows.jsonl -m base.gguf --metrics rows.jsonl {run}",
+        f"train rows.jsonl -m base.gguf --val m.jsonl -o m.jsonl {run}",
+        f"train link -m base.gguf -a a.gguf -o ./a.gguf {run}",
+        "merge -m base.gguf -a a.gguf -o base.gguf",
+        "quantize base.gguf -o base.gguf",
+        "quantize base.gguf --calibrate rows.jsonl --save-imatrix rows.jsonl -o x",
+        "eval rows.jsonl -m base.gguf --rows rows.jsonl",
+        "generate rows.jsonl -m base.gguf -o rows.jsonl",
+        "convert a.gguf -m base.gguf -o a.gguf",
+        "plot m.jsonl -o m.jsonl",
+    ):
+        one_sentence(fabric(*line.split(), cwd=tmp_path), 2, "is an input")
+    for line in ("prepare rows.jsonl --holdout x=0.5 -o x", f"train rows.jsonl -m base.gguf -o x --metrics x {run}"):
+        one_sentence(fabric(*line.split(), cwd=tmp_path), 2, "two outputs are x")
+    assert fabric("train", "rows.jsonl", "-m", "base.gguf", *run.split(), cwd=tmp_path).code == 0
+    one_sentence(fabric("resume", "run", "-o", "rows.jsonl", cwd=tmp_path), 2, "is an input")
+    assert {name: path.read_bytes() for name, path in mine.items()} == held
 
 
 def test_rows_that_came_through_a_pipe_are_called_stdin(tiny: Path, tmp_path: Path) -> None:
