@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -119,16 +120,24 @@ class TerminalUI:
 
 @contextmanager
 def stoppable() -> Iterator[TerminalUI]:
-    """A UI that hears Ctrl-C and SIGTERM: acknowledged at once; a second one ends the process at once."""
+    """A UI that hears Ctrl-C, SIGTERM and, but under nohup, the end of its terminal: acknowledged at once; a second
+    signal ends the process at once."""
     ui = TerminalUI()
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+        heard.append(hang_up)
 
     def hear(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for other in heard:
+            signal.signal(other, signal.SIG_DFL if number != hang_up else signal.SIG_IGN)
         ui.signal = number
-        os.write(2, b"\nstopping: finished steps are kept, this one is dropped; once more stops at once\n")
+        if number == hang_up:
+            ui.bar = None  # there is nothing to draw on
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping: finished steps are kept, this one is dropped; once more stops at once\n")
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hear) for number in heard}
     try:
         yield ui
     except StoppedError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -197,7 +201,7 @@ def test_a_bar_is_drawn_on_a_terminal_only_and_not_when_silence_is_asked_for(
     assert "\r" not in told.err and "% of peak" not in told.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_a_stopped_run_says_how_to_go_on_and_goes_on(
     number: signal.Signals, code: int, tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +233,23 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(
     assert process.returncode == code, told.decode()
     assert b"stopping" in told and b"fabric resume run" in told
     assert not (tmp_path / "a.gguf").exists() and list((tmp_path / "run").glob("step-*.ckpt"))
+
+
+def test_a_run_whose_terminal_goes_away_checkpoints(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    flags = ["--steps", "40000", "--rank", "2", "--ctx", "64", "--batch", "2", "--run-dir", "run"]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *FABRIC, "train", str(rows), "-m", str(tiny), *flags], cwd=tmp_path,
+        env=environment({"TERM": "xterm"}), stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    while b"loss" not in seen:
+        seen += os.read(master, 65536)
+    os.close(master)
+    process.wait(60)
+    assert list((tmp_path / "run").glob("step-*.ckpt"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
