@@ -300,19 +300,26 @@ static uint64_t thread_floats(const product *p) { return item_floats(p) + (uint6
 static void product_store(const product *p, const float *sums, int64_t t0, int64_t t1, int64_t c0) {
     const int64_t cols = at_most(p->n - c0, p->panel), apart = (t1 - t0) * MR * NR;
     const float *bias = p->bias ? (const float *)fb_row(p->bias, 0) : NULL;
+    const int lines = ((uintptr_t)fb_row(p->out, 0) | fb_type_bytes(p->out->type, p->out->ld)) % LINE == 0;
     for (int64_t r = t0 * MR; r < at_most(t1 * MR, p->m); r++) {
         char *y = fb_row(p->out, r);
         const char *acc = p->acc ? fb_row(p->acc, r) : NULL;
         const float *row = sums + (r - t0 * MR) * NR;
-        for (int64_t g = 0; g < cols; g += NR, row += apart)
+        for (int64_t g = 0; g < cols; g += NR, row += apart) {
+            vf x[NV];
             for (int j = 0; j < NR && g + j < cols; j += VW) {
                 int64_t c = c0 + g + j, left = cols - g - j;
-                vf x = v_load(row + j);
-                if (bias) x += a_load(bias, FB_F32, c, left);
-                if (acc) x += a_load(acc, p->acc->type, c, left);
-                a_store(y, p->out->type, c, left, x);
+                x[j / VW] = v_load(row + j);
+                if (bias) x[j / VW] += a_load(bias, FB_F32, c, left);
+                if (acc) x[j / VW] += a_load(acc, p->acc->type, c, left);
             }
+            if (lines && g + NR <= cols) a_stream(y, p->out->type, c0 + g, x);
+            else
+                for (int j = 0; j < NR && g + j < cols; j += VW)
+                    a_store(y, p->out->type, c0 + g + j, cols - g - j, x[j / VW]);
+        }
     }
+    v_fence();
 }
 
 /* The pieces of rows that the next stretch will decode: fetched little by little while this one is multiplied. */

@@ -271,6 +271,39 @@ static inline void a_store(void *p, int32_t type, int64_t i, int64_t n, vf x) {
     }
 }
 
+/* NV whole vectors to elements i .. of memory whose elements 0 and i begin a cache line: past the caches where that can be
+ * said, as what is written so is not read soon, and a line need not be fetched, perhaps from another core, to be written
+ * over. v_fence before other threads may read it. */
+enum { LINE = 64 };
+static inline void a_stream(void *p, int32_t type, int64_t i, const vf x[NV]) {
+#if defined(FB_SIMD_AVX512) && defined(FB_SIMD_DP)
+    if (type == FB_BF16) {
+        _mm512_stream_ps((void *)((uint16_t *)p + i), (__m512)v_pairs(x[0], x[1]));
+        return;
+    }
+#endif
+    for (int j = 0; j < NV; j++, i += VW) {
+#if defined(FB_SIMD_AVX512)
+        if (type == FB_F32) {
+            _mm512_stream_ps((float *)p + i, (__m512)x[j]);
+            continue;
+        }
+#elif defined(FB_SIMD_AVX2)
+        if (type == FB_F32) {
+            _mm256_stream_ps((float *)p + i, (__m256)x[j]);
+            continue;
+        }
+#endif
+        a_store(p, type, i, VW, x[j]);
+    }
+}
+
+static inline void v_fence(void) {
+#if defined(FB_SIMD_AVX512) || defined(FB_SIMD_AVX2)
+    _mm_sfence();
+#endif
+}
+
 /* p * 2^n with denormals and infinity as they should be; n a whole number in -150 .. 128, and in the low bits of
  * n + ROUND. */
 #define ROUND v_set(12582912.0f) /* 1.5 * 2^23 */
