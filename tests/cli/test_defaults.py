@@ -26,11 +26,11 @@ def test_flag_beats_environment_beats_project_beats_user(tmp_path: Path) -> None
     (user / "config.toml").write_text("[plot]\nheight = 12\n")
     xdg = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     by_user = lines(tmp_path, **xdg)
-    (tmp_path / "fabric.toml").write_text("height = 17\nthreads = 2\n[train]\nwarmup_ratio = 0.2\n")
+    (tmp_path / "fabric.toml").write_text("height = 16\nthreads = 2\n[train]\nwarmup_ratio = 0.2\n")
     by_project = lines(tmp_path, **xdg)
-    by_environment = lines(tmp_path, **xdg, FABRIC_HEIGHT="23")
-    by_flag = lines(tmp_path, "--height", "31", **xdg, FABRIC_HEIGHT="23")
-    assert [by_project - by_user, by_environment - by_project, by_flag - by_environment] == [5, 6, 8]
+    by_environment = lines(tmp_path, **xdg, FABRIC_HEIGHT="24")
+    by_flag = lines(tmp_path, "--height", "32", **xdg, FABRIC_HEIGHT="24")
+    assert [by_project - by_user, by_environment - by_project, by_flag - by_environment] == [4, 8, 8]
 
 
 def test_a_file_of_train_stands_between_environment_and_project(tiny: Path, rows: Path, tmp_path: Path) -> None:

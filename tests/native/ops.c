@@ -39,7 +39,7 @@ static const row TABLE[] = {
     {"linear_dx", FB_OP_LINEAR_DX, make_linear_dx, 2,
      {{1, 1, 32, 0}, {3, 5, 64, 1}, {8, 65, 96, 3}, {9, 64, 288, 0}, {37, 288, 64, 8}, {15, 17, 512, 16}, {15, 256, 32, 16}, {29, 547, 96, 5}, {85, 130, 64, 8},
       {260, 70, 32, 4}}},
-    {"small_dx", FB_OP_LINEAR_DX, make_small_dx, 2, {{19, 64, 32, 0}, {37, 96, 64, 8}, {85, 288, 512, 16}}},
+    {"small_dx", FB_OP_LINEAR_DX, make_small_dx, 0, {{19, 64, 32, 0}, {37, 96, 64, 8}, {85, 288, 512, 16}}},
     {"linear_dx_f32", FB_OP_LINEAR_DX, make_linear_dx, 0, {{1, 1, 1, 0}, {13, 16, 17, 0}, {57, 16, 301, 2}, {2, 257, 5, 2}}},
     {"pick", FB_OP_LINEAR, make_pick, 2, {{3, 5, 512}, {256, 33, 256}}},
     {"pick_dx", FB_OP_LINEAR_DX, make_pick_dx, 2, {{2, 7, 256}, {9, 33, 768}}},
