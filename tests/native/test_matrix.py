@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,17 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="module")
-def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The units that are emulated, and the op test on them."""
-    import spirv
-
+def ops(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The op test on emulated units of BF16 or F16, each built once."""
     vulkan()
     if not shutil.which("glslc"):
         pytest.skip("glslc is not installed")
-    folder = tmp_path_factory.mktemp("matrix")
+    return cache(lambda units: build(units, tmp_path_factory.mktemp("matrix")))
+
+
+def build(units: str, folder: Path) -> Path:
+    import spirv
+
     kernels = {}
     for name, text in spirv.sources().items():
         plain = spirv.in_plain_arithmetic(text) if name in spirv.MATRIX else text
@@ -39,7 +44,7 @@ def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         *FLAGS,
         "-O1",
         "-DFB_MATRIX_EMULATED",
-        f"-DFB_MATRIX_FIRST={int(request.param == 'f16')}",
+        f"-DFB_MATRIX_FIRST={int(units == 'f16')}",
         "-DFB_SLAB_BYTES=16384",
         *map(str, sources),
         "-o",
@@ -47,19 +52,16 @@ def ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ]
     done = subprocess.run([*command, "-lm", "-lpthread", "-ldl"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return str(request.param), out
+    return out
 
 
 BF16 = ["linear", "linear_dx", "linear_dw", "attention", "attention_dq", "attention_dkv"]
 F16 = ["linear", "small_dx"]  # what F16 units serve: sums along rows
 
 
-@pytest.mark.parametrize(
-    ("ops", "op"), [*(("bf16", op) for op in BF16), *(("f16", op) for op in F16)], indirect=["ops"]
-)
-def test_the_kernel_is_right(op: str, ops: tuple[str, Path]) -> None:
-    units, program = ops
-    command = [str(program), "quick", "vulkan", op]
+@pytest.mark.parametrize(("units", "op"), [*(("bf16", op) for op in BF16), *(("f16", op) for op in F16)])
+def test_the_kernel_is_right(units: str, op: str, ops: Callable[[str], Path]) -> None:
+    command = [str(ops(units)), "quick", "vulkan", op]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **VALIDATED})
     assert done.returncode == 0, done.stdout + done.stderr
     assert f" {units} matrix units" in done.stdout
