@@ -1,7 +1,8 @@
 /* matrix.c - products and attention as launches of the kernels that use matrix units. Those multiply 16-bit floats, so
  * operands of other types are packed into scratch first: activations rounded, weights decoded, the low-rank factor put
- * behind them. Units for F16 alone serve products that sum along rows: each row of activations is packed over a power of two
- * of its own, for gradients would leave the range of F16. Launches whose operands are all F32 stay with the portable kernels, which multiply in F32. */
+ * behind them. Units for F16 alone serve products that sum along rows: each row of activations is packed over a power of
+ * two of its own, for gradients would leave the range of F16. Launches whose operands are all F32 stay with the portable
+ * kernels, which multiply in F32. */
 #include "lower.h"
 
 enum { ENOUGH = 256 /* workgroups that fill a large device */, FEW_ROWS = 16 /* for which weights are not decoded */ };
