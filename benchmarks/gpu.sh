@@ -61,10 +61,10 @@ pip setuptools wheel cffi gguf
 pip --no-build-isolation --editable .
 "$work/venv/bin/fabric" devices
 "$work/venv/bin/python" -m tests.support.random_models "$model" --type Q8_0 -o "$work/model.gguf"
-bench() { "$work/venv/bin/fabric" bench -m "$work/model.gguf" --device vulkan --tokens 512 "$@"; }
-bench --rows 8
-bench --rows 8 --rows-at-once 4 --no-checkpointing
-bench --rows 8 --checkpointing
+bench() { "$work/venv/bin/fabric" bench -m "$work/model.gguf" --device vulkan --ctx 512 "$@"; }
+bench --batch 8
+bench --batch 8 --rows-at-once 4 --no-checkpointing
+bench --batch 8 --checkpointing
 for precision in f32 bf16; do bench --precision "$precision"; done
 step "eight rows of 512 through train, which chooses the layout; then with submissions of 50 ms, and half of the time asleep"
 "$work/venv/bin/python" -c 'import json; print(json.dumps({"text": "".join(f" {i}" for i in range(60000))}))' > "$work/long.jsonl"

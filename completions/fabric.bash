@@ -11,7 +11,7 @@ _fabric() {
         prepare:--format) COMPREPLY=($(compgen -W "auto jsonl json csv tsv text paragraphs" -- "$cur")); return ;;
         prepare:--as) COMPREPLY=($(compgen -W "chat completion text" -- "$cur")); return ;;
         prepare:--field) return ;;
-        prepare:--keep) return ;;
+        prepare:--keep-fields) return ;;
         prepare:--system) return ;;
         prepare:--prompt-template) return ;;
         prepare:--min-chars) return ;;
@@ -121,8 +121,8 @@ _fabric() {
         convert:-m|convert:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         convert:--type) return ;;
         bench:-m|bench:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        bench:--tokens) return ;;
-        bench:--rows) return ;;
+        bench:--ctx) return ;;
+        bench:--batch) return ;;
         bench:--rows-at-once) return ;;
         bench:--trained-every) return ;;
         bench:--rank) return ;;
@@ -140,7 +140,7 @@ _fabric() {
         plot:--height) return ;;
     esac
     case "$command" in
-        prepare) words="-o --output --format --as --field --keep --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
+        prepare) words="-o --output --format --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --debug -h --help" ;;
         train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --debug -h --help" ;;
         resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
@@ -151,7 +151,7 @@ _fabric() {
         devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
         inspect) words="--tensors --chat-template -q --quiet --json --debug -h --help" ;;
-        bench) words="-m --model --tokens --rows --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
+        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
         plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
     esac
     case "$cur" in

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import math
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ import typer
 import typer.core
 
 from fabric import __version__
-from fabric.cli import config
+from fabric.cli import config, console
 from fabric.errors import FabricError
 
 COMMANDS = {
@@ -68,28 +67,33 @@ class Command(typer.core.TyperCommand):
         **extra: Any,
     ) -> click.Context:
         """Parses the arguments; what they leave open is looked up in environment and configuration files."""
-        defaults, origins = config.defaults(self, args)
         given = list(args)
+        try:
+            defaults, notes = config.defaults(self, args)
+        except FabricError:
+            if not {"-h", "--help"}.intersection(args):
+                raise
+            defaults, notes = {}, []
         try:
             ctx = super().make_context(info_name, args, parent, default_map=defaults, **extra)
             for param in self.params:
-                _bounded(ctx, param, ctx.params.get(param.name or ""))
-            return ctx
+                config.bounded(ctx, param, ctx.params.get(param.name or ""))
         except click.MissingParameter:
             raise
         except click.BadParameter as error:
             if error.param is None:
                 raise
-            origin = origins.get(error.param.name or "")
-            if any(arg.split("=")[0] in error.param.opts for arg in given):
-                origin = None
-            hint = f" (set by {origin})" if origin else _nearest(error.param.type, given)
-            raise click.BadParameter(error.message + hint, error.ctx, error.param) from None
+            message = config.explained(error, error.param.type, [arg.split("=")[-1] for arg in given])
+            raise click.BadParameter(message, error.ctx, error.param) from None
+        ctx.meta["fabric.notes"] = notes
+        return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what is below it finds the user's profiles, and keeps built kernels in the user's cache."""
         from fabric import paths
 
+        for text in ctx.meta["fabric.notes"]:
+            console.note(text)
         paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()
         return super().invoke(ctx)
 
@@ -232,24 +236,7 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[f"fabric.{param.name}"] = value
 
 
-def _bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Refuses numbers that no setting means: infinite ones, NaN, and counts that no file or machine holds."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no number to work with.", ctx, param)
-    if type(value) is int and abs(value) >= 1 << (64 if param.name == "seed" else 31):
-        raise click.BadParameter(f"{value} is too large.", ctx, param)
-
-
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         print(f"fabric {__version__}")
         ctx.exit()
-
-
-def _nearest(kind: click.ParamType[Any], args: Sequence[str]) -> str:
-    choices = [str(choice) for choice in kind.choices] if isinstance(kind, click.Choice) else []
-    for value in (arg.split("=")[-1] for arg in args):
-        close = get_close_matches(value, choices, 1)
-        if close and value not in choices:
-            return f" Did you mean {close[0]!r}?"
-    return ""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def command(
     model: options.Model,
-    tokens: Annotated[int, Option(metavar="N", min=2, help="of a row")] = 512,
-    rows: Annotated[int, Option(metavar="N", min=1, help="a step")] = 1,
+    ctx: options.Context = 512,
+    batch: Annotated[int, Option(metavar="ROWS", min=1, help="rows an optimizer step")] = 1,
     rows_at_once: Annotated[int, Option(metavar="N", min=0, help="of a micro-batch; 0: all")] = 0,
     trained_every: Annotated[int, Option(metavar="N", min=1, help="every Nth token trains")] = 1,
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
@@ -35,8 +35,8 @@ def command(
 
     settings = BenchSettings(
         model=model,
-        tokens=tokens,
-        rows=rows,
+        tokens=ctx,
+        rows=batch,
         rows_at_once=rows_at_once,
         trained_every=trained_every,
         rank=rank,

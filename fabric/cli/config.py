@@ -10,10 +10,11 @@ A file holds flags by their long names, at the top for every command or in a tab
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,32 +24,48 @@ import click
 from fabric.errors import MissingInputError, UsageError
 
 CONFIG = "config"
+PREFIX = "FABRIC_"
 
 
-def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The defaults of a command's options, and where each was set; UsageError for a name nobody knows."""
-    flags = {_long(param): param for param in command.params}
+def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The defaults of a command's flags by the names of its parameters, and what to say of foreign variables.
+
+    All that files and environment say is checked, also what another place overrides and what is of another command:
+    UsageError for a name nobody knows and for a value that its flag would not take.
+    """
+    flags = _flags(command)
     values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-
-    def put(flag: str, value: object, origin: str) -> None:
-        param = flags[flag]
-        name = param.name or flag
-        values[name] = value if not _many(param) or isinstance(value, list) else [value]
-        origins[name] = origin
-
     named = _named(args) if CONFIG in flags else None
     if named is not None and not named.is_file():
         raise MissingInputError(f"--config {named}: there is no such file")
     for path in (user_file(), Path("fabric.toml"), *([named] if named else [])):
         if path.is_file():
-            for flag, value in _read(path, command.name or "", flags).items():
-                put(flag, value, str(path))
+            for flag, value in _read(path, command).items():
+                values[flags[flag].name or flag] = value
     for flag, param in flags.items():
-        variable = "FABRIC_" + flag.upper().replace("-", "_")
+        variable = _variable(flag)
         if variable in os.environ and isinstance(param, click.Option):
-            put(flag, os.environ[variable], variable)
-    return values, origins
+            values[param.name or flag] = _checked(command, flag, os.environ[variable], variable)
+    return values, _foreign_variables(flags)
+
+
+def bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """Refuses numbers that no setting means: infinite ones, NaN, and counts that no file or machine holds."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number to work with.", ctx, param)
+    if type(value) is int and abs(value) >= 1 << (64 if param.name == "seed" else 31):
+        raise click.BadParameter(f"{value} is too large.", ctx, param)
+
+
+def explained(error: click.BadParameter, kind: click.ParamType[Any], values: Iterable[object]) -> str:
+    """What is wrong with a value, and the choice that one of `values` nearly is."""
+    message = error.message.replace("integer range", "integer").replace("float range", "number")
+    choices = [str(choice) for choice in kind.choices] if isinstance(kind, click.Choice) else []
+    for value in values:
+        close = get_close_matches(str(value), choices, 1)
+        if close and value not in choices:
+            return f"{message} Did you mean {close[0]!r}?"
+    return message
 
 
 def user_file() -> Path:
@@ -70,7 +87,7 @@ def kernel_cache() -> Path:
 
 def _named(args: Sequence[str]) -> Path | None:
     """The file of --config, which must be known before the other flags get their defaults."""
-    found = os.environ.get("FABRIC_CONFIG")
+    found = os.environ.get(_variable(CONFIG))
     for i, arg in enumerate(args):
         if arg == "--config" and i + 1 < len(args):
             found = args[i + 1]
@@ -79,15 +96,50 @@ def _named(args: Sequence[str]) -> Path | None:
     return Path(found) if found else None
 
 
-def _long(param: click.Parameter) -> str:
-    return max(param.opts, key=len).lstrip("-")
+def _flags(command: click.Command) -> dict[str, click.Parameter]:
+    """A command's parameters by their long names without dashes."""
+    return {max(param.opts, key=len).lstrip("-"): param for param in command.params}
 
 
-def _many(param: click.Parameter) -> bool:
-    return param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)
+def _variable(flag: str) -> str:
+    return PREFIX + flag.upper().replace("-", "_")
 
 
-def _read(path: Path, command: str, flags: dict[str, click.Parameter]) -> dict[str, Any]:
+def _foreign_variables(flags: Mapping[str, click.Parameter]) -> list[str]:
+    """What to say of variables that are called as ours and of no flag: other programs have such names too, so only one
+    that is nearly a flag's is refused."""
+    told = []
+    ours = {_variable(flag) for flag in flags}
+    if strangers := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in ours):
+        ours = {_variable(flag) for flag in _all_flags()}
+    for name in strangers:
+        if name not in ours:
+            if close := get_close_matches(name[len(PREFIX) :], [flag[len(PREFIX) :] for flag in ours], 1, 0.75):
+                raise UsageError(f"{name}: no flag is called so; did you mean {PREFIX}{close[0]}?")
+            told.append(f"{name}: no flag is called so, and it is ignored")
+    return told
+
+
+def _checked(command: click.Command, flag: str, value: object, place: str) -> Any:
+    """A value as it would be typed, if the flag would take it: so 8.5 is no count, and true is no number."""
+    param = _flags(command)[flag]
+    many = param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)
+    if isinstance(value, dict) or (isinstance(value, list) and not many):
+        raise UsageError(f"{place} takes one value")
+    ctx, values = click.Context(command), value if isinstance(value, list) else [value]
+    try:
+        typed = [str(one).lower() if isinstance(one, bool) else str(one) for one in values]
+        taken = typed if many else typed[0]
+        bounded(ctx, param, param.type_cast_value(ctx, taken))
+    except click.BadParameter as error:
+        raise UsageError(f"{place}: {explained(error, param.type, typed)}") from None
+    except ValueError:
+        raise UsageError(f"{place}: the number is too large") from None
+    return taken
+
+
+def _read(path: Path, command: click.Command) -> dict[str, Any]:
+    """What a file says for a command, by flag; its table comes before the top."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -97,26 +149,26 @@ def _read(path: Path, command: str, flags: dict[str, click.Parameter]) -> dict[s
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    found, lines = {}, {}
+    top, table = {}, {}
     for name, value in document.items():
-        flag = name.replace("_", "-")
         place = f"{path}:{_line(text, name)}"
         if isinstance(value, dict):
             _known(place, name, _commands(), "command")
-            if name == command:
-                for inner, content in value.items():
-                    place = f"{path}:{_line(text, inner, name)}"
-                    _known(place, inner.replace("_", "-"), set(flags), "flag")
-                    found[inner.replace("_", "-")], lines[inner.replace("_", "-")] = content, place
-        elif flag in flags:
-            found.setdefault(flag, value)
-            lines.setdefault(flag, place)
+            owner = command if name == command.name else _load(name)
+            for inner, content in value.items():
+                flag, place = inner.replace("_", "-"), f"{path}:{_line(text, inner, name)}"
+                _known(place, flag, _flags(owner), "flag")
+                content = _checked(owner, flag, content, f"{place}: {flag}")
+                if owner is command:
+                    table[flag] = content
         else:
-            _known(place, flag, _all_flags(), "flag")
-    for flag, value in found.items():
-        if isinstance(value, (dict, list)) and not _many(flags[flag]):
-            raise UsageError(f"{lines[flag]}: {flag} takes one value")
-    return found
+            flag = name.replace("_", "-")
+            owners = {flag: command} if flag in _flags(command) else _all_flags()
+            _known(place, flag, owners, "flag")
+            value = _checked(owners[flag], flag, value, f"{place}: {flag}")
+            if owners[flag] is command:
+                top[flag] = value
+    return {**top, **table}
 
 
 def _line(text: str, name: str, table: str = "") -> int:
@@ -132,7 +184,7 @@ def _line(text: str, name: str, table: str = "") -> int:
     return at
 
 
-def _known(place: str, name: str, names: set[str], kind: str) -> None:
+def _known(place: str, name: str, names: Collection[str], kind: str) -> None:
     if name not in names:
         close = get_close_matches(name, names, 1)
         raise UsageError(f"{place}: there is no {kind} {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
@@ -144,8 +196,12 @@ def _commands() -> set[str]:
     return set(COMMANDS)
 
 
-def _all_flags() -> set[str]:
-    """Flags of every command; their modules are small, and only a file with a foreign flag needs this."""
+def _load(name: str) -> click.Command:
     from fabric.cli.app import load
 
-    return {_long(p) for name in _commands() for p in load(name).params}
+    return load(name)
+
+
+def _all_flags() -> dict[str, click.Command]:
+    """Flags of every command, and one that has them; the modules are small, and only foreign names need this."""
+    return {flag: command for command in map(_load, _commands()) for flag in _flags(command)}

@@ -73,7 +73,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("what did training change?", "fabric inspect tuned.gguf base.gguf"),
         ("how was this adapter made?", "fabric inspect adapter.gguf --json | jq .history"),
     ],
-    "bench": [("training speed of a model here", "fabric bench -m base.gguf --tokens 512")],
+    "bench": [("training speed of a model here", "fabric bench -m base.gguf --ctx 512")],
     "plot": [
         ("the loss in the terminal", "fabric plot metrics.jsonl"),
         (

@@ -31,8 +31,8 @@ def command(
         list[str] | None,
         Option("--field", metavar="NEW=OLD", help="what a field is called in the rows; may be given again"),
     ] = None,
-    keep: Annotated[
-        str | None, Option("--keep", metavar="NAMES", help="fields that pass through; default: all")
+    keep_fields: Annotated[
+        str | None, Option("--keep-fields", metavar="NAMES", help="fields that pass through; default: all")
     ] = None,
     system: Annotated[
         str | None, Option("--system", metavar="TEXT", help="of rows that bring no system message")
@@ -74,7 +74,7 @@ def command(
         format=format,
         as_record=as_record,
         fields=dict(pair(text) for text in field or ()),
-        keep=None if keep is None else tuple(name.strip() for name in keep.split(",") if name.strip()),
+        keep=None if keep_fields is None else tuple(name.strip() for name in keep_fields.split(",") if name.strip()),
         system=system,
         prompt_template=prompt_template,
         normalize=normalize,

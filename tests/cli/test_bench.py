@@ -8,7 +8,7 @@ from tests.cli.shell import fabric
 
 def launches(model: Path, *flags: str) -> tuple[int, int]:
     """Tokens of a step, and how often attention ran in it."""
-    done = fabric("bench", "-m", model, "--tokens", "8", "--rows", "4", "--steps", "1", "--json", *flags)
+    done = fabric("bench", "-m", model, "--ctx", "8", "--batch", "4", "--steps", "1", "--json", *flags)
     assert done.code == 0, done.err
     told = json.loads(done.out)
     return told["tokens"], next(op["launches"] for op in told["ops"] if op["op"] == "attention_dq")

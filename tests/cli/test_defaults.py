@@ -55,8 +55,32 @@ def test_a_file_of_train_stands_between_environment_and_project(tiny: Path, rows
 def test_a_bad_default_is_told_with_the_place_it_came_from(tmp_path: Path) -> None:
     run = metrics(tmp_path)
     one_sentence(fabric("plot", run, env={"FABRIC_HEIGHT": "tall"}), 2, "tall", "FABRIC_HEIGHT")
-    (tmp_path / "fabric.toml").write_text("height = 'tall'\n")
-    one_sentence(fabric("plot", run, cwd=tmp_path), 2, "tall", "fabric.toml")
+    for value in ("'tall'", "12.9", "true", "2020-01-01", "0x" + "f" * 5000):
+        (tmp_path / "fabric.toml").write_text(f"title = 'a run'\nheight = {value}\n")
+        one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml:2: height")
+    (tmp_path / "fabric.toml").write_text("schedule = 'cosin'\n")
+    one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml:1: schedule", "'cosine'")
+
+
+def test_what_a_file_says_is_checked_where_it_is_overridden_and_of_other_commands(tmp_path: Path) -> None:
+    run = metrics(tmp_path)
+    (tmp_path / "fabric.toml").write_text("[plot]\nheight = 'tall'\n")
+    for flags, env in (([], {"FABRIC_HEIGHT": "30"}), (["--height", "30"], {})):
+        one_sentence(fabric("plot", run, *flags, env=env, cwd=tmp_path), 2, "fabric.toml:2: height")
+    one_sentence(fabric("plot", run, "--height", "30", env={"FABRIC_HEIGHT": "tall"}), 2, "FABRIC_HEIGHT: 'tall'")
+    for text, said in (("rank = 'x'", "'x'"), ("rnak = 8", "'rank'")):
+        (tmp_path / "fabric.toml").write_text(f"[train]\n{text}\n")
+        one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml:2", said)
+        assert fabric("plot", "--help", cwd=tmp_path).code == 0
+
+
+def test_a_typo_in_the_environment_is_refused_and_a_foreign_variable_told(tmp_path: Path) -> None:
+    run = metrics(tmp_path)
+    one_sentence(fabric("plot", run, env={"FABRIC_RNAK": "8"}), 2, "FABRIC_RNAK", "FABRIC_RANK")
+    told = fabric("plot", run, env={"FABRIC_LEARNING_RATE": "1", "FABRIC_RANK": "8"})
+    assert told.code == 0
+    assert told.err == "FABRIC_LEARNING_RATE: no flag is called so, and it is ignored\n"
+    assert fabric("plot", run, "-q", env={"FABRIC_LEARNING_RATE": "1"}).err == ""
 
 
 def test_a_typo_in_a_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:

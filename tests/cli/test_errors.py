@@ -25,7 +25,7 @@ MODEL_COMMANDS = {
     "eval": ["eval", "{rows}", "-m", "{model}"],
     "generate": ["generate", "-m", "{model}", "--prompt", "x", "-o", "out"],
     "inspect": ["inspect", "{model}"],
-    "bench": ["bench", "-m", "{model}", "--tokens", "8", "--steps", "1"],
+    "bench": ["bench", "-m", "{model}", "--ctx", "8", "--steps", "1"],
 }
 
 

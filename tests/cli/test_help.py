@@ -57,12 +57,13 @@ def test_every_command_explains_itself_with_examples(name: str) -> None:
 def test_the_same_flag_means_the_same_everywhere() -> None:
     from fabric.cli.app import load
 
-    meanings: dict[str, set[str]] = {}
+    meanings: dict[str, set[object]] = {}
     for name in COMMANDS:
         for option in load(name).params:
             for flag in option.opts:
                 if flag.startswith("-"):
-                    meanings.setdefault(flag, set()).add(option.name or "")
+                    metavar = (option.metavar or "").partition("[")[0]
+                    meanings.setdefault(flag, set()).add((option.name, option.type.name, metavar))
     assert {flag: names for flag, names in meanings.items() if len(names) > 1} == {}
 
 
@@ -113,6 +114,6 @@ def test_bash_completes_commands_flags_values_and_files() -> None:
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
 def test_man_pages_are_well_formed() -> None:
-    for page in (REPOSITORY / "man").glob("*.1"):
+    for page in (REPOSITORY / "man").glob("*.[15]"):
         done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", "-z", str(page)], capture_output=True, check=False)
         assert Ended(done.returncode, b"", done.stderr.decode()) == Ended(0, b"", "")

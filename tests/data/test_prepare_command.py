@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import shell
+from tests.cli.shell import Ended
 from tests.data.preparing import chat, write
-from tests.support.paths import REPOSITORY
 
 ROW = b'{"question": "Hi", "answer": "Hello", "label": "x"}\n'
 
 
-def fabric(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "fabric", "prepare", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, timeout=60)
+def fabric(*arguments: str, stdin: bytes = b"") -> Ended:
+    return shell.fabric("prepare", *arguments, stdin=stdin)
 
 
 def test_rows_flow_through_a_pipe() -> None:
     done = fabric(stdin=ROW * 3)
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [chat("Hi", "Hello", label="x")] * 3
+    assert done.code == 0, done.err
+    assert [json.loads(line) for line in done.out.splitlines()] == [chat("Hi", "Hello", label="x")] * 3
 
 
 def test_flags_reach_the_rows(tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_flags_reach_the_rows(tmp_path: Path) -> None:
     out, held = tmp_path / "train.jsonl", tmp_path / "val.jsonl"
     done = fabric(
         str(tmp_path / "a.csv"), "-o", str(out), "--field", "prompt=ask", "--field", "completion=say", "--system", "S",
-        "--shuffle", "--seed", "7", "--holdout", f"{held}=0.1", "--stratify", "kind", "--keep", "kind", "--json",
+        "--shuffle", "--seed", "7", "--holdout", f"{held}=0.1", "--stratify", "kind", "--keep-fields", "kind", "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["held_out"] == {str(held): 4}
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["held_out"] == {str(held): 4}
     rows = [json.loads(line) for path in (out, held) for line in path.read_text().splitlines()]
     assert len(rows) == 40 and all(len(row["messages"]) == 3 and row["kind"] in "01" for row in rows)
 
@@ -42,25 +42,25 @@ def test_flags_reach_the_rows(tmp_path: Path) -> None:
 def test_a_bad_row_ends_with_65_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     done = fabric("-o", str(out), stdin=ROW + b"{\n" + ROW)
-    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (65, b"", [])
-    assert b"stdin:2: the line is not JSON" in done.stderr and done.stderr.count(b"\n") == 1
+    assert (done.code, done.out, list(tmp_path.iterdir())) == (65, b"", [])
+    assert "stdin:2: the line is not JSON" in done.err and done.err.count("\n") == 1
     done = fabric("-o", str(out), "--on-error", "skip", stdin=ROW + b"{\n" + ROW)
-    assert done.returncode == 0 and len(out.read_bytes().splitlines()) == 2
-    assert b"stdin:2" in done.stderr and b"1 bad" in done.stderr
+    assert done.code == 0 and len(out.read_bytes().splitlines()) == 2
+    assert "stdin:2" in done.err and "1 bad" in done.err
 
 
 def test_errors_have_their_exit_codes(tmp_path: Path) -> None:
-    assert fabric(str(tmp_path / "none.jsonl")).returncode == 66
-    assert fabric(stdin=b"just words\n").returncode == 2
-    assert fabric("-o", str(tmp_path / "no" / "out.jsonl"), stdin=ROW).returncode == 74
-    assert fabric("-o", "/dev/full", stdin=ROW).returncode == 74
-    assert fabric(stdin=b"").returncode == 65
+    assert fabric(str(tmp_path / "none.jsonl")).code == 66
+    assert fabric(stdin=b"just words\n").code == 2
+    assert fabric("-o", str(tmp_path / "no" / "out.jsonl"), stdin=ROW).code == 74
+    assert fabric("-o", "/dev/full", stdin=ROW).code == 74
+    assert fabric(stdin=b"").code == 65
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f"'{sys.executable}' -m fabric prepare | head -c 100"
-    shell = ["bash", "-o", "pipefail", "-c", command]
-    done = subprocess.run(shell, input=ROW * 100_000, capture_output=True, cwd=REPOSITORY, timeout=60)
+    bash = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(bash, input=ROW * 100_000, capture_output=True, env=shell.environment(), timeout=60)
     assert len(done.stdout) == 100 and done.stderr == b""
 
 
@@ -78,29 +78,10 @@ def test_rows_that_wait_lie_on_disk_and_their_index_is_small(tmp_path: Path) -> 
         with path.open("w") as out:
             for i in range(rows):
                 out.write(json.dumps({"prompt": f"{i} " + "x" * 900, "completion": "y", "label": "ab"[i % 2]}) + "\n")
-        flags = [
-            "--shuffle",
-            "--holdout",
-            f"{tmp_path / 'v.jsonl'}=0.1",
-            "--stratify",
-            "label",
-            "--balance",
-            "label",
-            "-q",
-        ]
-        line = [
-            sys.executable,
-            "-c",
-            PEAK,
-            sys.executable,
-            "-m",
-            "fabric",
-            "prepare",
-            str(path),
-            "-o",
-            str(tmp_path / "out.jsonl"),
-        ]
-        told = subprocess.run([*line, *flags], cwd=REPOSITORY, capture_output=True, check=True, timeout=300)
+        command = [*shell.FABRIC, "prepare", str(path), "-o", str(tmp_path / "out.jsonl"), "--shuffle", "-q"]
+        command += ["--holdout", f"{tmp_path / 'v.jsonl'}=0.1", "--stratify", "label", "--balance", "label"]
+        line = [sys.executable, "-c", PEAK, *command]
+        told = subprocess.run(line, env=shell.environment(), capture_output=True, check=True, timeout=300)
         return int(told.stdout)
 
     assert peak(50_000) - peak(100) < 16 << 20
