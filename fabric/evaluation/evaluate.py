@@ -143,7 +143,7 @@ def _llama_windows(settings: EvalSettings, record: Record, text: Text, report: E
     train = (np.arange(ctx) > ctx // 2).astype(np.uint8)
     windows = [with_bos(text.tokenizer, [])[:1] or ids[at : at + 1] for at in range(0, len(ids) - ctx + 1, ctx)]
     examples = [
-        Example(np.array([*first, *ids[n * ctx + 1 : (n + 1) * ctx]], np.int32), train, record.source)
+        Example(np.array([*first, *ids[n * ctx + 1 : (n + 1) * ctx]], np.int32), train, record.source, ctx)
         for n, first in enumerate(windows)
     ]
     report.rows += 1

@@ -26,7 +26,12 @@ class Example:
     tokens: npt.NDArray[np.int32]  # (n,)
     train: npt.NDArray[np.uint8]  # (n,) 1: this token is a target; the first never is
     source: str  # the record it came from, `file:line`
-    cut: bool = False  # it was longer than the context
+    length: int  # tokens of the row before it was cut to the context
+
+    @property
+    def cut(self) -> bool:
+        """Whether it was longer than the context."""
+        return self.length > len(self.tokens)
 
     @property
     def trained(self) -> int:
@@ -48,6 +53,21 @@ class EncodeReport:
     empty: int = 0  # those of them without any text or token
     longest: int = 0  # tokens of the longest example
     kinds: dict[str, int] = field(default_factory=dict)  # records by kind
+
+    def count(self, record: Record, examples: Sequence[Example]) -> None:
+        """Counts a record and what it became."""
+        self.rows += 1
+        self.kinds[record.kind] = self.kinds.get(record.kind, 0) + 1
+        self.windowed += len(examples) > 1
+        self.empty += not examples
+        self.nothing_to_train += not any(example.trained for example in examples)
+        self.cut += sum(example.cut for example in examples)
+        for example in examples:
+            if example.trained:
+                self.examples += 1
+                self.tokens += len(example.tokens)
+                self.trained += example.trained
+                self.longest = max(self.longest, len(example.tokens))
 
 
 def encode(
@@ -109,20 +129,9 @@ def encode_rows(
 ) -> Iterator[Example]:
     """Rows of all records that have something to train on; `report` counts them and those that have not."""
     for record in records:
-        report.rows += 1
-        report.kinds[record.kind] = report.kinds.get(record.kind, 0) + 1
         examples = encode(record, tokenizer, template, max_tokens, stride)
-        report.windowed += len(examples) > 1
-        report.empty += not examples
-        report.nothing_to_train += not any(example.trained for example in examples)
-        for example in examples:
-            report.cut += example.cut
-            if example.trained:
-                report.examples += 1
-                report.tokens += len(example.tokens)
-                report.trained += example.trained
-                report.longest = max(report.longest, len(example.tokens))
-                yield example
+        report.count(record, examples)
+        yield from (example for example in examples if example.trained)
 
 
 def spans_of(record: Record, template: ChatTemplate) -> Rendered:
@@ -178,7 +187,7 @@ def _text_windows(
 def _example(ids: Sequence[int], train: Sequence[int], source: str, max_tokens: int | None) -> Example:
     tokens, flags = np.array(ids[:max_tokens], np.int32), np.array(train[:max_tokens], np.uint8)
     flags[0] = 0
-    return Example(tokens, flags, source, len(ids) > len(tokens))
+    return Example(tokens, flags, source, len(ids))
 
 
 def _pairs(ranges: list[list[int]]) -> list[Span]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from fabric.data.jsonl import dumps
 from fabric.data.records import Record, read_records
-from fabric.text.encode import EncodeReport, Example, encode_rows, spans_of
+from fabric.text.encode import EncodeReport, Example, encode, spans_of
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
@@ -45,7 +44,7 @@ class RenderReport:
     answers: int = 0  # trained spans: of chat rows where text is rendered, of all rows where tokens are counted
     nothing_to_train: int = 0  # chat rows without an answer, or rows without a trained token
     encoded: EncodeReport | None = None
-    lengths: list[int] = field(default_factory=list)  # tokens of each row (`check`)
+    lengths: list[int] = field(default_factory=list)  # `check`: tokens of each row, before it is cut
     context: int = 0  # `check`: --ctx, or what the model was made for
     over_context: int = 0  # rows longer than that
     sample: list[tuple[str, bool]] = field(default_factory=list)  # `check`: the first row's tokens, and which train
@@ -112,25 +111,20 @@ def _rendered(record: Record, template: ChatTemplate, report: RenderReport) -> d
 def _write_tokens(
     settings: RenderSettings, tokenizer: Tokenizer, template: ChatTemplate, report: RenderReport, out: BinaryIO
 ) -> None:
-    extras: dict[str, Any] = {}
-
-    def watched() -> Iterator[Record]:
-        for record in read_records(settings.data):
-            extras.clear()
-            extras.update(record.extra)
-            yield record
-
     report.encoded = EncodeReport()
-    for example in encode_rows(watched(), tokenizer, template, settings.ctx, report.encoded, settings.stride):
-        if not settings.check:
-            row = {"tokens": example.tokens.tolist(), "train": example.train.tolist()} | extras
-            out.write(dumps(row) + b"\n")
-            report.written += 1
-            continue
-        report.lengths.append(len(example.tokens))
-        report.answers += int((np.diff(example.train, prepend=0) == 1).sum())
-        report.over_context += example.cut or 0 < report.context < len(example.tokens)
-        report.sample = report.sample or _sample(example, tokenizer)
+    for record in read_records(settings.data):
+        examples = encode(record, tokenizer, template, settings.ctx, settings.stride)
+        report.encoded.count(record, examples)
+        for example in examples:
+            if settings.check:
+                report.lengths.append(example.length)
+                report.answers += int((np.diff(example.train, prepend=0) == 1).sum())
+                report.over_context += 0 < report.context < example.length
+                report.sample = report.sample or _sample(example, tokenizer)
+            elif example.trained:
+                row = {"tokens": example.tokens.tolist(), "train": example.train.tolist()} | record.extra
+                out.write(dumps(row) + b"\n")
+                report.written += 1
     report.rows, report.nothing_to_train = report.encoded.rows, report.encoded.nothing_to_train
 
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fabric.errors import DataError, MissingInputError
+from fabric.errors import DataError
+from fabric.files import read_input, shown
 from fabric.text.sandbox import MAX_CHARS
 from fabric.text.tokenizer import Tokenizer
 
@@ -79,11 +80,12 @@ class ChatTemplate:
         """The template in the file `custom`, else the model's own, else ChatML or Gemma's turns, by its tokens."""
         source = tokenizer.chat_template or _usual(tokenizer)
         if custom is not None:
+            with read_input(custom) as file:
+                read = file.read(4 * _MAX_SOURCE_CHARS + 1)
             try:
-                source = Path(custom).read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-                raise MissingInputError(f"the chat template {custom} cannot be read: {reason}") from None
+                source = read.decode()
+            except UnicodeDecodeError:
+                raise DataError(f"the chat template {shown(custom)} is not UTF-8 text") from None
 
         def spelled(token: int | None) -> str:
             return "" if token is None else tokenizer.tokens[token]

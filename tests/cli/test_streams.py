@@ -306,13 +306,33 @@ def test_a_terminal_sees_what_trains_and_the_rest_dimmed(tiny: Path, tmp_path: P
 
 def test_a_check_counts_rows_beyond_the_context_and_what_trains(tiny: Path, tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y " * n}]} for n in (2, 90)
+        {"messages": [{"role": "user", "content": "x " * m}, {"role": "assistant", "content": "y " * n}]}
+        for m, n in ((1, 2), (1, 90), (90, 2))
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = ("template", tmp_path / "rows.jsonl", "-m", tiny, "--check")
     told = json.loads(fabric(*line, "--ctx", "64", "--json").out)
-    assert (told["over_context"], told["context"], told["answers"]) == (1, 64, 2)
+    assert (told["over_context"], told["context"], told["answers"], told["nothing_to_train"]) == (2, 64, 2, 1)
+    assert told["tokens"] < 128 and told["lengths"]["max"] > 90, "lengths are those of whole rows"
     whole = json.loads(fabric(*line, "--json").out)
-    assert whole["over_context"] == 0 and whole["context"] > 90 and whole["lengths"]["max"] > 90
+    assert (whole["over_context"], whole["answers"]) == (0, 3) and whole["lengths"] == told["lengths"]
+    assert whole["context"] > 90 and whole["lengths"]["max"] > 90
     text = fabric(*line, "--ctx", "64").out.decode()
-    assert "in 2 spans" in text and "1 rows are longer than the context of 64 tokens" in text
+    assert "in 2 spans" in text and "2 rows are longer than the context of 64 tokens" in text
+
+
+def test_a_template_is_a_file_or_stdin_and_keeps_to_its_limits(tiny: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    line = ("template", tmp_path / "rows.jsonl", "-m", tiny, "--template", "-")
+    plain = b"{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    told = fabric(*line, stdin=plain + b"{% if add_generation_prompt %}assistant: {% endif %}")
+    assert json.loads(told.out)["text"] == "user: hi<|im_end|>assistant: yo<|im_end|>", told.err
+    for source, said in (
+        (b"{{ 'x' * 10000000000 }}", "memory"),
+        (b"{{ messages.__class__.__mro__ }}", "unsafe"),
+        (b"{% include '/etc/passwd' %}", "loader"),
+        (b"{% for m in messages %}", "line 1"),
+        (b"\xff", "not UTF-8"),
+    ):
+        one_sentence(fabric(*line, stdin=source), 65, said)
