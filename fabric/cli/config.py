@@ -50,10 +50,10 @@ def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any
 
 
 def bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Refuses numbers that no setting means: infinite ones, NaN, and counts that no file or machine holds."""
+    """Refuses numbers that no setting means: infinite ones, NaN, and such that no file, machine or product holds."""
     if isinstance(value, float) and not math.isfinite(value):
         raise click.BadParameter(f"{value} is no number to work with.", ctx, param)
-    if type(value) is int and abs(value) >= 1 << (64 if param.name == "seed" else 31):
+    if isinstance(value, (int, float)) and abs(value) >= 1 << (64 if param.name == "seed" else 31):
         raise click.BadParameter(f"{value} is too large.", ctx, param)
 
 

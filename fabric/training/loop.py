@@ -294,9 +294,11 @@ class Loop:
         if not result.finite and step == 1:
             name = self.machine.weights.gguf.name
             raise DataError(f"{name}: the loss is not a number before any step; the model or an adapter is damaged")
+        if not math.isfinite(result.loss_sum):  # already with the parameters of the step before
+            raise self._diverged(step, self.step, "the loss is no longer a number")
         if not result.finite:
             self._checkpoint()
-            raise self._diverged(step, "the loss or its gradient is no longer a number")
+            raise self._diverged(step, step, "the gradient is no longer a number")
         self.step = step
         seconds = time.perf_counter() - began
         tokens = sum(f.tokens for f in feeds)
@@ -319,17 +321,17 @@ class Loop:
             metrics.write(record)
         self.ui.step({**record, "steps": self.last})
         if totals.smooth > max(self.guessing, WORSE * totals.lowest):
-            raise self._diverged(step, f"the loss rose from {totals.lowest:.3g} to {totals.smooth:.3g}")
+            raise self._diverged(step, step, f"the loss rose from {totals.lowest:.3g} to {totals.smooth:.3g}")
         minutes = (time.monotonic() - self.saved_at) / 60
         if self._due(s.checkpoint_every) or 0 < s.checkpoint_minutes <= minutes:
             self._checkpoint()
 
-    def _diverged(self, step: int, what: str) -> DivergedError:
-        """Names the newest checkpoint of before the loss rose."""
+    def _diverged(self, step: int, before: int, what: str) -> DivergedError:
+        """Names the newest checkpoint of a step `before` which the loss had not risen."""
         good = "there is no checkpoint of before that"
         for path in sorted(self.directory.glob("step-*.ckpt"), reverse=True):
             found = read_checkpoint(path)
-            if found and found.totals["smooth"] <= 1.1 * found.totals["lowest"]:
+            if found and found.step < before and found.totals["smooth"] <= 1.1 * found.totals["lowest"]:
                 good = f"the last good checkpoint is {path}"
                 break
         return DivergedError(f"step {step}: {what}; {good}; start again with a lower --lr")

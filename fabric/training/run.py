@@ -33,6 +33,8 @@ from fabric.weights.history import Step, step
 from fabric.weights.merge import KEEP
 from fabric.weights.mix import parse_mix
 
+MOST_DROPOUT = 0.999  # more would leave an adapter next to nothing to see
+
 
 @dataclass
 class _Setup:
@@ -150,8 +152,8 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError(f"--steps must be at least 1, not {s.steps}")
     if not s.epochs > 0:
         raise UsageError(f"--epochs must be greater than 0, not {s.epochs}")
-    if not 0 <= s.dropout < 1:
-        raise UsageError(f"--dropout must lie between 0 and 1, not {s.dropout}")
+    if not 0 <= s.dropout <= MOST_DROPOUT:
+        raise UsageError(f"--dropout must lie between 0 and {MOST_DROPOUT}, not {s.dropout}")
     never = {"clip": s.clip, "weight-decay": s.weight_decay, "neftune": s.neftune}
     for name, value in {**never, "checkpoint-minutes": s.checkpoint_minutes}.items():
         if value < 0:
@@ -334,10 +336,10 @@ def _run(
     try:
         with MetricsLog(directory, settings.metrics, step) as metrics:
             loop.run(metrics)
-    except DeviceError as error:
+        size, sha256 = _write(settings, setup, directory)
+    except (DeviceError, OutputError) as error:
         told = str(error).rstrip(".")
-        raise DeviceError(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
-    size, sha256 = _write(settings, setup, directory)
+        raise type(error)(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
     return TrainReport(
         steps=loop.step, loss=totals.loss, val_loss=totals.best_loss if settings.patience else totals.val_loss,
         best_step=totals.best_step if settings.patience else None, tokens=totals.tokens,

@@ -151,6 +151,16 @@ def test_a_loss_that_explodes_ends_the_run_and_names_the_last_good_checkpoint(
     one_sentence(again, 76)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint(
+    tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    flags = ["--clip", "0", "--checkpoint-every", "1", "--keep", "9"]
+    ended = fabric("train", rows, "-m", tiny, "--lr", "2e9", *flags, *PLACES, cwd=tmp_path)
+    one_sentence(ended, 76, "step 3: the loss is no longer a number", "run/step-00000001.ckpt", "lower --lr")
+    assert (tmp_path / "run" / "step-00000002.ckpt").exists(), "whose parameters gave that loss"
+    assert not (tmp_path / "a.gguf").exists()
+
+
 def test_a_run_that_never_began_leaves_no_folder(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("no json\n")
     one_sentence(fabric("train", "rows.jsonl", "-m", tiny, cwd=tmp_path), 65, "rows.jsonl:1")

@@ -64,6 +64,19 @@ def test_a_changed_input_is_named(ended: Path) -> None:
     one_sentence(fabric("resume", ended / "run"), 66, "base.gguf")
 
 
+def test_changed_rows_of_validation_and_templates_are_named(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    texts = {"val": rows.read_text(), "template": TEMPLATE}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    files = ["--val", "val", "--template", "template"]
+    assert fabric("train", rows, "-m", tiny, *files, "--run-dir", "run", *RUN, cwd=tmp_path).code == 0
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text + "\n")
+        one_sentence(fabric("resume", "run", cwd=tmp_path), 65, f"the {name} has changed")
+        (tmp_path / name).write_text(text)
+    assert fabric("resume", "run", cwd=tmp_path).code == 0
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("lr", 1e-3), ("rank", 8), ("rank", "x"), ("seed", None), ("modules", 7), ("colour", "red")]
 )
@@ -94,7 +107,7 @@ def test_a_run_whose_disk_filled_up_goes_on_to_the_same_bits(tiny: Path, rows: P
     size = (tmp_path / "whole" / "step-00000004.ckpt").stat().st_size // 1024
     for blocks in (size // 2, size - 1):  # the limit is of each file, as where a disk has so much left
         full = shell(f"ulimit -f {blocks}; {line} full-{blocks}", tmp_path)
-        one_sentence(full, 74, "full", ".ckpt", "too large")
+        one_sentence(full, 74, ".ckpt", "too large", f"fabric resume full-{blocks}")
         assert not list((tmp_path / f"full-{blocks}").glob("*.ckpt*")) and not (tmp_path / "a.gguf").exists()
         again = shell(f"ulimit -f {blocks}; fabric resume -q full-{blocks}", tmp_path)
         one_sentence(again, 74, ".ckpt")
