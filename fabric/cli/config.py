@@ -50,7 +50,12 @@ def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any
 
 
 def bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Refuses numbers that no setting means: infinite ones, NaN, and such that no file, machine or product holds."""
+    """Refuses numbers that no setting means: infinite ones, NaN, and such that no file, machine or product holds; and
+    bytes that are no text where text is meant. Names of files may be any bytes."""
+    if isinstance(param, click.Option) and param.metavar == "TEXT":
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(text, str) and any("\udc80" <= c <= "\udcff" for c in text):
+                raise click.BadParameter("it is not UTF-8 text.", ctx, param)
     if isinstance(value, float) and not math.isfinite(value):
         raise click.BadParameter(f"{value} is no number to work with.", ctx, param)
     if isinstance(value, (int, float)) and abs(value) >= 1 << (64 if param.name == "seed" else 31):

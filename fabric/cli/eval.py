@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,7 +56,6 @@ def command(
 
     A label counts as right when the model finds it the likeliest beginning of the answer, or writes it there.
     """
-    from fabric.data.jsonl import dumps
     from fabric.evaluation.evaluate import evaluate
     from fabric.evaluation.settings import EvalSettings
     from fabric.files import check_streams, open_output
@@ -84,7 +84,8 @@ def command(
         with console.bar("eval", " tokens") as progress:
             report = evaluate(settings, progress)
         if file is not None:
-            file.writelines(dumps(row) + b"\n" for row in report.row_scores)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in report.row_scores)
+            file.writelines(line.encode("utf-8", "backslashreplace") for line in lines)  # names may be any bytes
     for text in report.notes:
         console.note(text)
     console.report(report.to_json(), describe(report, markdown), rows, result=rows != "-")

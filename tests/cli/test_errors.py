@@ -329,3 +329,23 @@ def test_flags_that_make_no_sense_are_refused(tiny: Path, rows: Path) -> None:
 
 def test_debug_shows_where(tmp_path: Path) -> None:
     assert "Traceback" in fabric("prepare", tmp_path / "nothing.jsonl", "--debug").err
+
+
+def test_names_may_be_any_bytes_and_texts_are_utf_8(tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as where the locale is one of UTF-8
+    names = {}
+    for path in (tiny, rows, adapter):
+        names[path] = tmp_path / os.fsdecode(b"\xff" + path.name.encode())
+        names[path].write_bytes(path.read_bytes())
+    line = ["eval", names[rows], "-m", names[tiny], "-a", names[adapter], "--compare", "--json"]
+    told = fabric(*line, "--rows", tmp_path / "scores.jsonl", env=strict)
+    assert told.code == 0, told.err
+    assert "\udcff" in json.loads(told.out)["adapters"][0]["name"]
+    scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len(scores) == 12 and "\udcff" in scores[0]["row"]
+    content = names[tiny].read_bytes().replace(b"random", b"r\xffndom", 1)
+    names[tiny].write_bytes(content)
+    assert json.loads(fabric("inspect", names[tiny], "--json", env=strict).out)["name"] == "r?ndom"
+    assert fabric("inspect", names[tiny], env=strict).code == 0
+    for flags in (["--prompt", "\udcff"], ["--prompt", "x", "--stop", "\udcff"], ["--chat", "--system", "\udcff"]):
+        one_sentence(fabric("generate", "-m", tiny, *flags), 2, "UTF-8")
