@@ -103,8 +103,9 @@ def read_input(source: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def seekable_input(source: str | Path) -> Iterator[BinaryIO]:
-    """Open an input for random access; what comes through a pipe is first copied to an unlinked temporary file.
+def seekable_input(source: str | Path, magic: bytes = b"") -> Iterator[BinaryIO]:
+    """Open an input for random access; what comes through a pipe is first copied to an unlinked temporary file, but no
+    further than `magic` where it does not begin with that.
 
     Raises MissingInputError, UsageError when stdin is a terminal, OutputError when the temporary directory is full.
     """
@@ -116,7 +117,10 @@ def seekable_input(source: str | Path) -> Iterator[BinaryIO]:
             raise UsageError("a model or adapter is expected on stdin, but stdin is a terminal: give a file")
         with tempfile.TemporaryFile() as spool:
             try:
-                shutil.copyfileobj(handle, spool, 1 << 20)
+                first = handle.read(len(magic))
+                spool.write(first)
+                if first == magic:
+                    shutil.copyfileobj(handle, spool, 1 << 20)
                 spool.flush()
             except OSError as error:
                 place = tempfile.gettempdir()

@@ -83,7 +83,7 @@ class GGUF:
     @classmethod
     def open(cls, source: str | Path) -> GGUF:
         """Map a file; `-` and pipes are spooled first. Raises MissingInputError, DataError, UsageError."""
-        with seekable_input(source) as handle:
+        with seekable_input(source, MAGIC) as handle:
             if os.fstat(handle.fileno()).st_size == 0:
                 raise DataError(f"{shown(source)}: empty, where a GGUF file is expected")
             return cls(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), str(source))

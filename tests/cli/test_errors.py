@@ -327,6 +327,13 @@ def test_flags_that_make_no_sense_are_refused(tiny: Path, rows: Path) -> None:
         one_sentence(fabric(*arguments), 2)
 
 
+def test_a_stream_that_is_no_model_is_read_no_further_than_its_first_letters(tiny: Path, tmp_path: Path) -> None:
+    for command in ("quantize", f"merge -m {tiny} -a -", "inspect", "quantize < /dev/zero"):
+        ended = shell(f"yes | (ulimit -f 1000; fabric {command} > out)", tmp_path)
+        assert ended.code in (65, 141), ended
+        one_sentence(ended._replace(code=65), 65, "letters GGUF")
+
+
 def test_debug_shows_where(tmp_path: Path) -> None:
     assert "Traceback" in fabric("prepare", tmp_path / "nothing.jsonl", "--debug").err
 
