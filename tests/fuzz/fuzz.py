@@ -268,7 +268,7 @@ TARGETS = {
         ("cli/config.py",),
         lambda: list(TOML),
         (b"[", b"]", b"[[", b"=", b"{", b"}", b'"', b"'", b"\n", b"train", b"rank", b"model", b"inf", b"nan", b".",
-         b"#", b"1979-05-27", b"0x1f", b"\\u0000", b"data"),
+         b"#", b"1979-05-27", b"0x" + b"f" * 5000, b"8.5", b"\\u0000", b"data"),
     ),
     "template": Target(
         read_template,
