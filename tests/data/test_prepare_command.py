@@ -86,3 +86,39 @@ def test_rows_that_wait_lie_on_disk_and_their_index_is_small(tmp_path: Path) -> 
 
     assert peak(50_000) - peak(100) < 16 << 20
     assert sum(len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("out", "v")) == 100
+
+
+def test_every_shape_of_row_passes_every_filter(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "completion": "one"},
+        {"instruction": "b", "input": "c", "output": "two"},
+        {"conversations": [{"from": "human", "value": "d"}, {"from": "gpt", "value": "three"}]},
+        {"question": "e?", "text": "Q: e?\nA: Four.", "label": "x"},
+        {"prompt": "a", "completion": "one", "label": "other"},  # a copy
+        {"prompt": "f", "completion": "s"},  # too short
+        {"prompt": "g", "completion": "long " * 9},  # too long
+        {"prompt": "cafe\u0301\u00a0?  ", "completion": "five\r\n"},
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    write(tmp_path / "more.csv", "question,answer\nh,six\n")
+    write(tmp_path / "more.tsv", "question\tanswer\ni\tseven\n")
+    files = [str(tmp_path / name) for name in ("rows.jsonl", "more.csv", "more.tsv")]
+    done = fabric(*files, "-", "--normalize", "--dedup", "--min-chars", "4", "--max-chars", "40", stdin=ROW)
+    assert done.code == 0, done.err
+    assert [json.loads(line) for line in done.out.splitlines()] == [
+        chat("a", "one"), chat("b\n\nc", "two"), chat("d", "three"), chat("e?", "Four.", label="x"),
+        chat("caf\u00e9 ?", "five"), chat("h", "six"), chat("i", "seven"), chat("Hi", "Hello", label="x"),
+    ]  # fmt: skip
+    assert done.err == "11 rows read, 8 written, 1 duplicates, 1 too short, 1 too long\n"
+
+
+def test_as_many_rows_of_each_value_stay_as_the_rarest_has(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"prompt": str(i), "completion": "y", "kind": "ab"[i % 3 == 0]} for i in range(30)])
+    flags = ["--balance", "kind", "--shuffle"]
+    first, again, other = (
+        fabric(str(tmp_path / "a.jsonl"), *flags, "--seed", seed).out.splitlines() for seed in ("1", "1", "2")
+    )
+    kinds = [json.loads(line)["kind"] for line in first]
+    assert kinds.count("a") == kinds.count("b") == 10 and first == again != other
+    asked = [int(json.loads(line)["messages"][0]["content"]) for line in first]
+    assert asked != sorted(asked)
