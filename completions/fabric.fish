@@ -46,7 +46,7 @@ complete -c fabric -n '__fish_seen_subcommand_from template' -l json -d 'report 
 complete -c fabric -n '__fish_seen_subcommand_from template' -l debug -d 'show a traceback on errors'
 complete -c fabric -n '__fish_seen_subcommand_from template' -s h -l help -d 'show how to use it'
 complete -c fabric -n '__fish_seen_subcommand_from train' -s m -l model -r -F -d 'base model'
-complete -c fabric -n '__fish_seen_subcommand_from train' -s o -l output -r -F -d 'the adapter or model; `-`: stdout'
+complete -c fabric -n '__fish_seen_subcommand_from train' -s o -l output -r -F -d 'the adapter or model; `-`: stdout; default: in --run-dir'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l full -l no-full -d 'train whole weights and write a model, not LoRA pairs and an adapter'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l type -r -f -d 'of a --full model\'s matrices, or keep; default: their own, bf16 for blocks'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l rank -r -f -d 'of the LoRA pairs'

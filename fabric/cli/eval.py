@@ -54,7 +54,8 @@ def command(
 ) -> None:
     """Scores rows: loss per trained token, its exponential (perplexity), and accuracy where rows have a `label`.
 
-    A label counts as right when the model finds it the likeliest beginning of the answer, or writes it there.
+    A label counts as right when the model finds it the likeliest beginning of the answer, or with --accuracy generated,
+    when the model writes it there.
     """
     from fabric.evaluation.evaluate import evaluate
     from fabric.evaluation.settings import EvalSettings

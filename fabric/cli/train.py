@@ -15,7 +15,7 @@ def command(
     model: options.Model = ...,  # type: ignore[assignment]
     output: Annotated[
         str | None,
-        Option("-o", "--output", metavar="FILE", help="the adapter or model; `-`: stdout", show_default=False),
+        Option("-o", "--output", metavar="FILE", help="the adapter or model; `-`: stdout; default: in --run-dir"),
     ] = None,
     full: Annotated[
         bool, Option("--full/--no-full", help="train whole weights and write a model, not LoRA pairs and an adapter")
@@ -27,7 +27,7 @@ def command(
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
     alpha: Annotated[float, Option(metavar="X", help="LoRA scale is alpha / rank")] = 32.0,
     rslora: Annotated[bool, Option("--rslora/--no-rslora", help="LoRA scale is alpha / sqrt(rank)")] = False,
-    dropout: Annotated[float, Option(metavar="SHARE", min=0.0, max=1.0, help="of what the LoRA pairs see")] = 0.0,
+    dropout: Annotated[float, Option(metavar="SHARE", min=0.0, max=0.999, help="of what the LoRA pairs see")] = 0.0,
     modules: Annotated[
         str, Option(metavar="NAMES", help="attn, ffn, all, or names such as attn_q,ffn_up, joined by commas")
     ] = "all",
