@@ -128,6 +128,8 @@ def _foreign_variables(flags: Mapping[str, click.Parameter]) -> list[str]:
 def _checked(command: click.Command, flag: str, value: object, place: str) -> Any:
     """A value as it would be typed, if the flag would take it: so 8.5 is no count, and true is no number."""
     param = _flags(command)[flag]
+    if flag == CONFIG and not place.startswith(PREFIX):
+        raise UsageError(f"{place}: a file names no other; give --{CONFIG} itself, or {_variable(CONFIG)}")
     many = param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)
     if isinstance(value, dict) or (isinstance(value, list) and not many):
         raise UsageError(f"{place} takes one value")

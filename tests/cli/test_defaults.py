@@ -68,7 +68,7 @@ def test_what_a_file_says_is_checked_where_it_is_overridden_and_of_other_command
     for flags, env in (([], {"FABRIC_HEIGHT": "30"}), (["--height", "30"], {})):
         one_sentence(fabric("plot", run, *flags, env=env, cwd=tmp_path), 2, "fabric.toml:2: height")
     one_sentence(fabric("plot", run, "--height", "30", env={"FABRIC_HEIGHT": "tall"}), 2, "FABRIC_HEIGHT: 'tall'")
-    for text, said in (("rank = 'x'", "'x'"), ("rnak = 8", "'rank'")):
+    for text, said in (("rank = 'x'", "'x'"), ("rnak = 8", "'rank'"), ("config = 'x.toml'", "no other")):
         (tmp_path / "fabric.toml").write_text(f"[train]\n{text}\n")
         one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml:2", said)
         assert fabric("plot", "--help", cwd=tmp_path).code == 0
