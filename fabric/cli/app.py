@@ -162,6 +162,7 @@ def group() -> Commands:
 def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    top: click.Context | None = None
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -180,7 +181,7 @@ def run(argv: Sequence[str]) -> int:
         where = ctx.command_path if ctx else "fabric"
         return _fail(where, error.format_message(), error.exit_code)
     except (BrokenPipeError, KeyboardInterrupt, Exception) as error:
-        if "--debug" in argv:
+        if "--debug" in argv or (top and top.meta.get("fabric.debug")):  # or configured
             import traceback
 
             traceback.print_exc()

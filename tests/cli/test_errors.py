@@ -336,6 +336,7 @@ def test_a_stream_that_is_no_model_is_read_no_further_than_its_first_letters(tin
 
 def test_debug_shows_where(tmp_path: Path) -> None:
     assert "Traceback" in fabric("prepare", tmp_path / "nothing.jsonl", "--debug").err
+    assert "Traceback" in fabric("prepare", tmp_path / "nothing.jsonl", env={"FABRIC_DEBUG": "1"}).err
 
 
 def test_names_may_be_any_bytes_and_texts_are_utf_8(tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
