@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
@@ -70,14 +70,19 @@ def describe(result: BenchReport) -> str:
         ["model", f"{console.human_bytes(result.model_bytes)} mapped"],
         ["decoding", f"{1 / result.decode_token_s:.1f} tokens/s, one at a time; {_reading(result)}"],
     ]
-    rows = [["op", "launches", "ms", "share", "GFLOP/s", "GB/s"]]
-    total = sum(op["seconds"] for op in result.ops) or 1.0
-    for op in result.ops:
+    tables = [_by_op("op", result.ops), _by_op("op of a decoded token", result.decode_ops)]
+    return "\n\n".join([console.table(facts, "<<"), *tables])
+
+
+def _by_op(title: str, ops: list[dict[str, Any]]) -> str:
+    rows = [[title, "launches", "ms", "share", "GFLOP/s", "GB/s"]]
+    total = sum(op["seconds"] for op in ops) or 1.0
+    for op in ops:
         seconds = op["seconds"] or 1e-9
         rates = [f"{op['flops'] / seconds / 1e9:.0f}" if op["flops"] else "", f"{op['bytes'] / seconds / 1e9:.1f}"]
         share = f"{100 * op['seconds'] / total:.1f} %"
-        rows.append([op["op"], str(op["launches"]), f"{1000 * op['seconds']:.1f}", share, *rates])
-    return f"{console.table(facts, '<<')}\n\n{console.table(rows, '<')}"
+        rows.append([op["op"], str(op["launches"]), f"{1000 * op['seconds']:.2f}", share, *rates])
+    return console.table(rows, "<")
 
 
 def _reading(result: BenchReport) -> str:

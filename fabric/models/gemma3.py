@@ -45,9 +45,9 @@ def read_config(gguf: GGUF) -> Config:
 def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor, window: int) -> Tensor:
     """x + norm(attention(norm(x))); x (T, width)."""
     h = r.rms_norm(x, f"{block}.attn_norm", c.rms_eps)
-    q = r.rms_norm(r.linear(h, f"{block}.attn_q"), f"{block}.attn_q_norm", c.rms_eps)
-    k = r.rms_norm(r.linear(h, f"{block}.attn_k"), f"{block}.attn_k_norm", c.rms_eps)
-    v = r.linear(h, f"{block}.attn_v")
+    q, k, v = r.qkv(h, block)
+    q = r.rms_norm(q, f"{block}.attn_q_norm", c.rms_eps)
+    k = r.rms_norm(k, f"{block}.attn_k_norm", c.rms_eps)
     q = r.graph.rope(q, rope, c.head_dim, HALVES)
     k = r.graph.rope(k, rope, c.head_dim, HALVES)
     scale = (c.width // c.n_head if c.n_layers == LAYERS_OF_27B else c.head_dim) ** -0.5

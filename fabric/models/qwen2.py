@@ -17,9 +17,9 @@ __all__ = ["Config", "build", "read_config"]
 def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor) -> Tensor:
     """x + attention(norm(x)); x (T, width)."""
     h = r.rms_norm(x, f"{block}.attn_norm", c.rms_eps)
-    q = r.graph.rope(r.linear(h, f"{block}.attn_q"), rope, c.head_dim, HALVES)
-    k = r.graph.rope(r.linear(h, f"{block}.attn_k"), rope, c.head_dim, HALVES)
-    v = r.linear(h, f"{block}.attn_v")
+    q, k, v = r.qkv(h, block)
+    q = r.graph.rope(q, rope, c.head_dim, HALVES)
+    k = r.graph.rope(k, rope, c.head_dim, HALVES)
     o = r.attention(q, k, v, n_head=c.n_head, n_kv_head=c.n_kv_head, head_dim=c.head_dim, scale=c.head_dim**-0.5)
     return r.linear(o, f"{block}.attn_output", residual=x)
 

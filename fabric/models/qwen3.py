@@ -17,9 +17,9 @@ __all__ = ["Config", "build", "read_config"]
 def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor) -> Tensor:
     """x + attention(norm(x)); x (T, width)."""
     h = r.rms_norm(x, f"{block}.attn_norm", c.rms_eps)
-    q = r.rms_norm(r.linear(h, f"{block}.attn_q"), f"{block}.attn_q_norm", c.rms_eps)
-    k = r.rms_norm(r.linear(h, f"{block}.attn_k"), f"{block}.attn_k_norm", c.rms_eps)
-    v = r.linear(h, f"{block}.attn_v")
+    q, k, v = r.qkv(h, block)
+    q = r.rms_norm(q, f"{block}.attn_q_norm", c.rms_eps)
+    k = r.rms_norm(k, f"{block}.attn_k_norm", c.rms_eps)
     q = r.graph.rope(q, rope, c.head_dim, HALVES)
     k = r.graph.rope(k, rope, c.head_dim, HALVES)
     o = r.attention(q, k, v, n_head=c.n_head, n_kv_head=c.n_kv_head, head_dim=c.head_dim, scale=c.head_dim**-0.5)

@@ -175,6 +175,10 @@ class Recorder:
         bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.gguf.tensors else -1
         return self.graph.linear(x, self.weight(f"{name}.weight"), bias, self.lora(f"{name}.weight"), residual)
 
+    def qkv(self, h: Tensor, block: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: one after the other, so that a GPU computes them at once."""
+        return self.linear(h, f"{block}.attn_q"), self.linear(h, f"{block}.attn_k"), self.linear(h, f"{block}.attn_v")
+
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, n_head: int, n_kv_head: int, head_dim: int, scale: float,
         window: int = 0, softcap: float = 0.0,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric.core import Device, Feed
+from fabric.core import Device, Feed, Plan
 from fabric.devices import profile_of
 from fabric.errors import UsageError
 from fabric.models import architecture_of
@@ -71,6 +71,7 @@ class BenchReport:
     decode_token_s: float
     decode_bytes_per_s: float  # weights that multiply, read once a token
     ops: list[dict[str, Any]] = field(default_factory=list)
+    decode_ops: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def share_of_peak(self) -> float:
@@ -152,9 +153,10 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             resident, nominal, tokens = peak_bytes(), steps.nominal_flops, steps.tokens
             trained = sum(feed.trained for feed in steps.feeds)
         with steps_of(settings, gguf, profile=True) as steps:
-            ops = _by_op(steps)
+            ops = _by_op(steps.machine.plan, steps.run)
         step_s = median(times[1:])
-        token_s, read = _decode(settings, precision, gguf)
+        token_s, read, _ = _decode(settings, precision, gguf)
+        decode_ops = _decode(settings, precision, gguf, profile=True)[2]
         return BenchReport(
             model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=tokens,
             step_s=step_s, first_step_s=times[0], tokens_per_s=tokens / step_s,
@@ -162,39 +164,46 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             nominal_flops_per_s=nominal / step_s, peak_flops_per_s=peaks,
             read_bytes_per_s=read, planned_bytes=planned, peak_bytes=resident,
             model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
-            decode_bytes_per_s=sum(t.nbytes for t in _factors(gguf)) / token_s, ops=ops,
+            decode_bytes_per_s=sum(t.nbytes for t in _factors(gguf)) / token_s, ops=ops, decode_ops=decode_ops,
         )  # fmt: skip
 
 
-def _by_op(steps: Steps) -> list[dict[str, Any]]:
-    """Times of the second step: in the first one, the system still finds the memory."""
-    steps.run()
-    first = {op["op"]: op for op in steps.machine.plan.op_stats()}
-    steps.run()
+def _by_op(plan: Plan, run: Callable[[], object]) -> list[dict[str, Any]]:
+    """Times of the second run: in the first one, the system still finds the memory."""
+    run()
+    first = {op["op"]: op for op in plan.op_stats()}
+    run()
     numbers = ("launches", "seconds", "flops", "bytes")
-    ops = [
-        {"op": op["op"], **{name: op[name] - first[op["op"]][name] for name in numbers}}
-        for op in steps.machine.plan.op_stats()
-    ]
+    ops = [{"op": op["op"], **{name: op[name] - first[op["op"]][name] for name in numbers}} for op in plan.op_stats()]
     return sorted(ops, key=lambda op: -op["seconds"])
 
 
-def _decode(settings: BenchSettings, precision: str, gguf: GGUF) -> tuple[float, float]:
-    """Median seconds of a token, one sequence over a cache; bytes/s that the device reads, measured just after."""
+def _decode(
+    settings: BenchSettings, precision: str, gguf: GGUF, profile: bool = False
+) -> tuple[float, float, list[dict[str, Any]]]:
+    """Median seconds of a token, one sequence over a cache; bytes/s that the device reads, measured just after; with
+    `profile`, the last token by op.
+    """
     vocab = architecture_of(gguf).read_config(gguf).vocab_size
     with contextlib.ExitStack() as stack:
-        device = profile_of(settings.device).open(settings.device, settings.threads, settings.isa)
+        device = profile_of(settings.device).open(settings.device, settings.threads, settings.isa, profile)
         stack.callback(device.close)
         weights = Weights(gguf, device)
         stack.callback(weights.close)
         decoder = Decoder(weights, DECODED, 1, 1, precision)
         stack.callback(decoder.close)
-        zero, times = np.zeros(1, np.int32), []
-        for at in range(DECODED):
-            began, slot = time.perf_counter(), np.array([at], np.int32)
+        zero = np.zeros(1, np.int32)
+        times: list[float] = []
+
+        def token() -> None:
+            began, slot = time.perf_counter(), np.array([len(times)], np.int32)
             decoder.logits(slot * 7919 % vocab, slot, zero, slot + 1, slot, zero)
             times.append(time.perf_counter() - began)
-        return median(times[DECODED // 3 :]), device.peak("read")
+
+        while len(times) < DECODED - 2 * profile:
+            token()
+        ops = _by_op(decoder.plan, token) if profile else []
+        return median(times[DECODED // 3 :]), device.peak("read"), ops
 
 
 def _factors(gguf: GGUF) -> list[TensorInfo]:

@@ -6,11 +6,11 @@
 /* The files of this folder, one a kernel, and those that need matrix units: a backend that has them has a file of its own
  * for each. */
 #define FB_KERNEL_NAMES(X)                                                                                       \
-    X(attention) X(attention_dkv) X(attention_dq) X(columns) X(elements) X(norm) X(parts) X(peak) X(product) \
-    X(product_few) X(rope) X(rows) X(sumsq) X(xent)
+    X(attention) X(attention_dkv) X(attention_dq) X(attention_few) X(columns) X(elements) X(norm) X(parts)   \
+    X(peak) X(product) X(product_few) X(rope) X(rows) X(sumsq) X(xent)
 #define FB_MATRIX_KERNEL_NAMES(X) \
-    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_product) \
-    X(matrix_product_f16) X(matrix_rows)
+    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_peak) \
+    X(matrix_peak_f16) X(matrix_product) X(matrix_product_f16) X(matrix_rows)
 #define FB_KERNEL_ID(name) FB_KERNEL_##name,
 typedef enum fb_kernel_id {
     FB_KERNEL_NAMES(FB_KERNEL_ID) FB_MATRIX_KERNEL_NAMES(FB_KERNEL_ID) FB_KERNEL_COUNT,
@@ -34,7 +34,7 @@ typedef struct fb_dispatch {
     uint32_t arg[FB_ARGS];
     fb_view b[FB_BINDINGS];
     int blocks;  /* the binding that is addressed in bytes; -1: none */
-    int beside;  /* needs nothing that the dispatch before it writes */
+    uint32_t writes; /* bit k: binding k is written */
     double work; /* operations, roughly: what bounds a submission in time */
     double rounds; /* of all loops of a thread, at most; where their number depends on the operands */
 } fb_dispatch;
@@ -55,6 +55,8 @@ enum { FB_MOST_DISPATCHES = 64 };
 /* An op as launches of kernels, in order; returns how many, or 0 after fb_fail. */
 int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
              fb_dispatch out[FB_MOST_DISPATCHES]);
+/* Products in the registers of matrix units, as many as a device can do; returns the operations of a workgroup. */
+double fb_matrix_peak(fb_dispatch *d, const fb_kernel_limits *limits);
 /* Bytes of scratch that the launch needs; UINT64_MAX after fb_fail. */
 uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limits);
 

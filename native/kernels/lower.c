@@ -1,6 +1,8 @@
 /* lower.c - which portable kernel an op is, with which constants, arguments and workgroups: one row an op. */
 #include "lower.h"
 
+enum { FEW = 8 /* rows for which kernels of their own spread what is read over the device */ };
+
 /* ---- products ---- */
 
 /* Tiles of 64 x 64 with 4 x 4 a thread; narrow ones where the output is narrow, as beside a LoRA pair. */
@@ -28,12 +30,16 @@ static int product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const
     weights_at(d, 2);
     args(d, 2 * (uint64_t)m * n * k, m, n, k, v[3].mem ? (uint32_t)v[3].cols : 0);
     d->arg[4] = bits(l->attr.scale);
-    if (op == 0 && m <= 8) {
+    if (op == 0 && m <= FEW) {
+        const uint32_t most = m <= 2 ? m : m <= 4 ? 4 : 8, wide = n < 4096 ? 2 : 4;
         d->kernel = FB_KERNEL_product_few;
-        d->rounds = 2.0 * (m + 1) * (up(k, 256) + up(d->arg[3], 64) + 1) + 64;
-        d->spec[0] = 64;
+        d->rounds = most * wide * (4.0 * (up(k, 1024) + 1) + up(d->arg[3], 64)) + 256;
+        d->spec[0] = 256 / wide;
         d->spec[3] = 0;
-        d->groups = up(n, 2);
+        d->spec[5] = most;
+        d->spec[6] = wide;
+        d->spec[7] = k % 16 == 0 && v[1].offset % 4 == 0 && v[1].ld % 2 == 0;
+        d->groups = up(n, wide);
         return 1;
     }
     tiles(d, limits, m, n);
@@ -70,7 +76,16 @@ static int attend(dispatch *d, const fb_launch *l, const fb_kernel_limits *limit
     const fb_attention_shape *s = &l->attr.attention;
     const int by_keys = kernel == FB_KERNEL_attention_dkv;
     uint32_t t = (uint32_t)l->v[2].rows, keys = (uint32_t)l->v[3].rows, heads = (uint32_t)(by_keys ? s->n_kv_head : s->n_head);
-    if (!fb_lower_matrix_attention(d, l, limits, matrix, order)) {
+    if (kernel == FB_KERNEL_attention && t <= FEW && s->head_dim <= 256) {
+        begin(d, l, FB_KERNEL_attention_few, order, 128, 0);
+        d->spec[5] = (uint32_t)s->head_dim;
+        d->groups = heads * t;
+        while (d->spec[0] < 1024 && d->spec[0] * 2 <= limits->threads && 4 * (256 + 12 * d->spec[0]) <= limits->shared_bytes)
+            d->spec[0] *= 2;
+        d->spec[6] = s->head_dim % 4 == 0;
+        for (int k = 2; k < 5; k++) d->spec[6] &= d->b[k].offset % 4 == 0 && d->b[k].ld % 2 == 0;
+        d->rounds = up(keys, 32) * (16.0 + up(d->spec[5], 4)) + 512;
+    } else if (!fb_lower_matrix_attention(d, l, limits, matrix, order)) {
         begin(d, l, kernel, order, 128, 0);
         d->spec[5] = (uint32_t)s->head_dim;
         d->groups = heads * up(by_keys ? keys : t, 32);
@@ -111,7 +126,6 @@ LOWER(attention_dkv) {
         if (dk.mem && dv.mem) {
             add_parts(&d[1], &out[0], dk, &none, &none);
             add_parts(&d[2], &out[1], dv, &none, &none);
-            d[2].beside = 1;
             d->b[0] = dk, d->b[1] = dv;
             d->arg[8] = parts;
             d->groups *= parts;
@@ -123,17 +137,20 @@ LOWER(attention_dkv) {
 
 /* ---- norms and sums down the rows ---- */
 
-static int normed(dispatch *d, const fb_launch *l, const char *order, uint32_t op, const fb_view *weight) {
-    begin(d, l, FB_KERNEL_norm, order, weight->cols <= 256 ? 32 : 64, op); /* each thread adds all threads' sums */
+static int normed(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, const char *order, uint32_t op,
+                  const fb_view *weight) {
+    begin(d, l, FB_KERNEL_norm, order, weight->cols <= 256 ? 32 : 64, op);
     const fb_view *x = &d->b[1];
     d->groups = (uint32_t)x->rows * (uint32_t)(x->cols / weight->cols);
+    while (x->rows <= FEW && d->spec[0] < 512 && d->spec[0] * 2 <= limits->threads && 4 * d->spec[0] < (uint32_t)weight->cols)
+        d->spec[0] *= 2;
     args(d, 8 * (uint64_t)x->rows * (uint64_t)x->cols, (uint32_t)x->rows, (uint32_t)x->cols, (uint32_t)weight->cols,
          bits(l->attr.eps));
-    d->rounds = 2.0 * up(d->arg[2], 32) + 128;
+    d->rounds = 2.0 * up(d->arg[2], 128) + 128;
     return 1;
 }
-LOWER(rms_norm) { UNUSED; return normed(d, l, "012", 0, &l->v[2]); }
-LOWER(rms_norm_dx) { UNUSED; return normed(d, l, "02314", 1, &l->v[3]); }
+LOWER(rms_norm) { UNUSED; return normed(d, l, limits, "012", 0, &l->v[2]); }
+LOWER(rms_norm_dx) { UNUSED; return normed(d, l, limits, "02314", 1, &l->v[3]); }
 
 static int summed(dispatch *d, const fb_launch *l, const char *order, uint32_t op, uint32_t cols, uint32_t groups) {
     begin(d, l, FB_KERNEL_columns, order, 64, op);
@@ -145,10 +162,9 @@ static int summed(dispatch *d, const fb_launch *l, const char *order, uint32_t o
 
 /* The norms of all groups first, into scratch. */
 LOWER(rms_norm_dw) {
-    (void)limits;
     int32_t groups = l->v[2].cols / l->v[0].cols;
     fb_view inv = {.mem = scratch, .type = FB_F32, .rows = l->v[2].rows, .cols = groups, .ld = groups};
-    normed(&d[0], l, "-2", 2, &l->v[0]);
+    normed(&d[0], l, limits, "-2", 2, &l->v[0]);
     summed(&d[1], l, "012", 1, (uint32_t)l->v[0].cols, (uint32_t)groups);
     d[0].b[0] = d[1].b[3] = inv;
     return 2;
@@ -311,6 +327,18 @@ static int decodable(int32_t type) {
     return 0;
 }
 
+/* The bindings that a kernel writes, a bit each. */
+static uint32_t written(const dispatch *d) {
+    switch (d->kernel) {
+    case FB_KERNEL_attention: case FB_KERNEL_attention_dkv: case FB_KERNEL_attention_dq: case FB_KERNEL_attention_few:
+    case FB_KERNEL_matrix_attention: case FB_KERNEL_matrix_attention_dkv: case FB_KERNEL_matrix_attention_dq:
+    case FB_KERNEL_xent: return 3;
+    case FB_KERNEL_matrix_rows: return 1 | 1 << 7;
+    case FB_KERNEL_elements: return d->spec[3] == 7 ? 7 : d->spec[3] == 3 || d->spec[3] == 8 ? 3 : 1;
+    default: return 1;
+    }
+}
+
 int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
              fb_dispatch out[FB_MOST_DISPATCHES]) {
     if ((unsigned)launch->op >= FB_OP_COUNT || !ROWS[launch->op]) {
@@ -324,6 +352,7 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
         const int alone = d->kernel == FB_KERNEL_elements || d->kernel == FB_KERNEL_rope || d->kernel == FB_KERNEL_rows ||
                           d->kernel == FB_KERNEL_parts || d->kernel == FB_KERNEL_matrix_pack;
         if (alone && limits->threads >= 256) d->spec[0] = 256, d->groups = up(d->groups, 4);
+        d->writes = written(d);
         for (int k = 0; k < FB_BINDINGS; k++) {
             if (!d->b[k].mem) continue;
             d->spec[2] |= 1u << k;

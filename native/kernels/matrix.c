@@ -38,7 +38,6 @@ static int halves(dispatch *d, int *count, room *left, fb_view *x, uint32_t cols
     if (in_halves(x) && (uint32_t)x->cols == cols) return 1;
     fb_view packed = take(left, FB_BF16, (uint64_t)x->rows, cols);
     if (!pack(&d[*count], x, NULL, 0, 1, 0, packed)) return 0;
-    d[*count].beside = *count > 0;
     (*count)++;
     *x = packed;
     return 1;
@@ -169,7 +168,6 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
             s.w = p.decoded;
             s.w.rows = (int32_t)(here + (op == 1 && last ? o.rank : 0));
             if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, l->attr.scale, limits->f16, s.w)) return 0;
-            d[count].beside = first == 0 && count > 0;
             count++;
         }
         if (op == 0 && p.slabs > 1) {
@@ -221,4 +219,11 @@ int fb_lower_matrix_attention(dispatch *d, const fb_launch *l, const fb_kernel_l
     d->spec[6] = block;
     d->groups = (uint32_t)(by_keys ? s->n_kv_head : s->n_head) * up((uint64_t)l->v[by_keys ? 3 : 2].rows, 64);
     return 1;
+}
+
+double fb_matrix_peak(fb_dispatch *d, const fb_kernel_limits *limits) {
+    const uint32_t subgroups = 4, rounds = limits->rounds ? 8 : 256, products = 8; /* of 16 x 16 x 16, a round and subgroup */
+    *d = (fb_dispatch){.kernel = limits->f16 ? FB_KERNEL_matrix_peak_f16 : FB_KERNEL_matrix_peak, .blocks = -1,
+                       .spec = {subgroups * limits->subgroup, [9] = (uint32_t)limits->f16}, .groups = 64, .arg = {rounds}};
+    return 2.0 * 16 * 16 * 16 * products * rounds * subgroups;
 }

@@ -6,6 +6,7 @@
 
 static const uint64_t SLICE_ALIGN = 256;        /* the largest offset alignment that a driver may ask for */
 static const uint64_t BLOCK = (uint64_t)64 << 20; /* smaller slices share a block of this size */
+static const uint64_t FEW_BYTES = 4096;         /* of a write that is put among the commands */
 static const uint64_t STAGING = (uint64_t)16 << 20;
 
 static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -134,7 +135,7 @@ int vk_alloc(void *self, uint64_t bytes, fb_mem *mem) {
         memset(slice->block->mapped + slice->offset, 0, (size_t)slice->bytes);
         return FB_OK;
     }
-    code = vk_begin(vk, &commands, 0);
+    code = vk_begin(vk, &commands);
     if (code == FB_OK) {
         vk->fn.CmdFillBuffer(commands, slice->block->buffer, slice->offset, slice->bytes, 0);
         code = vk_flush(vk);
@@ -143,7 +144,7 @@ int vk_alloc(void *self, uint64_t bytes, fb_mem *mem) {
     return code;
 }
 
-/* ---- copies; both wait for what runs ---- */
+/* ---- copies; they wait for what runs, but for a write of few bytes, which goes with the commands ---- */
 
 static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
     if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
@@ -160,7 +161,7 @@ static int staged(vulkan *vk, vk_slice *slice, uint64_t offset, const char *src,
         VkBufferCopy copy = {.srcOffset = src ? 0 : slice->offset + offset + at,
                              .dstOffset = src ? slice->offset + offset + at : 0, .size = n};
         if (src) memcpy(vk->staging->mapped, src + at, (size_t)n);
-        code = vk_begin(vk, &commands, 0);
+        code = vk_begin(vk, &commands);
         if (code) break;
         vk->fn.CmdCopyBuffer(commands, src ? vk->staging->buffer : slice->block->buffer,
                              src ? slice->block->buffer : vk->staging->buffer, 1, &copy);
@@ -173,9 +174,16 @@ static int staged(vulkan *vk, vk_slice *slice, uint64_t offset, const char *src,
 int vk_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
     vulkan *vk = self;
     vk_slice *slice = mem->handle;
+    VkCommandBuffer commands;
     int code = inside(mem, offset, bytes);
-    if (code == FB_OK) code = vk_wait(vk);
     if (code || !bytes) return code;
+    if (!slice->block->mapped && bytes <= FEW_BYTES && bytes % 4 == 0 && offset % 4 == 0) {
+        code = vk_begin(vk, &commands);
+        if (code == FB_OK) vk->fn.CmdUpdateBuffer(commands, slice->block->buffer, slice->offset + offset, bytes, src);
+        return code;
+    }
+    code = vk_wait(vk);
+    if (code) return code;
     if (!slice->block->mapped) return staged(vk, slice, offset, src, NULL, bytes);
     memcpy(slice->block->mapped + slice->offset + offset, src, (size_t)bytes);
     return FB_OK;

@@ -380,6 +380,7 @@ struct VkExtensionProperties;
                                  uint32_t, const void *, uint32_t, const void *))                                        \
     X(void, CmdCopyBuffer, (VkCommandBuffer, VkBuffer, VkBuffer, uint32_t, const VkBufferCopy *))                        \
     X(void, CmdFillBuffer, (VkCommandBuffer, VkBuffer, VkDeviceSize, VkDeviceSize, uint32_t))                            \
+    X(void, CmdUpdateBuffer, (VkCommandBuffer, VkBuffer, VkDeviceSize, VkDeviceSize, const void *))                      \
     X(VkResult, CreateFence, (VkDevice, const VkFenceCreateInfo *, const void *, VkFence *))                             \
     X(void, DestroyFence, (VkDevice, VkFence, const void *))                                                             \
     X(VkResult, ResetFences, (VkDevice, uint32_t, const VkFence *))                                                      \

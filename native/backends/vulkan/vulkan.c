@@ -300,6 +300,7 @@ static int vk_open(int index, const fb_device_options *options, void **self, fb_
 
 /* Makes everything before visible to everything after. */
 static void barrier(vulkan *vk, VkCommandBuffer commands) {
+    vk->n_uses = 0;
     const VkFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
     const VkFlags reads = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_TRANSFER_READ_BIT;
     const VkFlags writes = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
@@ -333,24 +334,30 @@ static int retire(vulkan *vk, vk_slot *slot) {
     return code;
 }
 
-int vk_begin(vulkan *vk, VkCommandBuffer *commands, int beside) {
+/* Begins a command buffer where none is being recorded. */
+static int start(vulkan *vk) {
     vk_slot *slot = &vk->slots[vk->slot];
-    *commands = slot->commands;
-    if (!vk->recording) {
-        VkCommandBufferBeginInfo begin = {.sType = VK_STYPE_COMMAND_BEGIN, .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
-        int code = retire(vk, slot);
-        if (code == FB_OK) code = vk_check(vk->fn.ResetDescriptorPool(vk->device, slot->sets, 0), "reset descriptors");
-        if (code == FB_OK) code = vk_check(vk->fn.BeginCommandBuffer(slot->commands, &begin), "record commands");
-        if (code) return code;
-        slot->used = 0;
-        slot->expected = 0;
-        memset(slot->work, 0, sizeof slot->work);
-        memset(slot->seconds, 0, sizeof slot->seconds);
-        vk->recording = 1;
-        beside = 0;
-    }
-    if (!beside) barrier(vk, slot->commands);
+    VkCommandBufferBeginInfo begin = {.sType = VK_STYPE_COMMAND_BEGIN, .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+    if (vk->recording) return FB_OK;
+    int code = retire(vk, slot);
+    if (code == FB_OK) code = vk_check(vk->fn.ResetDescriptorPool(vk->device, slot->sets, 0), "reset descriptors");
+    if (code == FB_OK) code = vk_check(vk->fn.BeginCommandBuffer(slot->commands, &begin), "record commands");
+    if (code) return code;
+    slot->used = 0;
+    slot->expected = 0;
+    memset(slot->work, 0, sizeof slot->work);
+    memset(slot->seconds, 0, sizeof slot->seconds);
+    vk->recording = 1;
+    barrier(vk, slot->commands);
     return FB_OK;
+}
+
+int vk_begin(vulkan *vk, VkCommandBuffer *commands) {
+    int code = start(vk);
+    *commands = vk->slots[vk->slot].commands;
+    if (code == FB_OK) barrier(vk, *commands);
+    vk->n_uses = USES; /* and a barrier must follow */
+    return code;
 }
 
 int vk_flush(vulkan *vk) {
@@ -404,8 +411,8 @@ static int bind(const vulkan *vk, const fb_dispatch *d, int k, VkDescriptorBuffe
     return FB_OK;
 }
 
-static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, fb_push *push, VkDescriptorSet *set) {
-    VkDescriptorBufferInfo infos[FB_BINDINGS];
+static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, fb_push *push, VkDescriptorBufferInfo *infos,
+                    VkDescriptorSet *set) {
     VkWriteDescriptorSet writes[FB_BINDINGS];
     VkDescriptorSetAllocateInfo allocate = {.sType = VK_STYPE_SET_ALLOCATE, .descriptorPool = slot->sets,
                                             .descriptorSetCount = 1, .pSetLayouts = &vk->set_layout};
@@ -421,17 +428,35 @@ static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, fb_push *pu
     return code;
 }
 
+/* A barrier, unless a dispatch neither reads nor writes what one since the last barrier wrote, nor writes what one read. */
+static void order(vulkan *vk, VkCommandBuffer commands, const fb_dispatch *d, const VkDescriptorBufferInfo *infos) {
+    int apart = vk->n_uses + FB_BINDINGS > USES;
+    for (int k = 0; k < FB_BINDINGS && !apart; k++)
+        for (int i = 0; d->b[k].mem && i < vk->n_uses && !apart; i++) {
+            const vk_use *u = &vk->uses[i];
+            apart = u->buffer == infos[k].buffer && u->from < infos[k].offset + infos[k].range && infos[k].offset < u->to &&
+                    (u->written || (d->writes >> k & 1u));
+        }
+    if (apart) barrier(vk, commands);
+    for (int k = 0; k < FB_BINDINGS; k++)
+        if (d->b[k].mem)
+            vk->uses[vk->n_uses++] = (vk_use){infos[k].buffer, infos[k].offset, infos[k].offset + infos[k].range,
+                                              (int)(d->writes >> k & 1u)};
+}
+
 /* Workgroups first .. first + n of a dispatch, in a grid that the device takes; its rest does nothing. */
 static int record(vulkan *vk, const fb_dispatch *d, uint32_t first, uint32_t n, double work) {
-    VkCommandBuffer commands;
+    VkDescriptorBufferInfo infos[FB_BINDINGS];
     VkPipeline pipeline;
     VkDescriptorSet set;
     fb_push push = {{0}, {0}, {0}};
     int code = vk_pipeline_get(vk, d, &pipeline);
-    if (code == FB_OK) code = vk_begin(vk, &commands, d->beside);
+    if (code == FB_OK) code = start(vk);
     vk_slot *slot = &vk->slots[vk->slot];
-    if (code == FB_OK) code = make_set(vk, slot, d, &push, &set);
+    VkCommandBuffer commands = slot->commands;
+    if (code == FB_OK) code = make_set(vk, slot, d, &push, infos, &set);
     if (code) return code;
+    order(vk, commands, d, infos);
     slot->used++;
     slot->work[d->kernel] += work;
     slot->seconds[d->kernel] += work * vk->pace[d->kernel];
@@ -474,7 +499,7 @@ static int run_launch(vulkan *vk, const fb_launch *launch, fb_mem *scratch) {
 /* Has the device note the time when all before is done. */
 static int stamp(vulkan *vk, int i) {
     VkCommandBuffer commands;
-    int code = vk_begin(vk, &commands, 0);
+    int code = vk_begin(vk, &commands);
     if (code) return code;
     if (i == 0) vk->fn.CmdResetQueryPool(commands, vk->stamps, 0, STAMPS);
     vk->fn.CmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, vk->stamps, (uint32_t)i);
@@ -506,8 +531,7 @@ static int vk_submit(void *self, const fb_launch *launches, int n, fb_mem *scrat
     for (int i = 0; seconds && i < n && code == FB_OK; i += STAMPS - 1)
         code = run_timed(vk, launches + i, n - i < STAMPS - 1 ? n - i : STAMPS - 1, scratch, seconds + i);
     for (int i = 0; !seconds && i < n && code == FB_OK; i++) code = run_launch(vk, &launches[i], scratch);
-    if (code == FB_OK) code = vk_flush(vk);
-    return code;
+    return code; /* a command buffer is submitted when it is full; a wait submits the last */
 }
 
 static void vk_watch(void *self, const volatile int32_t *cancel) {
@@ -522,16 +546,17 @@ static uint64_t vk_scratch(void *self, const fb_launch *launch) {
 
 /* ---- peaks ---- */
 
-static int timed(vulkan *vk, const fb_dispatch *d, double *seconds) {
+static int timed(vulkan *vk, const fb_dispatch *d, uint32_t times, double *seconds) {
     int code = vk_wait(vk);
     double before = fb_os_seconds();
-    if (code == FB_OK) code = run(vk, d);
+    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = run(vk, d);
     if (code == FB_OK) code = vk_wait(vk);
     *seconds = fb_os_seconds() - before;
     return code;
 }
 
-/* Multiply-adds in registers, or sums over memory, in growing portions until one takes long enough to be measured. */
+/* Multiply-adds in registers, by the matrix units where products run on those, or sums over memory, in growing portions
+ * until one takes long enough to be measured. */
 static int vk_peak(void *self, int kind, double seconds, double *per_second) {
     vulkan *vk = self;
     const int read = kind == FB_PEAK_READ;
@@ -545,15 +570,19 @@ static int vk_peak(void *self, int kind, double seconds, double *per_second) {
                      .v = {{.mem = &partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
                            {.mem = &memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
     fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .blocks = -1, .spec = {128}, .groups = 64, .arg = {1000}}};
+    double each = 2.0 * 16 * 128 * d->arg[0], best = 0, took = 0, spent = 0; /* each: of a workgroup */
+    if (kind == FB_PEAK_BF16 && vk->limits.subgroup) each = fb_matrix_peak(d, &vk->limits);
     d[0].b[0] = sum.v[0];
     if (code == FB_OK && read && !fb_lower(&sum, NULL, &vk->limits, d)) code = FB_E_INTERNAL;
-    double best = 0, took = 0, spent = 0;
+    uint32_t times = 1;
     while (code == FB_OK && (spent < seconds || best == 0)) {
-        code = timed(vk, d, &took);
+        code = timed(vk, d, times, &took);
         spent += took;
-        double done = read ? (double)bytes : 2.0 * 16 * 128 * d->groups * (double)d->arg[0];
+        double done = times * (read ? (double)bytes : each * d->groups);
         if (took > 0 && done / took > best) best = done / took;
-        if (!read && took < seconds / 8 && d->groups < 1u << 15) d->groups *= 2;
+        if (took > seconds / 8) continue;
+        if (!read && d->groups < 1u << 12) d->groups *= 2;
+        else times *= 2;
     }
     vk_free(vk, &memory);
     vk_free(vk, &partial);

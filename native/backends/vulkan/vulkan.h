@@ -49,8 +49,15 @@ typedef struct vk_block {
     struct vk_block *next;
 } vk_block;
 
+/* What a dispatch reads or writes. */
+typedef struct vk_use {
+    VkBuffer buffer;
+    uint64_t from, to;
+    int written;
+} vk_use;
+
 /* A command buffer and what it needs while it runs. */
-enum { SLOTS = 6, SETS = 64, STAMPS = 65 };
+enum { SLOTS = 6, SETS = 64, STAMPS = 65, USES = 64 };
 typedef struct vk_slot {
     VkCommandBuffer commands;
     VkDescriptorPool sets;
@@ -86,6 +93,8 @@ typedef struct vulkan {
     vk_slot slots[SLOTS];
     int slot; /* the one being recorded, or next to be */
     int recording;
+    vk_use uses[USES]; /* since the last barrier */
+    int n_uses;
     double submit_s, pace[FB_KERNEL_COUNT], ended; /* pace: seconds an operation; ended: when a submission was seen to end */
     const volatile int32_t *cancel;
     VkQueryPool stamps; /* STAMPS times that the device passes; 0 where its queue has no clock */
@@ -102,9 +111,8 @@ typedef struct vulkan {
 /* FB_OK, or the code of a failed call after one sentence about `what`. */
 int vk_check(VkResult result, const char *what);
 
-/* vulkan.c: commands go into one buffer after another; each sees what those before it wrote, but for one that runs beside
- * the last. */
-int vk_begin(vulkan *vk, VkCommandBuffer *commands, int beside);
+/* vulkan.c: commands go into one buffer after another; those recorded after vk_begin see what all before wrote. */
+int vk_begin(vulkan *vk, VkCommandBuffer *commands);
 int vk_flush(vulkan *vk);
 int vk_wait(void *self);
 

@@ -32,6 +32,7 @@ void emulated_barrier(void);
 
 struct float4 {
     float x, y, z, w;
+    float4() = default;
     float4(float a, float b, float c, float d) : x(a), y(b), z(c), w(d) {}
 };
 template <class to, class from> static inline to emulated_bits(from value) {
