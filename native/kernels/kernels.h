@@ -55,7 +55,8 @@ enum { FB_MOST_DISPATCHES = 64 };
 /* An op as launches of kernels, in order; returns how many, or 0 after fb_fail. */
 int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
              fb_dispatch out[FB_MOST_DISPATCHES]);
-/* Products in the registers of matrix units, as many as a device can do; returns the operations of a workgroup. */
+/* Products in the registers of matrix units, as many as a device can do; returns the operations of a workgroup, 0: products
+ * run on none here. */
 double fb_matrix_peak(fb_dispatch *d, const fb_kernel_limits *limits);
 /* Bytes of scratch that the launch needs; UINT64_MAX after fb_fail. */
 uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limits);

@@ -84,7 +84,7 @@ static int attend(dispatch *d, const fb_launch *l, const fb_kernel_limits *limit
             d->spec[0] *= 2;
         d->spec[6] = s->head_dim % 4 == 0;
         for (int k = 2; k < 5; k++) d->spec[6] &= d->b[k].offset % 4 == 0 && d->b[k].ld % 2 == 0;
-        d->rounds = up(keys, 32) * (16.0 + up(d->spec[5], 4)) + 512;
+        d->rounds = up(keys, 32) * (16.0 + up(d->spec[5], 4)) + 2 * d->spec[0];
     } else if (!fb_lower_matrix_attention(d, l, limits, matrix, order)) {
         begin(d, l, kernel, order, 128, 0);
         d->spec[5] = (uint32_t)s->head_dim;

@@ -70,9 +70,13 @@ typedef struct operands {
     uint32_t m, n, k, rank; /* of the output, the reduction, and the low-rank term in multiples of 32 */
 } operands;
 
+/* Whether products run on matrix units at all. */
+static int there(const fb_kernel_limits *limits) {
+    return limits->subgroup && limits->threads >= 4 * limits->subgroup && !limits->tile_rows && !limits->tile_cols;
+}
+
 static int fits(const operands *o, const fb_launch *l, const fb_kernel_limits *limits, uint32_t op) {
-    if (!limits->subgroup || limits->threads < 4 * limits->subgroup || limits->tile_rows || limits->tile_cols) return 0;
-    if (l->attr.scale == 0) return 0;
+    if (!there(limits) || l->attr.scale == 0) return 0;
     if (op == 2) return !limits->f16 && !(o->x.type == FB_F32 && o->w.type == FB_F32) && o->m % 8 == 0 && o->n % 8 == 0;
     if (o->x.type == FB_F32 && o->out.type == FB_F32) return 0;
     return o->m > FEW_ROWS && o->k % 32 == 0 && (op == 0 || o->n % 8 == 0);
@@ -223,6 +227,7 @@ int fb_lower_matrix_attention(dispatch *d, const fb_launch *l, const fb_kernel_l
 
 double fb_matrix_peak(fb_dispatch *d, const fb_kernel_limits *limits) {
     const uint32_t subgroups = 4, rounds = limits->rounds ? 8 : 256, products = 8; /* of 16 x 16 x 16, a round and subgroup */
+    if (!there(limits)) return 0;
     *d = (fb_dispatch){.kernel = limits->f16 ? FB_KERNEL_matrix_peak_f16 : FB_KERNEL_matrix_peak, .blocks = -1,
                        .spec = {subgroups * limits->subgroup, [9] = (uint32_t)limits->f16}, .groups = 64, .arg = {rounds}};
     return 2.0 * 16 * 16 * 16 * products * rounds * subgroups;

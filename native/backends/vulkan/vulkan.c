@@ -571,7 +571,8 @@ static int vk_peak(void *self, int kind, double seconds, double *per_second) {
                            {.mem = &memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
     fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .blocks = -1, .spec = {128}, .groups = 64, .arg = {1000}}};
     double each = 2.0 * 16 * 128 * d->arg[0], best = 0, took = 0, spent = 0; /* each: of a workgroup */
-    if (kind == FB_PEAK_BF16 && vk->limits.subgroup) each = fb_matrix_peak(d, &vk->limits);
+    const double matrix = kind == FB_PEAK_BF16 ? fb_matrix_peak(d, &vk->limits) : 0;
+    if (matrix > 0) each = matrix;
     d[0].b[0] = sum.v[0];
     if (code == FB_OK && read && !fb_lower(&sum, NULL, &vk->limits, d)) code = FB_E_INTERNAL;
     uint32_t times = 1;
