@@ -55,8 +55,9 @@ static VkResult submit(VkQueue queue, uint32_t n, const VkSubmitInfo *info, VkFe
 
 static VkResult (*real_wait)(VkDevice, uint32_t, const VkFence *, uint32_t, uint64_t);
 static VkResult wait(VkDevice device, uint32_t n, const VkFence *fences, uint32_t all, uint64_t timeout) {
-    int code = fails("vkWaitForFences");
-    return code ? code : real_wait(device, n, fences, all, timeout);
+    int code = fails("vkWaitForFences"); /* after the work has ended: nothing runs on a device that is lost */
+    VkResult real = real_wait(device, n, fences, all, timeout);
+    return code ? code : real;
 }
 
 static VkResult (*real_allocate)(VkDevice, const VkMemoryAllocateInfo *, const void *, VkDeviceMemory *);

@@ -38,7 +38,8 @@ def test_a_lost_device_ends_in_a_sentence_and_the_run_goes_on_to_the_same_bits(
     done = train(whole, tiny, rows, behind(shim, whole / "log"), "--json")
     assert done.code == 0, done.err
     submits = len(events(whole / "log", "submit"))
-    for function, at in (("vkQueueSubmit", submits * 3 // 4), ("vkWaitForFences", submits // 2), ("vkQueueSubmit", 30)):
+    for function, part in (("vkQueueSubmit", 0.75), ("vkWaitForFences", 0.6), ("vkQueueSubmit", 0.5)):
+        at = int(submits * part)
         folder = tmp_path / f"{function}{at}"
         folder.mkdir()
         lost = train(folder, tiny, rows, behind(shim, SHIM_FAIL=f"{function} {at} {LOST}"), "-q")
@@ -59,7 +60,11 @@ def test_a_device_without_memory_is_told_before_any_step(tiny: Path, rows: Path,
 def test_memory_that_runs_out_in_a_step_leaves_a_run_that_goes_on(
     tiny: Path, rows: Path, tmp_path: Path, shim: Path
 ) -> None:
-    ended = train(tmp_path, tiny, rows, behind(shim, SHIM_FAIL=f"vkQueueSubmit 40 {OUT_OF_MEMORY}"), "-q")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert train(whole, tiny, rows, behind(shim, whole / "log"), "-q").code == 0
+    half = len(events(whole / "log", "submit")) // 2
+    ended = train(tmp_path, tiny, rows, behind(shim, SHIM_FAIL=f"vkQueueSubmit {half} {OUT_OF_MEMORY}"), "-q")
     one_sentence(ended, 69, "ran out of memory", "fabric resume run")
     assert fabric("resume", "run", cwd=tmp_path, timeout=300).code == 0
     assert (tmp_path / "a.gguf").exists()
