@@ -11,6 +11,7 @@ def launches(model: Path, *flags: str) -> tuple[int, int]:
     done = fabric("bench", "-m", model, "--ctx", "8", "--batch", "4", "--steps", "1", "--json", *flags)
     assert done.code == 0, done.err
     told = json.loads(done.out)
+    assert next(op["launches"] for op in told["decode_ops"] if op["op"] == "append") > 0
     return told["tokens"], next(op["launches"] for op in told["ops"] if op["op"] == "attention_dq")
 
 
