@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
+
+# A shell's background jobs ignore these, and commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Reasons that stand even there: another test covers the machine, or the data is not everybody's.
 ALLOWED = ("root may write everywhere", "the plain test runs NEON here", "../shared beside the checkout")
