@@ -54,7 +54,10 @@ def words(command: list[str], text: str, folder: Path) -> list[int]:
     """SPIR-V of a text."""
     source, out = folder / "kernel.comp", folder / "kernel.spv"
     source.write_text(text, encoding="utf-8")
-    done = subprocess.run([*command, str(source), "-o", str(out)], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([*command, str(source), "-o", str(out)], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        sys.exit(f"the Vulkan kernels were changed, and to compile them {command[0]} is needed")
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     data = out.read_bytes()

@@ -1,10 +1,12 @@
 """Builds `fabric.core._native`: every C file under native/ compiled into one abi3 extension by cffi.
 
-Run by setup.py; needs a C11 compiler (gcc or clang) and nothing else.
+Run by setup.py; needs a C11 compiler (gcc or clang) and nothing else. In a checkout whose Vulkan kernels were changed
+it compiles those too, by tools/spirv.py; what is shipped has them compiled.
 """
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +22,10 @@ else:
     FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
     FLAGS += os.environ.get("FABRIC_CFLAGS", "-Wall -Wextra").split()
 
+SPIRV = ROOT / "tools" / "spirv.py"
+if SPIRV.exists() and subprocess.run([sys.executable, SPIRV, "--check"], capture_output=True, check=False).returncode:
+    subprocess.run([sys.executable, SPIRV], check=True)
+
 declarations = re.sub(r"^\s*#.*$", "", HEADER.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 ffi = FFI()
@@ -29,7 +35,7 @@ ffi.set_source(
     '#include "fabric.h"',
     sources=SOURCES,
     include_dirs=[str(HEADER.parent)],
-    depends=sorted(str(path) for path in (ROOT / "native").rglob("*.h")),
+    depends=sorted(str(path) for path in (ROOT / "native").rglob("*") if path.suffix in (".h", ".inc")),
     extra_compile_args=FLAGS,
     libraries=[] if sys.platform == "win32" else ["m", "pthread", "dl"],
     py_limited_api=True,
