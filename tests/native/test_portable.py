@@ -106,7 +106,8 @@ def nvrtc() -> ctypes.CDLL:
     pytest.skip("NVRTC is not there: pip install nvidia-cuda-nvrtc")
 
 
-def test_nvrtc_compiles_every_kernel_for_a_real_card() -> None:
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+def test_nvrtc_compiles_every_kernel_for_a_real_card(architecture: str) -> None:
     from spirv import KERNELS, expanded
 
     compiler = nvrtc()
@@ -114,7 +115,7 @@ def test_nvrtc_compiles_every_kernel_for_a_real_card() -> None:
         text = expanded(KERNELS / "cuda.prelude") + expanded(KERNELS / "common.prelude") + expanded(path)
         sizes = {5: 64 if path.stem == "product" else 128, 6: 64, 7: 4, 8: 4, 9: 1}
         macros = [f"-DSPEC_{n}={sizes.get(n, 0xFFFF if n == 2 else n)}u" for n in range(1, 10)]
-        flags = ["--device-as-default-execution-space", "--gpu-architecture=sm_90", "-std=c++17", *macros]
+        flags = ["--device-as-default-execution-space", f"--gpu-architecture={architecture}", "-std=c++17", *macros]
         program, size = ctypes.c_void_p(), ctypes.c_size_t()
         compiler.nvrtcCreateProgram(ctypes.byref(program), text.encode(), path.stem.encode(), 0, None, None)
         given = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
