@@ -23,8 +23,15 @@ else:
     FLAGS += os.environ.get("FABRIC_CFLAGS", "-Wall -Wextra").split()
 
 SPIRV = ROOT / "tools" / "spirv.py"
-if SPIRV.exists() and subprocess.run([sys.executable, SPIRV, "--check"], capture_output=True, check=False).returncode:
-    subprocess.run([sys.executable, SPIRV], check=True)
+
+
+def spirv(*flags: str) -> int:
+    """Runs the tool, which tells what is wrong; its exit code."""
+    return subprocess.run([sys.executable, SPIRV, *flags], check=False).returncode
+
+
+if SPIRV.exists() and spirv("--check") and spirv():
+    sys.exit("The Vulkan kernels could not be compiled.")
 
 declarations = re.sub(r"^\s*#.*$", "", HEADER.read_text(encoding="utf-8"), flags=re.MULTILINE)
 

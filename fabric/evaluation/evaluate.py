@@ -250,8 +250,8 @@ def _compared(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> t
     for adapter, tuned in zip(settings.adapters, found[1:], strict=True):
         difference = tuned.sums - base.sums
         better, worse = int((difference < 0).sum()), int((difference > 0).sum())
-        gained = sum(now and not before for now, before in zip(tuned.right, base.right, strict=True))
-        lost = sum(before and not now for now, before in zip(tuned.right, base.right, strict=True))
+        gained = sum(right and not was for right, was in zip(tuned.right, base.right, strict=True))
+        lost = sum(was and not right for right, was in zip(tuned.right, base.right, strict=True))
         paired = Paired(
             loss_difference=float(difference.sum() / counts.sum()),
             loss_interval=bootstrap_interval(difference, counts),

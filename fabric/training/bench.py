@@ -155,8 +155,11 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
         with steps_of(settings, gguf, profile=True) as steps:
             ops = _by_op(steps.machine.plan, steps.run)
         step_s = median(times[1:])
-        token_s, read, _ = _decode(settings, precision, gguf)
-        decode_ops = _decode(settings, precision, gguf, profile=True)[2]
+        with _decoding(settings, precision, gguf) as (device, _, token):
+            token_s = median([token(at) for at in range(DECODED)][DECODED // 3 :])
+            read = device.peak("read")
+        with _decoding(settings, precision, gguf, profile=True) as (_, plan, token):
+            decode_ops = _by_op(plan, lambda: token(DECODED - 1))
         return BenchReport(
             model=gguf.name, device=info.name, isa=info.isa, precision=precision, tokens=tokens,
             step_s=step_s, first_step_s=times[0], tokens_per_s=tokens / step_s,
@@ -178,12 +181,11 @@ def _by_op(plan: Plan, run: Callable[[], object]) -> list[dict[str, Any]]:
     return sorted(ops, key=lambda op: -op["seconds"])
 
 
-def _decode(
+@contextlib.contextmanager
+def _decoding(
     settings: BenchSettings, precision: str, gguf: GGUF, profile: bool = False
-) -> tuple[float, float, list[dict[str, Any]]]:
-    """Median seconds of a token, one sequence over a cache; bytes/s that the device reads, measured just after; with
-    `profile`, the last token by op.
-    """
+) -> Iterator[tuple[Device, Plan, Callable[[int], float]]]:
+    """A decoder of one sequence: its device, its plan, and what decodes the token at a position, in seconds."""
     vocab = architecture_of(gguf).read_config(gguf).vocab_size
     with contextlib.ExitStack() as stack:
         device = profile_of(settings.device).open(settings.device, settings.threads, settings.isa, profile)
@@ -193,17 +195,13 @@ def _decode(
         decoder = Decoder(weights, DECODED, 1, 1, precision)
         stack.callback(decoder.close)
         zero = np.zeros(1, np.int32)
-        times: list[float] = []
 
-        def token() -> None:
-            began, slot = time.perf_counter(), np.array([len(times)], np.int32)
+        def token(at: int) -> float:
+            began, slot = time.perf_counter(), np.array([at], np.int32)
             decoder.logits(slot * 7919 % vocab, slot, zero, slot + 1, slot, zero)
-            times.append(time.perf_counter() - began)
+            return time.perf_counter() - began
 
-        while len(times) < DECODED - 2 * profile:
-            token()
-        ops = _by_op(decoder.plan, token) if profile else []
-        return median(times[DECODED // 3 :]), device.peak("read"), ops
+        yield device, decoder.plan, token
 
 
 def _factors(gguf: GGUF) -> list[TensorInfo]:
