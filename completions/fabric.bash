@@ -140,19 +140,19 @@ _fabric() {
         plot:--height) return ;;
     esac
     case "$command" in
-        prepare) words="-o --output --format --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --debug -h --help" ;;
-        template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --debug -h --help" ;;
-        resume) words="-o --output --metrics --threads -q --quiet --json --debug -h --help" ;;
-        merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --debug -h --help" ;;
-        quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
-        generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --debug -h --help" ;;
-        devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --debug -h --help" ;;
-        convert) words="-o --output -m --model --type -q --quiet --json --debug -h --help" ;;
-        inspect) words="--tensors --chat-template -q --quiet --json --debug -h --help" ;;
-        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --debug -h --help" ;;
-        plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --debug -h --help" ;;
+        prepare) words="-o --output --format --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --strict --debug -h --help" ;;
+        template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --strict --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
+        resume) words="-o --output --metrics --threads -q --quiet --json --strict --debug -h --help" ;;
+        merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --strict --debug -h --help" ;;
+        quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --strict --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
+        generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
+        devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --strict --debug -h --help" ;;
+        convert) words="-o --output -m --model --type -q --quiet --json --strict --debug -h --help" ;;
+        inspect) words="--tensors --chat-template -q --quiet --json --strict --debug -h --help" ;;
+        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
+        plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;

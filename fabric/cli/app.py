@@ -55,6 +55,13 @@ class Command(typer.core.TyperCommand):
                 ["--json"], is_flag=True, expose_value=False, callback=_remember, help="report as one JSON object"
             ),
             click.Option(
+                ["--strict"],
+                is_flag=True,
+                expose_value=False,
+                callback=_remember,
+                help="refuse input of which a part would have no effect",
+            ),
+            click.Option(
                 ["--debug"], is_flag=True, expose_value=False, callback=_remember, help="show a traceback on errors"
             ),
         ]
@@ -90,8 +97,9 @@ class Command(typer.core.TyperCommand):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what is below it finds the user's profiles, and keeps built kernels in the user's cache."""
-        from fabric import paths
+        from fabric import notices, paths
 
+        notices.listen(console.note, console.flag("strict"))
         for text in ctx.meta["fabric.notes"]:
             console.note(text)
         paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()

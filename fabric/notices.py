@@ -1,0 +1,29 @@
+"""What is read and then not used is said once, in one line; with --strict it is refused instead.
+
+Code below `cli/` calls `notice` where it sets something aside. The command line decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fabric.errors import DataError
+
+_show: Callable[[str], None] = lambda text: None  # noqa: E731
+_strict = False
+
+
+def listen(show: Callable[[str], None], strict: bool) -> None:
+    """Where notices of this process go from now on; with `strict` each one raises instead."""
+    global _show, _strict
+    _show, _strict = show, strict
+
+
+def notice(text: str) -> None:
+    """Says in one line what was read and has no effect, with names and counts.
+
+    Raises DataError where --strict was given, so call it before a result is complete.
+    """
+    if _strict:
+        raise DataError(f"{text} (refused because of --strict)")
+    _show(text)
