@@ -30,10 +30,9 @@ fb_operand fb_whole(const fb_program *p, fb_tensor t) {
 }
 
 fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operands) {
-    static fb_node nowhere;
     if (p->failed || !grow((void **)&p->nodes, p->n_nodes, &p->room_nodes, sizeof *p->nodes)) {
         p->failed = 1;
-        return &nowhere;
+        return &p->nowhere;
     }
     fb_node *node = &p->nodes[p->n_nodes++];
     memset(node, 0, sizeof *node);

@@ -73,6 +73,7 @@ typedef struct fb_program {
     fb_node *nodes;
     int32_t n_nodes, room_nodes;
     int failed; /* an allocation failed; told once, at the end */
+    fb_node nowhere; /* what is recorded after that */
     uint64_t part_bytes; /* of the arena's parts */
     int32_t max_reduction;
     fb_tiling *tilings;

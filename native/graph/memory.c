@@ -9,17 +9,17 @@ typedef struct slot {
     int32_t first, last; /* nodes */
 } slot;
 
-static slot *sorting; /* of qsort's comparison, single-threaded like every handle */
-
+/* Orders of pointers to slots of one array. */
 static int by_size(const void *a, const void *b) {
-    const slot *x = &sorting[*(const int32_t *)a], *y = &sorting[*(const int32_t *)b];
+    const slot *x = *(slot *const *)a, *y = *(slot *const *)b;
     if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
-    return *(const int32_t *)a < *(const int32_t *)b ? -1 : 1;
+    return x < y ? -1 : x > y;
 }
 
 static int by_offset(const void *a, const void *b) {
-    const slot *x = &sorting[*(const int32_t *)a], *y = &sorting[*(const int32_t *)b];
-    return x->offset < y->offset ? -1 : x->offset > y->offset;
+    const slot *x = *(slot *const *)a, *y = *(slot *const *)b;
+    if (x->offset != y->offset) return x->offset < y->offset ? -1 : 1;
+    return x < y ? -1 : x > y;
 }
 
 uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row) {
@@ -37,8 +37,8 @@ static uint64_t whole_from(const fb_program *p, const slot *s, uint64_t at) {
 
 int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
     size_t n = (size_t)p->n_tensors + 1;
-    slot *slots = calloc(n, sizeof *slots);
-    int32_t *home = malloc(n * sizeof *home), *order = malloc(n * sizeof *order), *near = malloc(n * sizeof *near);
+    slot *slots = calloc(n, sizeof *slots), **order = malloc(n * sizeof *order), **near = malloc(n * sizeof *near);
+    int32_t *home = malloc(n * sizeof *home);
     int code = FB_E_MEMORY;
     *arena_bytes = 0;
     if (!slots || !home || !order || !near) goto done;
@@ -73,19 +73,16 @@ int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
     }
     int32_t count = 0;
     for (int32_t t = 0; t < p->n_tensors; t++)
-        if (slots[t].bytes && slots[t].last >= 0) order[count++] = t;
-    sorting = slots;
+        if (slots[t].bytes && slots[t].last >= 0) order[count++] = &slots[t];
     qsort(order, (size_t)count, sizeof *order, by_size);
     for (int32_t i = 0; i < count; i++) {
-        slot *s = &slots[order[i]];
+        slot *s = order[i];
         int32_t n_near = 0;
-        for (int32_t j = 0; j < i; j++) {
-            const slot *o = &slots[order[j]];
-            if (o->first <= s->last && s->first <= o->last) near[n_near++] = order[j];
-        }
+        for (int32_t j = 0; j < i; j++)
+            if (order[j]->first <= s->last && s->first <= order[j]->last) near[n_near++] = order[j];
         qsort(near, (size_t)n_near, sizeof *near, by_offset);
         for (int32_t j = 0; j < n_near; j++) {
-            const slot *o = &slots[near[j]];
+            const slot *o = near[j];
             s->offset = whole_from(p, s, s->offset);
             if (s->offset + s->bytes <= o->offset) break;
             if (o->offset + o->bytes > s->offset) s->offset = o->offset + o->bytes;
