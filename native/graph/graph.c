@@ -253,7 +253,7 @@ fb_tensor fb_rope_table(fb_graph *g, fb_tensor positions, fb_tensor inv_freq, fl
 fb_tensor fb_rope(fb_graph *g, fb_tensor x, fb_tensor table, int32_t head_dim, int layout) {
     const fb_tensor_info *a = get(g, x, "x"), *t = get(g, table, "the RoPE table");
     if (!a || !t) return -FB_E_ARGUMENT;
-    REQUIRE(head_dim > 0 && a->cols % head_dim == 0 && t->cols <= head_dim && same_rows(a, t),
+    REQUIRE(head_dim > 0 && a->cols % head_dim == 0 && t->cols % 2 == 0 && t->cols <= head_dim && same_rows(a, t),
             "a RoPE table of %d columns over heads of %d in rows of %d", (int)t->cols, (int)head_dim, (int)a->cols);
     fb_tensor y = output(g, x, a->cols, a->type);
     fb_node *node = record(g, FB_OP_ROPE, 3, (fb_tensor[]){y, x, table});

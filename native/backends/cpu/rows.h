@@ -197,21 +197,28 @@ static void run_rope_table(fb_worker *w, const fb_launch *l, char *scratch) {
     }
 }
 
+/* A thread's part of the scratch of a rotation: cos and sin of a row, and a head before and after. */
+static int64_t rope_floats(const fb_launch *l) {
+    return round_up(2 * (l->v[2].cols / 2) + 2 * (int64_t)l->attr.head_dim, 16);
+}
+
+static uint64_t rope_scratch(const fb_launch *l, int threads) { return (uint64_t)threads * (uint64_t)rope_floats(l) * 4; }
+
 /* The pairs of a head are (i, i + half) or (2i, 2i + 1). In the first layout VW pairs are two plain vectors once the
  * table's cos and sin are parted, which is done once a row; the second goes pair by pair in an L1 buffer. */
 static void run_rope(fb_worker *w, const fb_launch *l, char *scratch) {
-    OPERANDS(l);
-    enum { MOST = 512 };
+    const fb_view *v = l->v;
     const int64_t hd = l->attr.head_dim, n_rot = v[2].cols, half_rot = n_rot / 2;
     const int step = l->attr.layout == FB_ROPE_PAIRS ? 2 : 1;
     const int64_t apart = step == 2 ? 1 : half_rot;
+    float *restrict cs = (float *)scratch + w->index * rope_floats(l), *restrict sn = cs + half_rot;
+    float *restrict in = sn + half_rot, *restrict out = in + hd;
     int64_t r0, r1;
     while (next_rows(w, v[0].rows, v[0].cols, &r0, &r1))
         for (int64_t r = r0; r < r1; r++) {
             const char *x = fb_row(&v[1], r), *acc = fb_has(&v[3]) ? fb_row(&v[3], r) : NULL;
             const float *table = (const float *)fb_row(&v[2], r);
             char *y = fb_row(&v[0], r);
-            float cs[MOST], sn[MOST], in[2 * MOST], out[2 * MOST];
             for (int64_t i = 0; i < half_rot; i++) {
                 cs[i] = table[2 * i];
                 sn[i] = l->attr.inverse ? -table[2 * i + 1] : table[2 * i + 1];
