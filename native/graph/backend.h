@@ -123,7 +123,8 @@ typedef struct fb_backend {
     void (*free)(void *self, fb_mem *mem);
     int (*write)(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes);
     int (*read)(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes);
-    /* Bytes of scratch that the launch needs; asked once, with every row in use. UINT64_MAX after fb_fail: it cannot run. */
+    /* Bytes of scratch that the launch needs; asked once, with every row in use, and must then do for any fewer rows.
+     * UINT64_MAX after fb_fail: it cannot run. */
     uint64_t (*scratch)(void *self, const fb_launch *launch);
     /* Runs launches in order, each seeing what those before it wrote. May return before they finish.
      * seconds: NULL, or n entries to which each launch's time is written (then it does wait). */

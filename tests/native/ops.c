@@ -218,13 +218,62 @@ static int check_row(const row *row, void *devices[N_ISAS][N_THREADS], int quick
     return wrong;
 }
 
+/* ---- scratch: what is planned for all rows must do for any fewer ---- */
+
+typedef struct sized {
+    const char *name;
+    fb_op op;
+    int cols[FB_MAX_OPERANDS];    /* 0: there is no such operand */
+    const char *counted;          /* a letter an operand: 'm' has the rows of a feed, else a fixed number of them */
+    int fixed[FB_MAX_OPERANDS];
+} sized;
+
+static const sized SIZED[] = {
+    {"linear", FB_OP_LINEAR, {48, 288, 288, 0, 300, 300}, "mm..m.", {0, 0, 48, 0, 0, 48}},
+    {"linear_dx", FB_OP_LINEAR_DX, {288, 48, 288, 300, 288}, "mm.m.", {0, 0, 48, 0, 300}},
+    {"linear_dw", FB_OP_LINEAR_DW, {40, 700, 40}, ".mm", {700}},
+    {"rms_norm_dw", FB_OP_RMS_NORM_DW, {8, 64, 64}, ".mm", {1}},
+    {"rope", FB_OP_ROPE, {128, 128, 64}, "mmm", {0}},
+    {"attention", FB_OP_ATTENTION, {128, 2, 128, 64, 64, 1, 1}, "mmmmmmm", {0}},
+    {"attention_dq", FB_OP_ATTENTION_DQ, {128, 2, 128, 64, 64, 128, 2, 128, 1, 1}, "mmmmmmmmmm", {0}},
+    {"attention_dkv", FB_OP_ATTENTION_DKV, {64, 64, 128, 64, 64, 2, 2, 128, 1, 1}, "mmmmmmmmmm", {0}},
+};
+
+static uint64_t need_of(void *device, const sized *row, int rows, int type) {
+    static const fb_mem any = {0};
+    fb_launch l = {.op = row->op, .attr = {.scale = 1, .head_dim = 64, .attention = {.n_head = 2, .n_kv_head = 1, .head_dim = 64}}};
+    for (int k = 0; row->counted[k]; k++)
+        if (row->cols[k])
+            l.v[k] = (fb_view){.mem = &any, .type = type, .rows = row->counted[k] == 'm' ? rows : row->fixed[k],
+                               .cols = row->cols[k], .ld = row->cols[k]};
+    return backend->scratch(device, &l);
+}
+
+static int check_scratch(void *device) {
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof SIZED / sizeof *SIZED; i++)
+        for (int type = 0; type < 2; type++) {
+            uint64_t most = 0;
+            for (int rows = 1; rows <= 5000; rows++) {
+                uint64_t need = need_of(device, &SIZED[i], rows, type ? FB_BF16 : FB_F32);
+                if (need < most && wrong++ < 5)
+                    printf("  %s of %d rows needs %llu bytes of scratch, and more with fewer: WRONG\n", SIZED[i].name, rows,
+                           (unsigned long long)need);
+                most = need > most ? need : most;
+            }
+        }
+    return wrong;
+}
+
 static int check(int quick, int portable, const char *only) {
     void *devices[N_ISAS][N_THREADS] = {{NULL}};
     int wrong = 0;
     if (portable) devices[0][0] = open_portable();
     for (int i = 0; i < N_ISAS && !portable; i++) {
         for (int n = 0; n < N_THREADS; n++) devices[i][n] = open_device(ISAS[i], THREADS[n]);
-        if (devices[i][0]) printf("instruction set: %s\n", ISAS[i]);
+        if (!devices[i][0]) continue;
+        printf("instruction set: %s\n", ISAS[i]);
+        if (!only || !strcmp(only, "scratch")) wrong += check_scratch(devices[i][N_THREADS - 1]);
     }
     for (int i = 0; i < N_ROWS; i++)
         if (!only || !strcmp(only, TABLE[i].name)) wrong += check_row(&TABLE[i], devices, quick);

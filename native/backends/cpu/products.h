@@ -76,8 +76,11 @@ static product product_of(const fb_launch *l, int threads) {
     p.bf16 = is_16bit(p.a) || is_16bit(p.out) || (l->op == FB_OP_LINEAR_DW && is_16bit(p.b));
 #endif
     p.tiles = (p.m + MR - 1) / MR;
-    p.stretches = p.k % KC ? (p.k + MOST_KC - 1) / MOST_KC : p.k / KC;
-    p.stretch = round_up((p.k + p.stretches - 1) / p.stretches, 32);
+    if (l->op == FB_OP_LINEAR_DW) p.stretch = at_most(round_up(p.k, 32), KC); /* rows of a feed: fewer take no more scratch */
+    else {
+        p.stretches = p.k % KC ? (p.k + MOST_KC - 1) / MOST_KC : p.k / KC;
+        p.stretch = round_up((p.k + p.stretches - 1) / p.stretches, 32);
+    }
     p.stretches = (p.k + p.stretch - 1) / p.stretch;
     p.low_stretches = (p.rank + KC - 1) / KC;
     p.tile_floats = round_up(units_of(p.bf16, p.rank > p.stretch ? MOST_KC : p.stretch) * MR + VW, 16);
