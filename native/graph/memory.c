@@ -35,6 +35,16 @@ static uint64_t whole_from(const fb_program *p, const slot *s, uint64_t at) {
     return into && into + s->bytes > p->part_bytes ? at - into + p->part_bytes : at;
 }
 
+/* Whether a node uses the memory of its operand `acc` through another one too, be it through a slice. */
+static int used_twice(const fb_program *p, const fb_node *n, const int32_t *home, int acc) {
+    for (int k = 0; k < FB_MAX_OPERANDS; k++) {
+        fb_tensor t = n->v[k].tensor;
+        if (t >= 0 && p->tensors[t].base >= 0) t = p->tensors[t].base;
+        if (k != acc && t >= 0 && home[t] == home[n->v[acc].tensor]) return 1;
+    }
+    return 0;
+}
+
 int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
     size_t n = (size_t)p->n_tensors + 1;
     slot *slots = calloc(n, sizeof *slots), **order = malloc(n * sizeof *order), **near = malloc(n * sizeof *near);
@@ -67,6 +77,7 @@ int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
         if (p->tensors[from].type != p->tensors[to].type) continue;
         slot *s = &slots[home[from]], *taken = &slots[to];
         if (from == to || s->last != i || taken->first != i || s->bytes != taken->bytes) continue;
+        if (used_twice(p, &p->nodes[i], home, acc)) continue;
         s->last = taken->last;
         taken->bytes = 0;
         home[to] = home[from];

@@ -65,3 +65,18 @@ def test_two_threads_that_plan_at_once_get_the_plans_that_each_gets_alone() -> N
     for thread in threads:
         thread.join()
     assert found == [{expected[0]}, {expected[1]}]
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_a_term_that_is_also_a_factor_keeps_its_memory(tokens: int) -> None:
+    lab = Lab(Device("cpu", threads=2), tokens=tokens)
+    rows = lab.random.standard_normal((13, 96)).astype(np.float32)
+    weight = lab.random.standard_normal((96, 96)).astype(np.float32)
+    ids = np.arange(tokens) % 13
+    x = lab.graph.embed(lab.frozen(rows), lab.ints(ids))
+    y = lab.graph.keep(lab.graph.linear(x, lab.frozen(weight), residual=x))
+    plan = Plan(lab.graph)
+    assert plan.stats.arena_bytes >= 2 * tokens * 96 * 4
+    plan.run(lab.feed())
+    expected = rows[ids] @ weight.T + rows[ids]
+    assert np.abs(plan.read(y, tokens, 96) - expected).max() < 1e-3
