@@ -13,29 +13,50 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from fabric.errors import MissingInputError, OutputError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 STDIO = "-"
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d+)")
-_STDIN = {STDIO, "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
-_STANDARD = {STDIO: 1, "/dev/stdout": 1, "/dev/stderr": 2}
+_READ = {STDIO: 0, "/dev/stdin": 0}
+_WRITTEN = {STDIO: 1, "/dev/stdout": 1, "/dev/stderr": 2}
+
+
+def is_stream(source: str | Path) -> bool:
+    """Whether an input can be read only once, or by this process alone: `-`, a pipe or a device under any name, and
+    whatever /dev/stdin and /dev/fd/N stand for. Who needs it twice, or later, keeps a copy of it."""
+    name = str(source)
+    return _descriptor(name, _READ) is not None or _is_special(Path(name))
 
 
 def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | Path | None]) -> None:
     """Raise UsageError when two inputs would share stdin, two outputs stdout or a file, or an output would take the
     place of an input. None: not given."""
     read, written = ([str(path) for path in paths if path is not None] for paths in (inputs, outputs))
-    if sum(path in _STDIN for path in read) > 1:
+    if sum(_descriptor(path, _READ) == 0 for path in read) > 1:
         raise UsageError("two inputs are '-', but there is one stdin: give at least one of them as a file")
-    if sum(_descriptor(path) == 1 for path in written) > 1:
+    pipes: set[str] = set()
+    for path in read:
+        if is_stream(path) and _descriptor(path, _READ) != 0 and not Path(path).is_char_device():
+            place = os.path.realpath(path)
+            if place in pipes:
+                raise UsageError(f"two inputs are {path}, which can be read only once: give one of them as a file")
+            pipes.add(place)
+    if sum(_descriptor(path, _WRITTEN) == 1 for path in written) > 1:
         raise UsageError("two outputs are '-', but there is one stdout: write at least one of them to a file")
     places: set[str] = set()
     for path in written:
-        if _descriptor(path) is not None or _is_special(Path(path)):
+        if _descriptor(path, _WRITTEN) is not None or _is_special(Path(path)):
             continue
         place = os.path.realpath(path)
         if any(place == os.path.realpath(other) for other in read):
@@ -47,7 +68,7 @@ def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | P
 
 def is_terminal(target: str | Path) -> bool:
     """Whether an output, under any of the names that a standard stream has, is a terminal."""
-    descriptor = _descriptor(str(target))
+    descriptor = _descriptor(str(target), _WRITTEN)
     return descriptor is not None and os.isatty(descriptor)
 
 
@@ -56,14 +77,15 @@ def open_output(target: str | Path, *, text: bool = False) -> Iterator[BinaryIO]
     """Open an output for writing, in bytes; use `open_text` for lines.
 
     A regular file appears under its name only when the block ends without an exception: until then the bytes lie in
-    `.NAME.XXXXXXXX.partial` beside it. `-`, /dev/stdout, /dev/fd/N, pipes and devices are written straight. The file
-    keeps the permissions of the one it replaces; a symbolic link keeps pointing where it did.
+    `.NAME.XXXXXXXX.partial` beside it, and those of killed processes are removed there. `-`, /dev/stdout, /dev/fd/N,
+    pipes and devices are written straight. The file has the permissions of the one it replaces from its first byte on;
+    a symbolic link keeps pointing where it did.
 
     Raises OutputError before the block runs when the target cannot be written, and inside it when a write fails;
     UsageError when bytes (`text` false) would go to a terminal.
     """
     name = str(target)
-    descriptor = _descriptor(name)
+    descriptor = _descriptor(name, _WRITTEN)
     path = Path(name)
     if descriptor is None and not _is_special(path):
         with _replacing(name) as out:
@@ -161,37 +183,111 @@ def _closing(sink: _Sink) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing(name: str) -> Iterator[BinaryIO]:
-    mode = None
     try:
         path = Path(os.path.realpath(name))
-        partial = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
-        if path.exists():
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not os.access(path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            mode = stat.S_IMODE(path.stat().st_mode)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        fd = os.open(partial, flags, 0o666)
+        old = path.stat() if path.exists() else None
+        if old is not None and stat.S_ISDIR(old.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if old is not None and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _remove_left_over(path.parent)
+        mode = 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777
+        partial, fd = _claimed(path, lambda place: os.open(place, _NEW, mode))
     except (OSError, ValueError) as error:
         raise OutputError(f"{name} cannot be written: {_reason(error)}") from error
     sink = _Sink(fd, name)
     try:
         with _closing(sink):
             out = io.BufferedWriter(sink, 1 << 20)
+            if old is not None:
+                _keep_access(fd, old)
             yield cast(BinaryIO, out)
             out.flush()
-            _seal(fd, mode, name)
-        _rename(partial, path, name)
+            _seal(fd, name)
+            if fcntl is None:
+                sink.close()  # where there are no locks, an open file cannot be renamed
+            _rename(partial, path, name)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _seal(fd: int, mode: int | None, name: str) -> None:
+@contextlib.contextmanager
+def open_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ends without an exception; until then it is
+    `.NAME.XXXXXXXX.partial`. Raises UsageError when there is one already, OutputError."""
+
+    def made(place: Path) -> int:
+        place.mkdir()
+        return os.open(place, os.O_RDONLY) if fcntl else os.open(os.devnull, os.O_RDONLY)
+
+    if target.exists():
+        raise UsageError(f"{target} exists already; name a folder that does not")
     try:
-        if mode is not None and hasattr(os, "fchmod"):
-            os.fchmod(fd, mode)
+        _remove_left_over(target.parent)
+        partial, fd = _claimed(target, made)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{target} cannot be written: {_reason(error)}") from error
+    try:
+        yield partial
+        _rename(partial, target, str(target))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _claimed(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """A partial file or folder beside `path` and its descriptor. It is locked while this process lives, by which
+    others know that it is not left over."""
+    while True:
+        partial = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+        fd = make(partial)
+        if fcntl is None:
+            return partial, fd
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink:
+            return partial, fd
+        os.close(fd)  # another process took it for left over before the lock was there
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Removes what killed writers left in a folder: their partial files and folders, known by the missing lock."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _PARTIAL.fullmatch(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    found = os.fstat(fd)
+                    if found.st_uid == os.geteuid() and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        (shutil.rmtree if stat.S_ISDIR(found.st_mode) else os.unlink)(entry.path)
+                finally:
+                    os.close(fd)
+
+
+def _keep_access(fd: int, old: os.stat_result) -> None:
+    """Gives a new file the group and mode of the one it replaces; another group than that one's gets no access."""
+    if fcntl is None:
+        return
+    mode = stat.S_IMODE(old.st_mode)
+    if os.fstat(fd).st_gid != old.st_gid:
+        try:
+            os.fchown(fd, -1, old.st_gid)
+        except OSError:
+            mode &= ~stat.S_IRWXG
+    with contextlib.suppress(OSError):  # as on a file system without modes
+        os.fchmod(fd, mode)
+
+
+def _seal(fd: int, name: str) -> None:
+    try:
         os.fsync(fd)
     except OSError as error:
         raise OutputError(f"writing {name} failed: {_reason(error)}") from error
@@ -213,8 +309,9 @@ def _rename(partial: Path, path: Path, name: str) -> None:
 def _open_source(source: str | Path) -> BinaryIO:
     name = str(source)
     try:
-        if name == STDIO:
-            return open(os.dup(0), "rb")  # noqa: PTH123
+        descriptor = _descriptor(name, _READ)
+        if descriptor is not None:
+            return open(os.dup(descriptor), "rb")  # noqa: PTH123
         if Path(name).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         return Path(name).open("rb")
@@ -230,9 +327,10 @@ def _is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _descriptor(name: str) -> int | None:
+def _descriptor(name: str, standard: dict[str, int]) -> int | None:
+    """The number of the open file that a name stands for, `standard` naming those of the direction."""
     numbered = _DESCRIPTOR.fullmatch(name)
-    return int(numbered[1]) if numbered else _STANDARD.get(name)
+    return int(numbered[1]) if numbered else standard.get(name)
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ from fabric.data.jsonl import dumps
 from fabric.data.raw import Lines, Row, read_rows
 from fabric.data.shapes import check_template, contents, known_fields, to_record
 from fabric.errors import DataError, OutputError, UsageError
-from fabric.files import STDIO, check_streams, open_output, read_input, shown
+from fabric.files import check_streams, is_stream, open_output, read_input, shown
 
 _NAMED_BAD_ROWS = 20
 
@@ -143,7 +143,7 @@ def _check(settings: PrepareSettings) -> None:
     if settings.max_chars is not None and settings.max_chars < settings.min_chars:
         raise UsageError(f"no row has at least {settings.min_chars} and at most {settings.max_chars} characters")
     for path in settings.inputs:
-        if path != STDIO and not Path(path).is_fifo():  # opening a pipe would take it from its one reader
+        if not is_stream(path):  # opening a pipe would take it from its one reader
             with read_input(path):
                 pass
 
@@ -174,8 +174,8 @@ def _passed(settings: PrepareSettings, report: PrepareReport, progress: Progress
 
 
 def _raw(settings: PrepareSettings, progress: Progress | None) -> Iterator[Row]:
-    paths = [Path(path) for path in settings.inputs]
-    total = sum(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else 0
+    whole = not any(map(is_stream, settings.inputs))
+    total = sum(Path(path).stat().st_size for path in settings.inputs) if whole else 0
     done = told = 0
     for path in settings.inputs:
         with read_input(path) as handle:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
-import secrets
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fabric.errors import DataError, OutputError, UsageError
-from fabric.files import open_output
+from fabric.errors import DataError
+from fabric.files import open_folder, open_output
 from fabric.huggingface.names import Family, family_of_architecture
 from fabric.huggingface.safetensors import Stored, read_json, read_safetensors, write_safetensors
 from fabric.weights.adapter import Adapter, LoraPair, check_adapter, read_adapter, write_adapter
@@ -98,7 +94,7 @@ def adapter_to_peft(source: str, base: str, output: Path) -> Adapter:
         "init_lora_weights": True, **_PLAIN, "fabric_history": history,
     }  # fmt: skip
     del config["alora_invocation_tokens"], config["use_qalora"]  # older releases of PEFT refuse what they do not know
-    with _folder(output) as partial:
+    with open_folder(output) as partial:
         with open_output(partial / WEIGHTS) as out:
             write_safetensors(out, tensors)
         with open_output(partial / CONFIG) as out:
@@ -159,21 +155,3 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 def _heads(gguf: GGUF) -> dict[str, int]:
     heads = gguf.get(f"{gguf.architecture}.attention.head_count", int)
     return {"attn_q": heads, "attn_k": gguf.get(f"{gguf.architecture}.attention.head_count_kv", int, heads)}
-
-
-@contextlib.contextmanager
-def _folder(target: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ends without an exception."""
-    if target.exists():
-        raise UsageError(f"{target} exists already; a PEFT adapter is a folder of its own")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.mkdir()
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {(error.strerror or str(error)).lower()}") from error
-    try:
-        yield partial
-        partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

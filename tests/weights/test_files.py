@@ -8,13 +8,14 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from fabric.errors import MissingInputError, OutputError, UsageError
-from fabric.files import check_streams, open_output, open_text, read_input
+from fabric.files import check_streams, is_stream, open_folder, open_output, open_text, read_input
 
 linux_only = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 
@@ -58,6 +59,59 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
     with open_output(target) as out:
         out.write(b"again")
     assert target.read_bytes() == b"again"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_only_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+    dead, alive, folder = tmp_path / ".other.00c0ffee.partial", tmp_path / "alive", tmp_path / ".peft.0badf00d.partial"
+    dead.write_bytes(b"left")
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"left")
+    kept = [tmp_path / name for name in (".x.partial", ".x.0000000g.partial", "x.00c0ffee.partial")]
+    for path in kept:
+        path.write_bytes(b"a user's")
+    (tmp_path / ".link.00c0ffee.partial").symlink_to(kept[0])
+    with open_output(alive) as first, open_folder(tmp_path / "folder") as partial:
+        (partial / "weights").write_bytes(b"new")
+        first.write(b"half ")
+        first.flush()
+        with open_output(tmp_path / "x") as second:
+            second.write(b"done")
+        assert not dead.exists() and not folder.exists()
+        first.write(b"and half")
+    assert alive.read_bytes() == b"half and half"
+    assert (tmp_path / "folder" / "weights").read_bytes() == b"new"
+    assert all(path.read_bytes() == b"a user's" for path in kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*(path.name for path in kept), ".link.00c0ffee.partial", "alive", "folder", "x"]
+    )
+
+
+def test_a_secret_is_readable_to_nobody_else_while_it_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "private"
+    target.write_bytes(b"")
+    target.chmod(0o600)
+    with open_output(target) as out:
+        out.write(b"secret")
+        out.flush()
+        assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root may give files away")
+def test_no_other_group_than_before_may_read_a_replaced_file() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "shared"
+        target.write_bytes(b"")
+        os.chown(folder, 12345, 777)
+        code = f"import os; os.umask(0o077)\nwith open_output({str(target)!r}) as f: f.write(b'x')"
+        for become, group, mode in (
+            ("", 54321, 0o664),
+            ("import os; os.setgid(777); os.setgroups([]); os.setuid(12345)\n", 777, 0o604),
+        ):
+            os.chown(target, 12345, 54321)
+            target.chmod(0o664)
+            assert run(become + code).returncode == 0
+            assert (target.stat().st_gid, stat.S_IMODE(target.stat().st_mode)) == (group, mode)
 
 
 def test_permissions_are_those_of_the_umask_or_of_the_file_replaced(tmp_path: Path) -> None:
@@ -221,3 +275,19 @@ def test_streams_are_not_shared() -> None:
         check_streams(["-", "-"], [])
     with pytest.raises(UsageError, match="two outputs"):
         check_streams(["-"], ["-", "b", "-"])
+
+
+def test_an_input_that_can_be_read_only_once_is_known_under_every_name(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_bytes(b"x")
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for name in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/9", pipe, tmp_path / "link", "/dev/null"):
+        assert is_stream(name), name
+    for name in (file, tmp_path, tmp_path / "missing", "\0"):
+        assert not is_stream(name), name
+    check_streams([str(file), str(file), "/dev/null", "/dev/null", str(pipe)], [])
+    with pytest.raises(UsageError, match="can be read only once"):
+        check_streams([str(pipe), str(tmp_path / "link")], [])
+    with pytest.raises(UsageError, match="two inputs"):
+        check_streams(["/dev/fd/0", "/dev/stdin"], [])
