@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from fabric.core import BF16, F32, PAIRS, SILU, Buffer, Cancelled, Device, Feed, Lora, Optimizer, Plan, Progress, Range
+from fabric.core import (
+    BF16, F32, I32, PAIRS, SILU, TOKENS, Buffer, Cancelled, Device, Feed, Graph, Lora, Optimizer, Plan, Progress, Range,
+)  # fmt: skip
 from fabric.errors import DeviceError, FabricError
 from tests.core.harness import VOCAB, Lab, check_gradients
 from tests.support.devices import vulkan
@@ -280,6 +282,26 @@ def test_a_cancelled_step_leaves_the_parameters_alone() -> None:
         for _ in range(100000):
             plan.step([lab.feed()], optimizer_for(lab, 0.0), running)
     stop.join()
+
+
+def test_a_cancel_is_heard_inside_a_long_launch() -> None:
+    rows, width = 1 << 16, 64  # seconds of work in one launch
+    device = Device("cpu")
+    graph = Graph(device, rows, rows, F32)
+    q, k, v = (graph.input(dtype=F32, rows=TOKENS, cols=width) for _ in range(3))
+    lo, hi = graph.input(I32, TOKENS), graph.input(I32, TOKENS)
+    graph.keep(graph.attention(q, k, v, lo, hi, n_head=1, n_kv_head=1, head_dim=width, scale=1.0))
+    plan, progress = Plan(graph), Progress()
+    at = np.arange(rows, dtype=np.int32)
+    ones = np.ones((rows, width), np.float32)
+    feed = Feed(rows, 0, (ones, ones, ones, np.zeros_like(at), at + 1))
+    stop = threading.Thread(target=lambda: (time.sleep(0.3), progress.cancel()))
+    began = time.monotonic()
+    stop.start()
+    with pytest.raises(Cancelled):
+        plan.run(feed, progress)
+    stop.join()
+    assert time.monotonic() - began < 1.3
 
 
 def test_a_short_feed_costs_and_returns_its_own_rows_only() -> None:

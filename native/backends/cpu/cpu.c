@@ -191,7 +191,12 @@ static int cpu_submit(void *self, const fb_launch *launches, int n, fb_mem *scra
     }
     batch b = {device->kernels, launches, n, scratch ? scratch->host : NULL, fb_os_seconds(), seconds};
     fb_pool_run(device->pool, run_batch, &b);
-    return FB_OK;
+    return fb_pool_cancelled(device->pool) ? fb_fail(FB_E_CANCELLED, "cancelled") : FB_OK;
+}
+
+static void cpu_watch(void *self, const volatile int32_t *cancel) {
+    cpu *device = self;
+    fb_pool_watch(device->pool, cancel);
 }
 
 static int cpu_wait(void *self) {
@@ -265,6 +270,7 @@ const fb_backend fb_backend_cpu = {
     .read = cpu_read,
     .scratch = cpu_scratch,
     .submit = cpu_submit,
+    .watch = cpu_watch,
     .wait = cpu_wait,
     .peak = cpu_peak,
 };

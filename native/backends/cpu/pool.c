@@ -5,11 +5,13 @@
 #include "../../os.h"
 
 enum { SPINS = 1000, YIELDS = 50 };
+#define NO_ITEM ((int64_t)1 << 48) /* beyond any range, and callers may multiply it by the rows of an item */
 
 struct fb_pool {
     int count, spins, started;
     void (*body)(fb_worker *, void *);
     void *arg;
+    const volatile int32_t *cancel;
     atomic_uint generation; /* barriers passed */
     fb_gate *gate;
     fb_thread **threads;
@@ -53,7 +55,12 @@ void fb_sync(fb_worker *worker) {
     atomic_fetch_sub(&pool->asleep, 1);
 }
 
+void fb_pool_watch(fb_pool *pool, const volatile int32_t *cancel) { pool->cancel = cancel; }
+
+int fb_pool_cancelled(const fb_pool *pool) { return pool->cancel && *pool->cancel; }
+
 int64_t fb_next(fb_worker *worker) {
+    if (fb_pool_cancelled(worker->pool)) return NO_ITEM;
     return atomic_fetch_add_explicit(&worker->pool->next, 1, memory_order_relaxed);
 }
 

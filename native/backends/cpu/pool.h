@@ -18,6 +18,10 @@ int fb_pool_threads(const fb_pool *pool);
 /* Runs body on every thread and returns when all have finished. */
 void fb_pool_run(fb_pool *pool, void (*body)(fb_worker *, void *), void *arg);
 
+/* NULL, or: once *cancel is set, fb_next finds no more items. */
+void fb_pool_watch(fb_pool *pool, const volatile int32_t *cancel);
+int fb_pool_cancelled(const fb_pool *pool);
+
 /* Inside a body: the next unclaimed item (0, 1, 2 ...) since the last fb_sync. */
 int64_t fb_next(fb_worker *worker);
 /* Waits for all threads: what each wrote before is seen by all after. Numbering of items starts anew. */
