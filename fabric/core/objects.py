@@ -451,14 +451,15 @@ class Plan:
         alive: list[Any] = []
         c = ffi.new("fb_feed[]", len(feeds))
         for i, feed in enumerate(feeds):
-            pointers = []
-            for (dtype, _), array in zip(self.kinds, feed.inputs, strict=True):
-                data = np.ascontiguousarray(array, np.int32 if dtype == I32 else np.float32)
-                pointers.append(ffi.from_buffer(data) if data.size else ffi.NULL)
-                alive.append(data)
-            inputs = ffi.new("void *[]", pointers)
-            alive += [inputs, pointers]
-            c[i].tokens, c[i].trained, c[i].inputs = feed.tokens, feed.trained, inputs
+            arrays = [
+                np.ascontiguousarray(array, np.int32 if dtype == I32 else np.float32)
+                for (dtype, _), array in zip(self.kinds, feed.inputs, strict=True)
+            ]
+            pointers = [ffi.from_buffer(data) if data.size else ffi.NULL for data in arrays]
+            inputs, sizes = ffi.new("void *[]", pointers), ffi.new("uint64_t[]", [data.nbytes for data in arrays])
+            alive += [arrays, pointers, inputs, sizes]
+            c[i].tokens, c[i].trained, c[i].n_inputs = feed.tokens, feed.trained, len(arrays)
+            c[i].inputs, c[i].bytes = inputs, sizes
         return c, alive
 
     def run(self, feed: Feed, progress: Progress | None = None) -> None:
@@ -471,7 +472,8 @@ class Plan:
         """(rows, cols) of a kept tensor."""
         out = np.empty((rows, cols), np.float32)
         if out.size:
-            _check(lib.fb_plan_read(self.c, t, first, rows, ffi.from_buffer("float *", out, require_writable=True)))
+            room = ffi.from_buffer("float *", out, require_writable=True)
+            _check(lib.fb_plan_read(self.c, t, first, rows, room, out.nbytes))
         return out
 
     def step(self, feeds: Sequence[Feed], optimizer: Optimizer, progress: Progress | None = None) -> StepResult:

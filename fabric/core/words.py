@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.core._native import ffi, lib
-from fabric.errors import DeviceError
+from fabric.errors import DeviceError, FabricError
 
 _ROOM = 256  # bytes of a word that need no memory of their own
 
@@ -29,7 +29,10 @@ class Words:
         lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
         numbers = [ffi.from_buffer("int32_t[]", np.ascontiguousarray(a, np.int32)) for a in (lengths, ranks, ids)]
         fallback = ffi.NULL if byte_ids is None else ffi.new("int32_t[256]", list(byte_ids))
-        made = lib.fb_words_new(b"".join(encoded), *numbers, len(encoded), ord(joint) if joint else -1, fallback)
+        if len(numbers[1]) != len(encoded) or len(numbers[2]) != len(encoded):
+            raise FabricError(f"{len(encoded)} keys have {len(numbers[1])} ranks and {len(numbers[2])} ids")
+        text = b"".join(encoded)
+        made = lib.fb_words_new(text, len(text), *numbers, len(encoded), ord(joint) if joint else -1, fallback)
         if made == ffi.NULL:
             raise DeviceError(f"there is no memory for a vocabulary of {len(encoded)} entries")
         self._words = ffi.gc(made, lib.fb_words_free)
@@ -39,7 +42,7 @@ class Words:
         """Ids of a word; DeviceError where memory runs out."""
         data = word.encode()
         room = self._room if len(data) <= _ROOM else ffi.new("int32_t[]", len(data))
-        count = lib.fb_words_encode(self._words, data, len(data), room)
+        count = lib.fb_words_encode(self._words, data, len(data), room, len(room))
         if count < 0:
             raise DeviceError(f"there is no memory for a word of {len(data)} bytes")
         ids: list[int] = ffi.unpack(room, count) if count else []

@@ -21,7 +21,7 @@ def decode(type: int, data: Bytes, n: int) -> Floats:
     if len(data) != n // row.block * row.block_bytes:
         raise FabricError(f"{n} elements of {row.name} do not take {len(data)} bytes")
     out = np.empty(n, np.float32)
-    _check(lib.fb_decode(type, ffi.from_buffer(data), ffi.from_buffer("float[]", out), n))
+    _check(lib.fb_decode(type, ffi.from_buffer(data), len(data), ffi.from_buffer("float[]", out), n))
     return out
 
 
@@ -38,7 +38,7 @@ def encode(type: int, values: Floats, importance: Floats | None = None) -> memor
     weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", importance)
     if importance is not None and (importance.shape != (cols,) or importance.dtype != np.float32):
         raise FabricError(f"importance of {cols} columns must be {cols} float32")
-    _check(lib.fb_encode(type, source, ffi.from_buffer(out), rows, cols, weights))
+    _check(lib.fb_encode(type, source, ffi.from_buffer(out), out.nbytes, rows, cols, weights))
     return out.data
 
 

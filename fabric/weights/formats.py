@@ -94,4 +94,4 @@ def encodable() -> list[Format]:
 def _encodes(row: Format) -> bool:
     source = ffi.new("float[]", row.block)
     target = ffi.new("uint8_t[]", row.block_bytes)
-    return bool(lib.fb_encode(row.type, source, target, 1, row.block, ffi.NULL) == lib.FB_OK)
+    return bool(lib.fb_encode(row.type, source, target, len(target), 1, row.block, ffi.NULL) == lib.FB_OK)

@@ -13,6 +13,7 @@ int fb_device_count(void) {
 }
 
 int fb_device_describe(int index, fb_device_info *info) {
+    if (!info) return fb_fail(FB_E_ARGUMENT, "what a device is needs a place to be written to");
     for (int i = 0; i < N_BACKENDS; i++) {
         int count = backends[i]->count();
         if (index < count) return backends[i]->describe(index, info);
@@ -31,25 +32,46 @@ static void lower(uint64_t *limit, uint64_t to) {
     if (to && to < *limit) *limit = to;
 }
 
+/* The number behind a colon, digits alone; -1: there is none. */
+static int number_of(const char *digits) {
+    size_t n = strlen(digits);
+    return n && n < 10 && strspn(digits, "0123456789") == n ? atoi(digits) : -1;
+}
+
+static int is_tile(uint32_t n) { return n == 0 || n == 16 || n == 32 || n == 64; }
+
+/* Limits below these leave no room for a row of anything. */
+static int usable(const fb_device_options *o) {
+    const uint64_t least = FB_ALIGN;
+    return (!o->max_binding_bytes || o->max_binding_bytes >= least) &&
+           (!o->max_allocation_bytes || o->max_allocation_bytes >= least) && is_tile(o->tile_rows) && is_tile(o->tile_cols);
+}
+
 /* "cpu" is its first device, "cpu:1" the second. */
 fb_device *fb_device_open(const char *name, const fb_device_options *options) {
     static const fb_device_options defaults;
     if (!options) options = &defaults;
+    if (!name || !usable(options)) {
+        fb_fail(FB_E_ARGUMENT, "a device needs a name, limits of at least %d bytes, and tiles of 16, 32 or 64", FB_ALIGN);
+        return NULL;
+    }
     const char *colon = strchr(name, ':');
     size_t length = colon ? (size_t)(colon - name) : strlen(name);
-    int index = colon ? atoi(colon + 1) : 0;
+    int index = colon ? number_of(colon + 1) : 0;
     for (int i = 0; i < N_BACKENDS; i++) {
         const fb_backend *backend = backends[i];
         if (strlen(backend->name) != length || strncmp(backend->name, name, length) != 0) continue;
+        if (index < 0) break;
         int count = backend->count();
         if (count == 0) return NULL; /* the backend has said why */
-        if (index < 0 || index >= count) break;
+        if (index >= count) break;
         fb_device *device = calloc(1, sizeof *device);
         if (!device) {
             fb_fail(FB_E_MEMORY, "out of memory while opening device %s", name);
             return NULL;
         }
         device->backend = backend;
+        device->users = 1;
         device->profile = options->profile;
         device->duty = options->duty > 0 && options->duty < 1 ? options->duty : 1;
         if (backend->open(index, options, &device->self, &device->info) != FB_OK) {
@@ -68,17 +90,30 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
 }
 
 int fb_device_get_info(const fb_device *device, fb_device_info *info) {
+    if (!device || device->closed || !info) return fb_fail(FB_E_ARGUMENT, "the device is closed");
     *info = device->info;
     return FB_OK;
 }
 
-void fb_device_close(fb_device *device) {
-    if (!device) return;
+fb_device *fb_device_hold(fb_device *device) {
+    device->users++;
+    return device;
+}
+
+void fb_device_release(fb_device *device) {
+    if (--device->users) return;
     device->backend->close(device->self);
     free(device);
 }
 
+void fb_device_close(fb_device *device) {
+    if (!device || device->closed) return;
+    device->closed = 1;
+    fb_device_release(device);
+}
+
 int fb_device_peak(fb_device *device, int kind, double seconds, double *per_second) {
+    if (!device || device->closed || !per_second) return fb_fail(FB_E_ARGUMENT, "the device is closed");
     return device->backend->peak(device->self, kind, seconds, per_second);
 }
 
@@ -99,14 +134,37 @@ static int lay_out(fb_buffer *b, uint64_t most, const uint64_t *seams, int64_t n
     return b->parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
 }
 
+void fb_buffer_hold(fb_buffer *buffer) { buffer->users++; }
+
+void fb_buffer_release(fb_buffer *buffer) {
+    if (--buffer->users) return;
+    free(buffer->starts);
+    fb_device_release(buffer->device);
+    free(buffer);
+}
+
+static void let_go(fb_buffer *buffer) {
+    for (int64_t i = 0; i < buffer->n_parts && buffer->parts; i++)
+        if (buffer->parts[i].bytes) buffer->device->backend->free(buffer->device->self, &buffer->parts[i]);
+    free(buffer->parts);
+    buffer->parts = NULL;
+    fb_buffer_release(buffer);
+}
+
 static fb_buffer *buffer_of(fb_device *device, const char *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
+    if (!device || device->closed || n_seams < 0 || (n_seams && !seams)) {
+        fb_fail(FB_E_ARGUMENT, "a buffer needs an open device, and its seams");
+        return NULL;
+    }
     const fb_backend *backend = device->backend;
     fb_buffer *buffer = calloc(1, sizeof *buffer);
     if (!buffer) {
         fb_fail(FB_E_MEMORY, "out of memory");
         return NULL;
     }
-    buffer->device = device;
+    buffer->device = fb_device_hold(device);
+    buffer->users = 1;
+    buffer->wrapped = host != NULL;
     buffer->bytes = bytes;
     int code = lay_out(buffer, device->info.max_allocation_bytes, seams, n_seams);
     for (int64_t i = 0; i < buffer->n_parts && code == FB_OK; i++) {
@@ -115,7 +173,7 @@ static fb_buffer *buffer_of(fb_device *device, const char *host, uint64_t bytes,
                     : backend->alloc(device->self, size, &buffer->parts[i]);
     }
     if (code == FB_OK) return buffer;
-    fb_buffer_free(buffer);
+    let_go(buffer);
     return NULL;
 }
 
@@ -142,6 +200,7 @@ int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset) {
 }
 
 static int within(const fb_buffer *buffer, uint64_t offset, uint64_t bytes) {
+    if (!buffer || !buffer->parts) return fb_fail(FB_E_ARGUMENT, "the buffer is closed");
     if (offset <= buffer->bytes && bytes <= buffer->bytes - offset) return FB_OK;
     return fb_fail(FB_E_ARGUMENT, "bytes %llu..%llu lie outside a buffer of %llu", (unsigned long long)offset,
                    (unsigned long long)(offset + bytes), (unsigned long long)buffer->bytes);
@@ -149,8 +208,9 @@ static int within(const fb_buffer *buffer, uint64_t offset, uint64_t bytes) {
 
 /* Copies part after part, to the device or (dst) from it. */
 static int copy(fb_buffer *buffer, uint64_t offset, const char *src, char *dst, uint64_t bytes) {
-    const fb_backend *backend = buffer->device->backend;
     int code = within(buffer, offset, bytes);
+    if (code) return code;
+    const fb_backend *backend = buffer->device->backend;
     for (uint64_t at = 0; at < bytes && code == FB_OK;) {
         int64_t part = fb_buffer_part(buffer, offset + at);
         uint64_t from = offset + at - buffer->starts[part], n = buffer->starts[part + 1] - offset - at;
@@ -163,18 +223,16 @@ static int copy(fb_buffer *buffer, uint64_t offset, const char *src, char *dst, 
 }
 
 int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes) {
+    if (buffer && buffer->wrapped) return fb_fail(FB_E_ARGUMENT, "memory of the caller is only read");
+    if (bytes && !src) return fb_fail(FB_E_ARGUMENT, "there is nothing to copy from");
     return copy(buffer, offset, src, NULL, bytes);
 }
 
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes) {
+    if (bytes && !dst) return fb_fail(FB_E_ARGUMENT, "there is nothing to copy to");
     return copy(buffer, offset, NULL, dst, bytes);
 }
 
 void fb_buffer_free(fb_buffer *buffer) {
-    if (!buffer) return;
-    for (int64_t i = 0; i < buffer->n_parts && buffer->parts; i++)
-        if (buffer->parts[i].bytes) buffer->device->backend->free(buffer->device->self, &buffer->parts[i]);
-    free(buffer->parts);
-    free(buffer->starts);
-    free(buffer);
+    if (buffer && buffer->parts) let_go(buffer);
 }

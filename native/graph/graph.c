@@ -7,6 +7,7 @@
 
 static int grow(void **items, int32_t count, int32_t *room, size_t size) {
     if (count < *room) return 1;
+    if (*room > INT32_MAX / 2) return 0;
     int32_t want = *room ? *room * 2 : 64;
     void *moved = realloc(*items, (size_t)want * size);
     if (!moved) return 0;
@@ -16,7 +17,8 @@ static int grow(void **items, int32_t count, int32_t *room, size_t size) {
 }
 
 fb_tensor fb_program_tensor(fb_program *p, fb_tensor_info info) {
-    if (!grow((void **)&p->tensors, p->n_tensors, &p->room_tensors, sizeof *p->tensors)) {
+    if (fb_tensor_bytes(&info) > FB_MOST_BYTES ||
+        !grow((void **)&p->tensors, p->n_tensors, &p->room_tensors, sizeof *p->tensors)) {
         p->failed = 1;
         return FB_NONE;
     }
@@ -43,6 +45,16 @@ fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operan
     return node;
 }
 
+void fb_program_hold(const fb_program *p) {
+    for (int32_t i = 0; i < p->n_tensors; i++)
+        if (p->tensors[i].buffer) fb_buffer_hold(p->tensors[i].buffer);
+}
+
+void fb_program_release(const fb_program *p) {
+    for (int32_t i = 0; i < p->n_tensors; i++)
+        if (p->tensors[i].buffer) fb_buffer_release(p->tensors[i].buffer);
+}
+
 void fb_program_free(fb_program *p) {
     free(p->tilings);
     free(p->tensors);
@@ -60,8 +72,8 @@ int fb_is_written(fb_op op, int operand) {
 /* ---- graphs ---- */
 
 fb_graph *fb_graph_new(fb_device *device, int32_t tokens, int32_t trained, int32_t precision) {
-    if (tokens < 1 || trained < 0 || (precision != FB_F32 && precision != FB_BF16)) {
-        fb_fail(FB_E_ARGUMENT, "a graph needs at least one token and precision F32 or BF16");
+    if (!device || device->closed || tokens < 1 || trained < 0 || (precision != FB_F32 && precision != FB_BF16)) {
+        fb_fail(FB_E_ARGUMENT, "a graph needs an open device, at least one token and precision F32 or BF16");
         return NULL;
     }
     fb_graph *g = calloc(1, sizeof *g);
@@ -69,7 +81,7 @@ fb_graph *fb_graph_new(fb_device *device, int32_t tokens, int32_t trained, int32
         fb_fail(FB_E_MEMORY, "out of memory");
         return NULL;
     }
-    g->device = device;
+    g->device = fb_device_hold(device);
     g->tokens = tokens;
     g->trained = trained;
     g->precision = precision;
@@ -78,7 +90,9 @@ fb_graph *fb_graph_new(fb_device *device, int32_t tokens, int32_t trained, int32
 
 void fb_graph_free(fb_graph *g) {
     if (!g) return;
+    fb_program_release(&g->program);
     fb_program_free(&g->program);
+    fb_device_release(g->device);
     free(g->inputs);
     free(g);
 }
@@ -87,25 +101,37 @@ static int32_t capacity(const fb_graph *g, int32_t rows) {
     return rows == FB_ROWS_TOKENS ? g->tokens : rows == FB_ROWS_TRAINED ? g->trained : rows;
 }
 
+static fb_tensor done(fb_graph *g, fb_tensor t) {
+    return g->program.failed ? -fb_fail(FB_E_MEMORY, "a tensor is larger than the memory there is") : t;
+}
+
 fb_tensor fb_leaf(fb_graph *g, int kind, fb_buffer *buffer, uint64_t offset, int32_t type, int32_t rows, int32_t cols) {
     const fb_format *format = fb_format_get(type);
+    if (!g || !buffer || !buffer->parts) return -fb_fail(FB_E_ARGUMENT, "a matrix needs a graph and an open buffer");
     if (!format) return -fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be computed with", (int)type);
+    if (kind < FB_FROZEN || kind > FB_STATE) return -fb_fail(FB_E_ARGUMENT, "there is no kind %d of matrix", kind);
     if (rows < 1 || cols < 1 || cols % format->block)
         return -fb_fail(FB_E_ARGUMENT, "a %s matrix of %d x %d has no whole blocks", format->name, (int)rows, (int)cols);
     if (kind == FB_PARAM && type != FB_F32) return -fb_fail(FB_E_ARGUMENT, "what trains must be F32");
+    if (kind == FB_STATE && type != FB_F32 && type != FB_BF16) return -fb_fail(FB_E_ARGUMENT, "a cache must be F32 or BF16");
+    if (kind != FB_FROZEN && buffer->wrapped) return -fb_fail(FB_E_ARGUMENT, "memory of the caller is only read");
+    if (offset % (type == FB_F32 ? 4 : format->block_bytes % 2 ? 1 : 2))
+        return -fb_fail(FB_E_ARGUMENT, "a %s matrix cannot begin at byte %llu", format->name, (unsigned long long)offset);
     uint64_t bytes = fb_type_bytes(type, (int64_t)rows * cols);
     if (buffer->device != g->device || offset > buffer->bytes || bytes > buffer->bytes - offset)
         return -fb_fail(FB_E_ARGUMENT, "a %d x %d matrix does not lie inside its buffer", (int)rows, (int)cols);
     for (int64_t i = fb_buffer_part(buffer, offset) + 1; i < buffer->n_parts && buffer->starts[i] < offset + bytes; i++)
         if ((buffer->starts[i] - offset) % fb_type_bytes(type, cols))
             return -fb_fail(FB_E_ARGUMENT, "a row of a %d x %d matrix lies across two allocations", (int)rows, (int)cols);
-    return fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = rows, .cols = cols,
+    fb_tensor t = fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = rows, .cols = cols,
                                                             .place = FB_IN_BUFFER, .kind = kind, .base = FB_NONE,
                                                             .buffer = buffer, .offset = offset});
+    if (t >= 0) fb_buffer_hold(buffer);
+    return done(g, t);
 }
 
 fb_tensor fb_input(fb_graph *g, int32_t type, int32_t rows, int32_t cols) {
-    int32_t most = capacity(g, rows);
+    int32_t most = g ? capacity(g, rows) : -1;
     if ((type != FB_I32 && type != FB_F32) || most < 0 || cols < 1)
         return -fb_fail(FB_E_ARGUMENT, "an input is I32 or F32 with a positive shape");
     fb_tensor *inputs = realloc(g->inputs, sizeof *inputs * (size_t)(g->n_inputs + 1));
@@ -114,27 +140,55 @@ fb_tensor fb_input(fb_graph *g, int32_t type, int32_t rows, int32_t cols) {
     fb_tensor t = fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = most, .cols = cols,
                                                                    .symbol = rows < 0 ? rows : 0, .base = FB_NONE,
                                                                    .place = FB_IN_INPUTS, .offset = g->input_bytes});
-    if (t < 0) return -fb_fail(FB_E_MEMORY, "out of memory");
+    if (t < 0 || g->input_bytes > FB_MOST_BYTES) return -fb_fail(FB_E_MEMORY, "inputs larger than any memory");
     g->input_bytes += (fb_tensor_bytes(&g->program.tensors[t]) + 255) / 256 * 256;
     g->inputs[g->n_inputs++] = t;
     return t;
 }
 
-void fb_mark(fb_graph *g) { g->block++; }
+void fb_mark(fb_graph *g) {
+    if (g) g->block++;
+}
 
 int fb_keep(fb_graph *g, fb_tensor t) {
-    if (t < 0 || t >= g->program.n_tensors) return fb_fail(FB_E_ARGUMENT, "no such tensor to keep");
+    if (!g || t < 0 || t >= g->program.n_tensors) return fb_fail(FB_E_ARGUMENT, "no such tensor to keep");
     g->program.tensors[t].keep = 1;
     return FB_OK;
 }
 
 /* ---- ops: each checks its operands, names its output's shape, and adds one node ---- */
 
-/* NULL, with the failure told, where t is no tensor of g. */
+/* NULL, with the failure told, where t is no tensor of g, or none of what the op can compute with. */
 static const fb_tensor_info *get(fb_graph *g, fb_tensor t, const char *what) {
-    if (t >= 0 && t < g->program.n_tensors) return &g->program.tensors[t];
+    if (g && t >= 0 && t < g->program.n_tensors) return &g->program.tensors[t];
     fb_fail(FB_E_ARGUMENT, "%s is no tensor of this graph", what);
     return NULL;
+}
+
+static const fb_tensor_info *only(const fb_tensor_info *t, int fits, const char *what, const char *must_be) {
+    if (!t || fits) return t;
+    fb_fail(FB_E_ARGUMENT, "%s must be %s", what, must_be);
+    return NULL;
+}
+
+static const fb_tensor_info *get_act(fb_graph *g, fb_tensor tensor, const char *what) {
+    const fb_tensor_info *t = get(g, tensor, what);
+    return only(t, t && (t->type == FB_F32 || t->type == FB_BF16), what, "F32 or BF16");
+}
+
+static const fb_tensor_info *get_weight(fb_graph *g, fb_tensor tensor, const char *what) {
+    const fb_tensor_info *t = get(g, tensor, what);
+    return only(t, t && t->type != FB_I32, what, "of numbers, not I32");
+}
+
+static const fb_tensor_info *get_f32(fb_graph *g, fb_tensor tensor, const char *what) {
+    const fb_tensor_info *t = get(g, tensor, what);
+    return only(t, t && t->type == FB_F32, what, "F32");
+}
+
+static const fb_tensor_info *get_ints(fb_graph *g, fb_tensor tensor, const char *what) {
+    const fb_tensor_info *t = get(g, tensor, what);
+    return only(t, t && t->type == FB_I32 && t->cols == 1, what, "an I32 column");
 }
 
 /* A fresh output with the rows of `like`. */
@@ -151,11 +205,10 @@ static fb_node *record(fb_graph *g, fb_op op, int n, const fb_tensor *operands) 
     return node;
 }
 
-static fb_tensor done(fb_graph *g, fb_tensor t) {
-    return g->program.failed ? -fb_fail(FB_E_MEMORY, "out of memory while recording") : t;
+/* A matrix of a fixed number of rows goes with a full feed. */
+static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) {
+    return a->rows == b->rows && (a->symbol == b->symbol || !a->symbol || !b->symbol);
 }
-
-static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) { return a->rows == b->rows; }
 
 #define REQUIRE(condition, ...)                                        \
     do {                                                               \
@@ -163,18 +216,17 @@ static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) { return 
     } while (0)
 
 fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale) {
-    const fb_tensor_info *w = get(g, weight, "the embedding"), *i = get(g, ids, "ids");
+    const fb_tensor_info *w = get_weight(g, weight, "the embedding"), *i = get_ints(g, ids, "ids");
     if (!w || !i) return -FB_E_ARGUMENT;
-    REQUIRE(i->type == FB_I32 && i->cols == 1, "embedding rows are chosen by an I32 column");
     fb_tensor y = output(g, ids, w->cols, FB_F32);
     record(g, FB_OP_EMBED, 3, (fb_tensor[]){y, weight, ids})->attr.scale = scale;
     return done(g, y);
 }
 
 fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps) {
-    const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the norm's weight");
+    const fb_tensor_info *a = get_act(g, x, "x"), *w = get_f32(g, weight, "the norm's weight");
     if (!a || !w) return -FB_E_ARGUMENT;
-    REQUIRE(w->rows == 1 && w->type == FB_F32 && a->cols % w->cols == 0,
+    REQUIRE(w->rows == 1 && a->cols % w->cols == 0,
             "a norm over groups of %d does not divide rows of %d", (int)w->cols, (int)a->cols);
     fb_tensor y = output(g, x, a->cols, g->precision);
     record(g, FB_OP_RMS_NORM, 3, (fb_tensor[]){y, x, weight})->attr.eps = eps;
@@ -184,10 +236,9 @@ fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps) {
 /* x as a pair's first matrix sees it; x itself where nothing is dropped. The salt is the op's place in the recording. */
 static fb_tensor dropped(fb_graph *g, fb_tensor x, fb_lora lora) {
     if (!(lora.dropout > 0)) return x;
-    const fb_tensor_info *a = get(g, x, "x"), *k = get(g, lora.keys, "dropout's keys");
+    const fb_tensor_info *a = get_act(g, x, "x"), *k = get_ints(g, lora.keys, "dropout's keys");
     if (!a || !k) return -FB_E_ARGUMENT;
-    REQUIRE(lora.dropout < 1 && k->type == FB_I32 && k->cols == 1 && same_rows(a, k),
-            "dropout takes a share below 1 and an I32 column of keys");
+    REQUIRE(lora.dropout < 1 && same_rows(a, k), "dropout takes a share below 1 and a key a row");
     fb_tensor y = output(g, x, a->cols, a->type);
     fb_attr *attr = &record(g, FB_OP_DROPOUT, 3, (fb_tensor[]){y, x, lora.keys})->attr;
     attr->scale = 1 / (1 - lora.dropout);
@@ -198,27 +249,26 @@ static fb_tensor dropped(fb_graph *g, fb_tensor x, fb_lora lora) {
 
 static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_tensor residual,
                         int32_t type) {
-    const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the weight");
+    const fb_tensor_info *a = get_act(g, x, "x"), *w = get_weight(g, weight, "the weight");
     if (!a || !w) return -FB_E_ARGUMENT;
     REQUIRE(a->cols == w->cols, "a product of rows of %d with a weight of %d x %d", (int)a->cols, (int)w->rows,
             (int)w->cols);
     int32_t outputs = w->rows, inputs = w->cols;
     if (bias >= 0) {
-        const fb_tensor_info *b = get(g, bias, "the bias");
+        const fb_tensor_info *b = get_f32(g, bias, "the bias");
         if (!b) return -FB_E_ARGUMENT;
-        REQUIRE(b->type == FB_F32 && b->rows == 1 && b->cols == outputs, "a bias must be %d F32", (int)outputs);
+        REQUIRE(b->rows == 1 && b->cols == outputs, "a bias must be %d F32", (int)outputs);
     }
     if (residual >= 0) {
-        const fb_tensor_info *r = get(g, residual, "the residual");
+        const fb_tensor_info *r = get_act(g, residual, "the residual");
         if (!r) return -FB_E_ARGUMENT;
         REQUIRE(r->cols == outputs && same_rows(r, a), "a residual must have the output's shape");
     }
     fb_tensor u = FB_NONE, seen = x;
     if (lora.a >= 0 || lora.b >= 0) {
-        const fb_tensor_info *la = get(g, lora.a, "lora a"), *lb = get(g, lora.b, "lora b");
+        const fb_tensor_info *la = get_f32(g, lora.a, "lora a"), *lb = get_f32(g, lora.b, "lora b");
         if (!la || !lb) return -FB_E_ARGUMENT;
-        REQUIRE(la->cols == inputs && lb->rows == outputs && la->rows == lb->cols && la->type == FB_F32 &&
-                    lb->type == FB_F32,
+        REQUIRE(la->cols == inputs && lb->rows == outputs && la->rows == lb->cols,
                 "a LoRA pair of (%d, %d) and (%d, %d) beside a weight of %d x %d", (int)la->rows, (int)la->cols,
                 (int)lb->rows, (int)lb->cols, (int)outputs, (int)inputs);
         int32_t rank = la->rows;
@@ -241,18 +291,18 @@ fb_tensor fb_linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, 
 }
 
 fb_tensor fb_rope_table(fb_graph *g, fb_tensor positions, fb_tensor inv_freq, float magnitude) {
-    const fb_tensor_info *p = get(g, positions, "positions"), *f = get(g, inv_freq, "inv_freq");
+    const fb_tensor_info *p = get_ints(g, positions, "positions"), *f = get_f32(g, inv_freq, "inv_freq");
     if (!p || !f) return -FB_E_ARGUMENT;
-    REQUIRE(p->type == FB_I32 && p->cols == 1 && f->type == FB_F32 && f->rows == 1,
-            "a RoPE table needs an I32 column of positions and an F32 row of frequencies");
+    REQUIRE(f->rows == 1 && f->cols <= INT32_MAX / 2, "a RoPE table needs a row of frequencies");
     fb_tensor y = output(g, positions, f->cols * 2, FB_F32);
     record(g, FB_OP_ROPE_TABLE, 3, (fb_tensor[]){y, positions, inv_freq})->attr.scale = magnitude;
     return done(g, y);
 }
 
 fb_tensor fb_rope(fb_graph *g, fb_tensor x, fb_tensor table, int32_t head_dim, int layout) {
-    const fb_tensor_info *a = get(g, x, "x"), *t = get(g, table, "the RoPE table");
+    const fb_tensor_info *a = get_act(g, x, "x"), *t = get_f32(g, table, "the RoPE table");
     if (!a || !t) return -FB_E_ARGUMENT;
+    REQUIRE(layout == FB_ROPE_PAIRS || layout == FB_ROPE_HALVES, "there is no layout %d of RoPE", layout);
     REQUIRE(head_dim > 0 && a->cols % head_dim == 0 && t->cols % 2 == 0 && t->cols <= head_dim && same_rows(a, t),
             "a RoPE table of %d columns over heads of %d in rows of %d", (int)t->cols, (int)head_dim, (int)a->cols);
     fb_tensor y = output(g, x, a->cols, a->type);
@@ -264,13 +314,14 @@ fb_tensor fb_rope(fb_graph *g, fb_tensor x, fb_tensor table, int32_t head_dim, i
 
 fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor lo, fb_tensor hi,
                        fb_attention_shape s) {
-    const fb_tensor_info *tq = get(g, q, "q"), *tk = get(g, k, "k"), *tv = get(g, v, "v");
-    const fb_tensor_info *tl = get(g, lo, "lo"), *th = get(g, hi, "hi");
+    const fb_tensor_info *tq = get_act(g, q, "q"), *tk = get_act(g, k, "k"), *tv = get_act(g, v, "v");
+    const fb_tensor_info *tl = get_ints(g, lo, "lo"), *th = get_ints(g, hi, "hi");
     if (!tq || !tk || !tv || !tl || !th) return -FB_E_ARGUMENT;
     REQUIRE(s.n_head > 0 && s.n_kv_head > 0 && s.n_head % s.n_kv_head == 0, "%d heads over %d key heads",
             (int)s.n_head, (int)s.n_kv_head);
-    REQUIRE(tq->cols == s.n_head * s.head_dim && tk->cols == s.n_kv_head * s.head_dim && tv->cols == tk->cols &&
-                same_rows(tk, tv) && same_rows(tq, tl) && same_rows(tq, th) && tl->type == FB_I32 && th->type == FB_I32,
+    REQUIRE(s.head_dim > 0 && tq->cols == (int64_t)s.n_head * s.head_dim &&
+                tk->cols == (int64_t)s.n_kv_head * s.head_dim && tv->cols == tk->cols && same_rows(tk, tv) &&
+                same_rows(tq, tl) && same_rows(tq, th),
             "attention's operands do not fit %d heads of %d", (int)s.n_head, (int)s.head_dim);
     fb_tensor y = output(g, q, tq->cols, g->precision);
     fb_tensor lse = output(g, q, s.n_head, FB_F32);
@@ -279,17 +330,18 @@ fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_te
 }
 
 fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots) {
-    const fb_tensor_info *c = get(g, cache, "the cache"), *a = get(g, x, "x"), *s = get(g, slots, "slots");
+    const fb_tensor_info *c = get_act(g, cache, "the cache"), *a = get_act(g, x, "x"), *s = get_ints(g, slots, "slots");
     if (!c || !a || !s) return -FB_E_ARGUMENT;
-    REQUIRE(c->kind == FB_STATE && c->cols == a->cols && same_rows(a, s) && s->type == FB_I32,
+    REQUIRE(c->place == FB_IN_BUFFER && c->kind == FB_STATE && c->cols == a->cols && same_rows(a, s),
             "appending rows of %d to a cache of %d", (int)a->cols, (int)c->cols);
     record(g, FB_OP_APPEND, 3, (fb_tensor[]){cache, x, slots});
     return done(g, cache);
 }
 
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind) {
-    const fb_tensor_info *a = get(g, gate, "gate"), *b = get(g, up, "up");
+    const fb_tensor_info *a = get_act(g, gate, "gate"), *b = get_act(g, up, "up");
     if (!a || !b) return -FB_E_ARGUMENT;
+    REQUIRE(kind == FB_SILU || kind == FB_GELU_TANH, "there is no kind %d of gate", kind);
     REQUIRE(a->cols == b->cols && same_rows(a, b), "gate and up differ in shape");
     fb_tensor y = output(g, gate, a->cols, g->precision);
     record(g, FB_OP_GLU, 3, (fb_tensor[]){y, gate, up})->attr.kind = kind;
@@ -297,7 +349,7 @@ fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind) {
 }
 
 fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b) {
-    const fb_tensor_info *x = get(g, a, "a"), *y = get(g, b, "b");
+    const fb_tensor_info *x = get_act(g, a, "a"), *y = get_act(g, b, "b");
     if (!x || !y) return -FB_E_ARGUMENT;
     REQUIRE(x->cols == y->cols && same_rows(x, y), "adding tensors of different shapes");
     fb_tensor sum = output(g, a, x->cols, x->type == FB_F32 ? FB_F32 : y->type);
@@ -306,7 +358,7 @@ fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b) {
 }
 
 fb_tensor fb_scale(fb_graph *g, fb_tensor x, float scale) {
-    const fb_tensor_info *a = get(g, x, "x");
+    const fb_tensor_info *a = get_act(g, x, "x");
     if (!a) return -FB_E_ARGUMENT;
     fb_tensor y = output(g, x, a->cols, a->type);
     record(g, FB_OP_SCALE, 2, (fb_tensor[]){y, x})->attr.scale = scale;
@@ -314,7 +366,7 @@ fb_tensor fb_scale(fb_graph *g, fb_tensor x, float scale) {
 }
 
 fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap) {
-    const fb_tensor_info *a = get(g, x, "x");
+    const fb_tensor_info *a = get_act(g, x, "x");
     if (!a) return -FB_E_ARGUMENT;
     REQUIRE(cap > 0, "a soft-cap must be positive");
     fb_tensor y = output(g, x, a->cols, a->type);
@@ -323,9 +375,8 @@ fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap) {
 }
 
 fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index) {
-    const fb_tensor_info *a = get(g, x, "x"), *i = get(g, index, "index");
+    const fb_tensor_info *a = get_act(g, x, "x"), *i = get_ints(g, index, "index");
     if (!a || !i) return -FB_E_ARGUMENT;
-    REQUIRE(i->type == FB_I32 && i->cols == 1, "rows are gathered by an I32 column");
     fb_tensor y = output(g, index, a->cols, a->type);
     record(g, FB_OP_GATHER, 3, (fb_tensor[]){y, x, index});
     return done(g, y);
@@ -341,16 +392,16 @@ fb_tensor fb_logits(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb
 
 fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, fb_tensor targets,
                   float softcap) {
-    const fb_tensor_info *a = get(g, x, "x"), *w = get(g, weight, "the head");
-    const fb_tensor_info *i = get(g, index, "index"), *t = get(g, targets, "targets");
+    const fb_tensor_info *a = get_act(g, x, "x"), *w = get_weight(g, weight, "the head");
+    const fb_tensor_info *i = get_ints(g, index, "index"), *t = get_ints(g, targets, "targets");
     if (!a || !w || !i || !t) return -FB_E_ARGUMENT;
     REQUIRE(!g->has_loss, "a graph has one loss");
     REQUIRE(a->cols == w->cols, "a head of %d x %d over rows of %d", (int)w->rows, (int)w->cols, (int)a->cols);
-    REQUIRE(i->type == FB_I32 && t->type == FB_I32 && i->cols == 1 && t->cols == 1 &&
-                i->symbol == FB_ROWS_TRAINED && t->symbol == FB_ROWS_TRAINED,
-            "trained positions and targets are I32 columns of FB_ROWS_TRAINED rows");
+    REQUIRE(g->trained > 0, "a loss needs room for a trained position");
+    REQUIRE(i->symbol == FB_ROWS_TRAINED && t->symbol == FB_ROWS_TRAINED,
+            "trained positions and targets have FB_ROWS_TRAINED rows");
     if (lora.a >= 0 || lora.b >= 0) {
-        const fb_tensor_info *la = get(g, lora.a, "lora a"), *lb = get(g, lora.b, "lora b");
+        const fb_tensor_info *la = get_f32(g, lora.a, "lora a"), *lb = get_f32(g, lora.b, "lora b");
         if (!la || !lb) return -FB_E_ARGUMENT;
         REQUIRE(la->cols == w->cols && lb->rows == w->rows && la->rows == lb->cols, "a LoRA pair that does not fit the head");
     }

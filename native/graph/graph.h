@@ -17,17 +17,23 @@ struct fb_device {
     fb_device_info info;
     int profile;
     double duty; /* share of the time that is worked */
+    int64_t users; /* its owner, and the buffers, graphs and plans of it: the last one that goes closes it */
+    int closed;    /* by its owner */
 };
 
 /* Memory in parts, each an allocation of the device; offsets run on through all of them. */
 struct fb_buffer {
     fb_device *device;
+    int64_t users; /* its owner, and the tensors that lie in it */
+    int wrapped;   /* memory of the caller, which is only read */
     uint64_t bytes;
     int64_t n_parts;
-    fb_mem *parts;
+    fb_mem *parts; /* NULL: freed */
     uint64_t *starts; /* (n_parts + 1,) the last one is `bytes` */
 };
 
+/* Of a tensor, the inputs or an arena: beyond any memory, and sums of them do not wrap. */
+#define FB_MOST_BYTES ((uint64_t)1 << 47)
 enum { FB_NONE = -1, FB_ALIGN = 256 /* bytes: where tensors of an arena begin */ };
 
 /* Where a tensor's bytes are. GRAD is the gradient of a FB_PARAM leaf, at the same offset of the gradient buffer. */
@@ -120,11 +126,19 @@ fb_operand fb_whole(const fb_program *p, fb_tensor t);
 uint64_t fb_tensor_bytes(const fb_tensor_info *t);
 int fb_is_written(fb_op op, int operand);
 void fb_program_free(fb_program *p);
+/* For each tensor its buffer. */
+void fb_program_hold(const fb_program *p);
+void fb_program_release(const fb_program *p);
 
 /* autodiff.c */
 int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_program *out);
 /* device.c: the part of a buffer in which an offset lies */
 int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset);
+/* Users count, so that handles may be closed in any order: what is left of a closed one is refused, not reached. */
+fb_device *fb_device_hold(fb_device *device);
+void fb_device_release(fb_device *device);
+void fb_buffer_hold(fb_buffer *buffer);
+void fb_buffer_release(fb_buffer *buffer);
 /* tiles.c */
 int fb_tile_program(fb_program *p, const fb_device_info *limits);
 /* memory.c: sets offsets of arena tensors; returns the arena's size */
@@ -132,6 +146,8 @@ int fb_plan_memory(fb_program *p, uint64_t *arena_bytes);
 /* Where a row begins, in bytes of what the tensor lies in. */
 uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row);
 /* optimizer.c */
+int fb_buffers_alike(const fb_buffer *a, const fb_buffer *b); /* in size and parts */
+int fb_optimizer_check(const fb_buffer *params, const fb_optimizer *o); /* before anything is written */
 int fb_optimizer_update(fb_device *device, fb_buffer *params, fb_buffer *grads, const fb_optimizer *o,
                         double denominator, double *grad_norm, int *finite);
 #endif

@@ -100,6 +100,7 @@ int fb_plan_memory(fb_program *p, uint64_t *arena_bytes) {
         }
         s->offset = whole_from(p, s, s->offset);
         if (s->offset + s->bytes > *arena_bytes) *arena_bytes = s->offset + s->bytes;
+        if (*arena_bytes > FB_MOST_BYTES) goto done;
     }
     for (int32_t t = 0; t < p->n_tensors; t++) {
         fb_tensor_info *info = &p->tensors[t];

@@ -49,20 +49,30 @@ static int sum_squares(fb_device *device, fb_buffer *grads, uint64_t count, doub
     return code;
 }
 
-static int alike(const fb_buffer *a, const fb_buffer *b) {
+int fb_buffers_alike(const fb_buffer *a, const fb_buffer *b) {
     return a->bytes == b->bytes && a->n_parts == b->n_parts &&
            memcmp(a->starts, b->starts, sizeof *a->starts * (size_t)a->n_parts) == 0;
+}
+
+static int is_state(const fb_buffer *state, const fb_buffer *params) {
+    return state->parts && state->device == params->device && !state->wrapped && fb_buffers_alike(state, params);
+}
+
+int fb_optimizer_check(const fb_buffer *params, const fb_optimizer *o) {
+    uint64_t count = params->bytes / 4;
+    if (o->kind != FB_ADAMW && o->kind != FB_SGD) return fb_fail(FB_E_ARGUMENT, "there is no optimizer %d", (int)o->kind);
+    if ((o->kind == FB_ADAMW && (!o->m || !o->v)) || (o->m && !is_state(o->m, params)) || (o->v && !is_state(o->v, params)))
+        return fb_fail(FB_E_ARGUMENT, "the optimizer's state must be as large as the parameters, in memory of their device");
+    if (o->n_ranges < 0 || (o->n_ranges && !o->ranges)) return fb_fail(FB_E_ARGUMENT, "ranges of parameters are missing");
+    for (int32_t i = 0; i < o->n_ranges; i++)
+        if (o->ranges[i].first > count || o->ranges[i].count > count - o->ranges[i].first)
+            return fb_fail(FB_E_ARGUMENT, "a range of parameters lies outside the flat space");
+    return FB_OK;
 }
 
 int fb_optimizer_update(fb_device *device, fb_buffer *params, fb_buffer *grads, const fb_optimizer *o,
                         double denominator, double *grad_norm, int *finite) {
     uint64_t count = params->bytes / 4;
-    if (!alike(grads, params) || (o->kind == FB_ADAMW && (!o->m || !o->v)) || (o->m && !alike(o->m, params)) ||
-        (o->v && !alike(o->v, params)))
-        return fb_fail(FB_E_ARGUMENT, "gradients and optimizer state must be as large as the parameters");
-    for (int32_t i = 0; i < o->n_ranges; i++)
-        if (o->ranges[i].first > count || o->ranges[i].count > count - o->ranges[i].first)
-            return fb_fail(FB_E_ARGUMENT, "a range of parameters lies outside the flat space");
     double squares;
     int code = sum_squares(device, grads, count, &squares);
     if (code) return code;

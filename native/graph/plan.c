@@ -124,18 +124,42 @@ static void bound_inputs(fb_plan *plan) {
     }
 }
 
+/* Parameters, their gradients and the optimizer's state lie alike, in whole elements, in memory that may be written. */
+static int check_flat(const fb_graph *g, const fb_buffer *params, const fb_buffer *grads) {
+    if (!params || !grads || !params->parts || !grads->parts || params->device != g->device || grads->device != g->device)
+        return fb_fail(FB_E_ARGUMENT, "a training plan needs parameters and gradients on the device of its graph");
+    if (!fb_buffers_alike(grads, params) || params->wrapped || grads->wrapped)
+        return fb_fail(FB_E_ARGUMENT, "gradients must be as large as the parameters, both in memory of the device");
+    for (int64_t i = 0; i <= params->n_parts; i++)
+        if (params->starts[i] % 4) return fb_fail(FB_E_ARGUMENT, "parameters are whole F32 elements");
+    for (int32_t i = 0; i < g->program.n_tensors; i++) {
+        const fb_tensor_info *t = &g->program.tensors[i];
+        if (t->place == FB_IN_BUFFER && t->kind == FB_PARAM && t->buffer != params)
+            return fb_fail(FB_E_ARGUMENT, "a matrix that trains lies outside the parameters");
+    }
+    return FB_OK;
+}
+
 fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
-    if (options->train && (!g->has_loss || !options->grads || !options->params)) {
-        fb_fail(FB_E_ARGUMENT, "a training plan needs a loss, parameters and gradients");
+    if (!g || !options || g->device->closed) {
+        fb_fail(FB_E_ARGUMENT, "a plan needs a graph on an open device, and options");
         return NULL;
     }
+    if (options->train && !g->has_loss) {
+        fb_fail(FB_E_ARGUMENT, "a training plan needs a loss");
+        return NULL;
+    }
+    if (options->train && check_flat(g, options->params, options->grads)) return NULL;
     fb_plan *plan = calloc(1, sizeof *plan);
     if (!plan) {
         fb_fail(FB_E_MEMORY, "out of memory while planning");
         return NULL;
     }
-    plan->device = g->device;
+    plan->device = fb_device_hold(g->device);
     plan->options = *options;
+    if (!options->train) plan->options.params = plan->options.grads = NULL;
+    if (plan->options.params) fb_buffer_hold(plan->options.params);
+    if (plan->options.grads) fb_buffer_hold(plan->options.grads);
     plan->tokens = g->tokens;
     plan->trained = g->trained;
     plan->nll = g->has_loss ? g->loss.nll : FB_NONE;
@@ -149,6 +173,7 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
     }
     memcpy(plan->inputs, g->inputs, sizeof *plan->inputs * (size_t)g->n_inputs);
     if (fb_build_program(g, options, &plan->program)) goto fail;
+    fb_program_hold(&plan->program);
     bound_inputs(plan);
     if (fb_tile_program(&plan->program, &g->device->info)) goto fail;
     if (fb_plan_memory(&plan->program, &plan->arena_bytes)) goto fail;
@@ -224,7 +249,11 @@ static int allocate(fb_plan *plan) {
 void fb_plan_free(fb_plan *plan) {
     if (!plan) return;
     release(plan);
+    fb_program_release(&plan->program);
     fb_program_free(&plan->program);
+    if (plan->options.params) fb_buffer_release(plan->options.params);
+    if (plan->options.grads) fb_buffer_release(plan->options.grads);
+    fb_device_release(plan->device);
     free(plan->inputs);
     free(plan->bounds);
     free(plan->text);
@@ -232,6 +261,7 @@ void fb_plan_free(fb_plan *plan) {
 }
 
 int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
+    if (!plan || !stats) return fb_fail(FB_E_ARGUMENT, "the plan is closed");
     memset(stats, 0, sizeof *stats);
     stats->arena_bytes = plan->arena_bytes;
     stats->scratch_bytes = plan->scratch_bytes;
@@ -254,6 +284,10 @@ int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
 }
 
 const char *fb_plan_describe(fb_plan *plan) {
+    if (!plan) {
+        fb_fail(FB_E_ARGUMENT, "the plan is closed");
+        return NULL;
+    }
     size_t room = (size_t)plan->program.n_nodes * 256 + 1, used = 0;
     free(plan->text);
     plan->text = malloc(room);
@@ -279,33 +313,57 @@ const char *fb_plan_describe(fb_plan *plan) {
 }
 
 int32_t fb_plan_tilings(const fb_plan *plan, fb_tiling *out, int32_t capacity) {
+    if (!plan) return 0;
     for (int32_t i = 0; i < plan->program.n_tilings && i < capacity; i++) out[i] = plan->program.tilings[i];
     return plan->program.n_tilings;
 }
 
 int fb_plan_op_stats(fb_plan *plan, fb_op_stats *out, int capacity) {
     int filled = 0;
-    for (int i = 0; i < FB_OP_COUNT && filled < capacity; i++)
+    for (int i = 0; plan && i < FB_OP_COUNT && filled < capacity; i++)
         if (plan->ops[i].launches) out[filled++] = plan->ops[i];
     return filled;
 }
 
 /* ---- running ---- */
 
+static uint64_t input_bytes(const fb_plan *plan, int32_t input, const fb_feed *feed) {
+    const fb_tensor_info *t = &plan->program.tensors[plan->inputs[input]];
+    fb_operand whole = fb_whole(&plan->program, plan->inputs[input]);
+    return fb_type_bytes(t->type, (int64_t)rows_in_use(t, &whole, feed->tokens, feed->trained) * t->cols);
+}
+
+/* Whether all that the plan reaches is still open. */
+static int check_open(const fb_plan *plan) {
+    if (!plan || plan->device->closed) return fb_fail(FB_E_ARGUMENT, "the plan or its device is closed");
+    int open = (!plan->options.params || plan->options.params->parts) && (!plan->options.grads || plan->options.grads->parts);
+    for (int32_t i = 0; i < plan->program.n_tensors && open; i++) {
+        const fb_buffer *buffer = plan->program.tensors[i].buffer;
+        open = !buffer || buffer->parts;
+    }
+    return open ? FB_OK : fb_fail(FB_E_ARGUMENT, "a buffer of this plan is closed");
+}
+
 static int check_feed(const fb_plan *plan, const fb_feed *feed) {
     if (feed->tokens < 1 || feed->tokens > plan->tokens || feed->trained < 0 || feed->trained > plan->trained)
         return fb_fail(FB_E_ARGUMENT, "a feed of %d tokens, %d trained, where the plan has room for %d and %d",
                        (int)feed->tokens, (int)feed->trained, (int)plan->tokens, (int)plan->trained);
+    if (feed->n_inputs != plan->n_inputs || (plan->n_inputs && (!feed->inputs || !feed->bytes)))
+        return fb_fail(FB_E_ARGUMENT, "a feed of %d inputs for a graph of %d", (int)feed->n_inputs, (int)plan->n_inputs);
+    for (int32_t i = 0; i < plan->n_inputs; i++) {
+        uint64_t bytes = input_bytes(plan, i, feed);
+        if (feed->bytes[i] != bytes || (bytes && !feed->inputs[i]))
+            return fb_fail(FB_E_ARGUMENT, "input %d of a feed has %llu bytes, not the %llu of its rows", (int)i,
+                           (unsigned long long)feed->bytes[i], (unsigned long long)bytes);
+    }
     return FB_OK;
 }
 
 static int stage(fb_plan *plan, const fb_feed *feed) {
     for (int32_t i = 0; i < plan->n_inputs; i++) {
         const fb_tensor_info *t = &plan->program.tensors[plan->inputs[i]];
-        fb_operand whole = fb_whole(&plan->program, plan->inputs[i]);
-        uint64_t bytes = fb_type_bytes(t->type, (int64_t)rows_in_use(t, &whole, feed->tokens, feed->trained) * t->cols);
+        uint64_t bytes = input_bytes(plan, i, feed);
         if (!bytes) continue;
-        if (!feed->inputs[i]) return fb_fail(FB_E_ARGUMENT, "input %d of a feed is missing", (int)i);
         const int32_t *values = feed->inputs[i];
         for (uint64_t k = 0; plan->bounds[i] && k < bytes / 4; k++)
             if (values[k] < 0 || values[k] >= plan->bounds[i])
@@ -363,7 +421,8 @@ static int run_feed(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
 }
 
 int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
-    int code = check_feed(plan, feed);
+    int code = check_open(plan);
+    if (code == FB_OK) code = feed ? check_feed(plan, feed) : fb_fail(FB_E_ARGUMENT, "a run needs a feed");
     if (code == FB_OK) code = allocate(plan);
     if (code) return code;
     if (progress) progress->total = plan->program.n_nodes;
@@ -373,15 +432,18 @@ int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
     return code;
 }
 
-int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, float *dst) {
+int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, float *dst, uint64_t bytes) {
+    int code = check_open(plan);
+    if (code) return code;
     const fb_tensor_info *info = t >= 0 && t < plan->program.n_tensors ? &plan->program.tensors[t] : NULL;
-    if (!info || !plan->ready || first_row < 0 || rows < 0 || first_row > info->rows - rows)
-        return fb_fail(FB_E_ARGUMENT, "rows %d..%d of a tensor that has none such to read", (int)first_row,
-                       (int)(first_row + rows));
+    if (!info || !info->keep || !plan->ready || first_row < 0 || rows < 0 || first_row > info->rows - rows)
+        return fb_fail(FB_E_ARGUMENT, "%d rows from %d on of a tensor that has none such to read", (int)rows, (int)first_row);
+    if (bytes / 4 != (uint64_t)rows * (uint64_t)info->cols || bytes % 4 || (bytes && !dst))
+        return fb_fail(FB_E_ARGUMENT, "%d rows of %d columns are not %llu bytes", (int)rows, (int)info->cols,
+                       (unsigned long long)bytes);
     uint64_t row_bytes = fb_type_bytes(info->type, info->cols);
     char *raw = info->type == FB_F32 ? (char *)dst : malloc((size_t)rows * row_bytes + 1);
     if (!raw) return fb_fail(FB_E_MEMORY, "out of memory");
-    int code = FB_OK;
     for (int32_t row = 0, n; row < rows && code == FB_OK; row += n) {
         uint64_t offset;
         const fb_mem *mem = locate(plan, info, first_row + row, &offset);
@@ -392,7 +454,7 @@ int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, fl
                                            (uint64_t)n * row_bytes);
     }
     if (info->type == FB_F32) return code;
-    if (code == FB_OK) code = fb_decode(info->type, raw, dst, (int64_t)rows * info->cols);
+    if (code == FB_OK) code = fb_decode(info->type, raw, (uint64_t)rows * row_bytes, dst, (int64_t)rows * info->cols);
     free(raw);
     return code;
 }
@@ -401,7 +463,7 @@ static int sum_loss(fb_plan *plan, const fb_feed *feed, double *sum) {
     if (!feed->trained) return FB_OK;
     float *nll = malloc(sizeof *nll * (size_t)feed->trained);
     if (!nll) return fb_fail(FB_E_MEMORY, "out of memory");
-    int code = fb_plan_read(plan, plan->nll, 0, feed->trained, nll);
+    int code = fb_plan_read(plan, plan->nll, 0, feed->trained, nll, sizeof *nll * (uint64_t)feed->trained);
     for (int32_t i = 0; i < feed->trained && code == FB_OK; i++) *sum += nll[i];
     free(nll);
     return code;
@@ -423,9 +485,13 @@ static int zero_gradients(fb_plan *plan) {
 
 int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_optimizer *optimizer,
                  fb_result *result, fb_progress *progress) {
+    int code = check_open(plan);
+    if (code) return code;
+    if (!result || !optimizer || !feeds || !plan->options.train || n_feeds < 1 ||
+        n_feeds > INT32_MAX / (plan->program.n_nodes + 1))
+        return fb_fail(FB_E_ARGUMENT, "a step needs a training plan, feeds, an optimizer and a place for its result");
     memset(result, 0, sizeof *result);
-    if (!plan->options.train || n_feeds < 1) return fb_fail(FB_E_ARGUMENT, "a step needs a training plan and feeds");
-    int code = FB_OK;
+    code = fb_optimizer_check(plan->options.params, optimizer);
     for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) {
         code = check_feed(plan, &feeds[i]);
         result->trained += feeds[i].trained;

@@ -62,11 +62,12 @@ typedef struct fb_format {
 
 /* NULL when the core cannot decode that type. */
 const fb_format *fb_format_get(int32_t type);
-/* src: n elements in whole blocks; dst: n floats. */
-int fb_decode(int32_t type, const void *src, float *dst, int64_t n);
-/* src: (rows, cols) floats; dst: rows of whole blocks; importance: NULL, or cols weights >= 0 of the squared error, which
+/* src: n elements in whole blocks, which take `src_bytes`; dst: n floats. */
+int fb_decode(int32_t type, const void *src, uint64_t src_bytes, float *dst, int64_t n);
+/* src: (rows, cols) floats; dst: rows of whole blocks, which take `dst_bytes`; importance: NULL, or cols weights >= 0 of the squared error, which
  * formats of 8 bits and more have no use for. */
-int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t cols, const float *importance);
+int fb_encode(int32_t type, const float *src, void *dst, uint64_t dst_bytes, int64_t rows, int64_t cols,
+              const float *importance);
 
 /* ---- devices ---- */
 typedef struct fb_device fb_device;
@@ -263,7 +264,9 @@ int fb_plan_op_stats(fb_plan *plan, fb_op_stats *out, int capacity);
 typedef struct fb_feed {
     int32_t tokens;            /* rows in use, 1 .. capacity */
     int32_t trained;           /* 0 .. capacity */
+    int32_t n_inputs;          /* as many as there were calls of fb_input */
     const void *const *inputs; /* one a fb_input, in order; (rows in use, cols) each */
+    const uint64_t *bytes;     /* of each, and of nothing more */
 } fb_feed;
 
 typedef struct fb_progress {
@@ -274,8 +277,8 @@ typedef struct fb_progress {
 
 /* One feed, forward; and, in a training plan, backward: gradients of sum(nll) are added to the gradient buffer. */
 int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress);
-/* Rows of a kept tensor, or of fb_loss's nll, as F32. */
-int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, float *dst);
+/* Rows of a kept tensor, or of fb_loss's nll, as F32; `bytes` is what they come to. */
+int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, float *dst, uint64_t bytes);
 
 enum { FB_ADAMW = 0, FB_SGD = 1 };
 
@@ -311,14 +314,15 @@ int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_
 /* ---- text: a word to token ids ---- */
 typedef struct fb_words fb_words;
 
-/* A vocabulary: `count` keys one after the other, of `lengths` bytes each. ranks[i] >= 0: the two symbols left and
+/* A vocabulary: `count` keys one after the other, of `lengths` bytes each, `key_bytes` in all. ranks[i] >= 0: the two symbols left and
  * right with left + joint + right == key merge (joint: a byte, or -1 for none), the lowest rank first, of equals the
  * leftmost. ids[i] >= 0: the key is the text of that token. Of equal keys the first one counts. byte_ids: 256 tokens
- * for what is no token, or NULL, when it falls back to characters. NULL where memory runs out. */
-fb_words *fb_words_new(const char *keys, const int32_t *lengths, const int32_t *ranks, const int32_t *ids,
-                       int64_t count, int32_t joint, const int32_t *byte_ids);
+ * for what is no token, or NULL, when it falls back to characters. NULL where memory runs out, or lengths do not add up. */
+fb_words *fb_words_new(const char *keys, int64_t key_bytes, const int32_t *lengths, const int32_t *ranks,
+                       const int32_t *ids, int64_t count, int32_t joint, const int32_t *byte_ids);
 void fb_words_free(fb_words *words);
-/* The number of ids written; `ids` has room for one a byte. Safe from several threads. -1: too long, or no memory. */
-int64_t fb_words_encode(const fb_words *words, const char *word, int64_t bytes, int32_t *ids);
+/* The number of ids written; `ids` has room for so many, at least one a byte. Safe from several threads. -1: too long,
+ * too little room, or no memory. */
+int64_t fb_words_encode(const fb_words *words, const char *word, int64_t bytes, int32_t *ids, int64_t room);
 
 #endif

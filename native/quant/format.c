@@ -52,20 +52,25 @@ uint64_t fb_type_bytes(int32_t type, int64_t n) {
     return row ? (uint64_t)(n / row->format.block) * (uint64_t)row->format.block_bytes : 0;
 }
 
-int fb_decode(int32_t type, const void *src, float *dst, int64_t n) {
+int fb_decode(int32_t type, const void *src, uint64_t src_bytes, float *dst, int64_t n) {
     const format_row *row = find(type);
     if (!row) {
         return fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be decoded", (int)type);
     }
-    if (n < 0 || n % row->format.block != 0) {
+    if (n < 0 || n > INT64_MAX / 4 || n % row->format.block != 0) {
         return fb_fail(FB_E_ARGUMENT, "%lld elements are not whole %s blocks of %d", (long long)n, row->format.name,
                        (int)row->format.block);
+    }
+    if (src_bytes != fb_type_bytes(type, n) || (n && (!src || !dst))) {
+        return fb_fail(FB_E_ARGUMENT, "%lld elements of %s are not %llu bytes", (long long)n, row->format.name,
+                       (unsigned long long)src_bytes);
     }
     row->decode(src, dst, n / row->format.block);
     return FB_OK;
 }
 
-int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t cols, const float *importance) {
+int fb_encode(int32_t type, const float *src, void *dst, uint64_t dst_bytes, int64_t rows, int64_t cols,
+              const float *importance) {
     const format_row *row = find(type);
     if (!row || (!row->encode && !row->weigh)) {
         return fb_fail(FB_E_ARGUMENT, "tensor type %d cannot be encoded", (int)type);
@@ -75,6 +80,10 @@ int fb_encode(int32_t type, const float *src, void *dst, int64_t rows, int64_t c
                        (long long)cols, row->format.name, (int)row->format.block);
     }
     const int64_t blocks = cols / row->format.block;
+    if (dst_bytes != (uint64_t)(rows * blocks) * (uint64_t)row->format.block_bytes || (dst_bytes && (!src || !dst))) {
+        return fb_fail(FB_E_ARGUMENT, "a %s matrix of %lld x %lld does not take %llu bytes", row->format.name,
+                       (long long)rows, (long long)cols, (unsigned long long)dst_bytes);
+    }
     const int plain = row->encode && !(importance && row->weigh);
     if (plain) {
         row->encode(src, dst, rows * blocks);

@@ -75,28 +75,29 @@ static int32_t token(const fb_words *w, const char *text, int32_t n)
     return e->hash ? e->id : -1;
 }
 
-fb_words *fb_words_new(const char *keys, const int32_t *lengths, const int32_t *ranks, const int32_t *ids,
-                       int64_t count, int32_t joint, const int32_t *byte_ids)
+fb_words *fb_words_new(const char *keys, int64_t key_bytes, const int32_t *lengths, const int32_t *ranks,
+                       const int32_t *ids, int64_t count, int32_t joint, const int32_t *byte_ids)
 {
     fb_words *w = calloc(1, sizeof *w);
     uint64_t slots = 16;
-    size_t bytes = 0;
-    if (!w || count < 0 || count > INT32_MAX)
+    int64_t left = key_bytes;
+    if (!w || count < 0 || count > INT32_MAX || key_bytes < 0)
         goto fail;
-    for (int64_t i = 0; i < count; i++) {
-        if (lengths[i] < 0 || bytes > SIZE_MAX / 2)
+    for (int64_t i = 0; i < count; left -= lengths[i++])
+        if (lengths[i] < 0 || lengths[i] > left)
             goto fail;
-        bytes += (size_t)lengths[i];
-    }
+    if (left)
+        goto fail;
     while (slots < (uint64_t)count * 2)
         slots *= 2;
     w->mask = slots - 1;
     w->joint = joint;
     w->slots = calloc(slots, sizeof *w->slots);
-    w->keys = malloc(bytes + 1);
+    w->keys = malloc((size_t)key_bytes + 1);
     if (!w->slots || !w->keys)
         goto fail;
-    memcpy(w->keys, keys, bytes);
+    if (key_bytes)
+        memcpy(w->keys, keys, (size_t)key_bytes);
     w->by_byte = byte_ids != NULL;
     if (byte_ids)
         memcpy(w->byte_ids, byte_ids, sizeof w->byte_ids);
@@ -214,20 +215,20 @@ static int32_t emit(const fb_words *w, const char *text, int32_t n, int32_t *ids
     return count;
 }
 
-int64_t fb_words_encode(const fb_words *w, const char *word, int64_t bytes, int32_t *ids)
+int64_t fb_words_encode(const fb_words *w, const char *word, int64_t bytes, int32_t *ids, int64_t room)
 {
     symbol symbols[ON_STACK];
     pair pairs[3 * ON_STACK];
     work k = {w, word, symbols, pairs, 0, 0};
-    void *room = NULL;
-    if (bytes < 0 || bytes > INT32_MAX / 4)
+    void *large = NULL;
+    if (!w || bytes < 0 || bytes > INT32_MAX / 4 || room < bytes)
         return -1;
     int32_t n = (int32_t)bytes;
     if (n > ON_STACK) {
-        room = malloc((size_t)n * (sizeof(symbol) + 3 * sizeof(pair)));
-        if (!room)
+        large = malloc((size_t)n * (sizeof(symbol) + 3 * sizeof(pair)));
+        if (!large)
             return -1;
-        k.symbols = room;
+        k.symbols = large;
         k.heap = (pair *)(k.symbols + n);
     }
     for (int32_t at = 0, step; at < n; at += step) {
@@ -239,6 +240,6 @@ int64_t fb_words_encode(const fb_words *w, const char *word, int64_t bytes, int3
     int64_t count = 0;
     for (int32_t i = 0; i < k.count; i = k.symbols[i].after)
         count += emit(w, word + k.symbols[i].at, k.symbols[i].length, ids + count);
-    free(room);
+    free(large);
     return count;
 }

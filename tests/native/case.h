@@ -40,6 +40,14 @@ static uint32_t random_bits(void) { /* splitmix64 */
 static double uniform(double lo, double hi) { return lo + (hi - lo) * (random_bits() / 4294967296.0); }
 static int below(int n) { return (int)(random_bits() % (uint32_t)n); }
 
+/* `cols` elements of a row. */
+static int encode_row(int type, const float *row, void *bytes, int cols) {
+    return fb_encode(type, row, bytes, fb_type_bytes(type, cols), 1, cols, NULL);
+}
+static int decode_row(int type, const void *bytes, float *row, int cols) {
+    return fb_decode(type, bytes, fb_type_bytes(type, cols), row, cols);
+}
+
 /* Blocks of any bytes but for the scales, which keep values near 1, in every other row of formats that are encoded too;
  * 0 for formats of which tests only encode. */
 static int random_blocks(int type, const float *row, char *bytes, int cols) {
@@ -51,12 +59,12 @@ static int random_blocks(int type, const float *row, char *bytes, int cols) {
                 {FB_MXFP4, 0, 0, 0}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (rows[i].type != type) continue;
-        if (below(2) && !fb_encode(type, row, bytes, 1, cols, NULL)) return 1;
+        if (below(2) && !encode_row(type, row, bytes, cols)) return 1;
         for (uint64_t k = 0; k < fb_type_bytes(type, cols); k++) bytes[k] = (char)random_bits();
         for (int c = 0; c < cols; c += fb_format_get(type)->block) {
             char *block = bytes + fb_type_bytes(type, c);
             float d = (float)uniform(-rows[i].scale, rows[i].scale), dmin = (float)uniform(-rows[i].scale, rows[i].scale);
-            fb_encode(FB_F16, &dmin, block + rows[i].also, 1, 1, NULL), fb_encode(FB_F16, &d, block + rows[i].at, 1, 1, NULL);
+            encode_row(FB_F16, &dmin, block + rows[i].also, 1), encode_row(FB_F16, &d, block + rows[i].at, 1);
             if (type == FB_MXFP4) block[0] = (char)(120 + below(6)), block[1] = (char)random_bits();
         }
         return 1;
@@ -80,8 +88,8 @@ static operand *add(test_case *t, int type, int rows, int cols, int out) {
         float *row = calloc((size_t)cols, 4);
         char *bytes = o->image + fb_type_bytes(type, ld * r);
         for (int c = 0; c < cols; c++) row[c] = (float)uniform(-1, 1);
-        if (!random_blocks(type, row, bytes, cols) && fb_encode(type, row, bytes, 1, cols, NULL)) abort();
-        if (fb_decode(type, bytes, row, cols)) abort();
+        if (!random_blocks(type, row, bytes, cols) && encode_row(type, row, bytes, cols)) abort();
+        if (decode_row(type, bytes, row, cols)) abort();
         for (int c = 0; c < cols; c++) o->d[(size_t)r * cols + c] = row[c];
         free(row);
     }
@@ -101,7 +109,7 @@ static void set(operand *o, int r, int c, double x) {
     float f = (float)x;
     int32_t i = (int32_t)x;
     if (o->view.type == FB_I32) memcpy(at, &i, 4);
-    else fb_encode(o->view.type, &f, at, 1, 1, NULL), fb_decode(o->view.type, at, &f, 1), x = f;
+    else encode_row(o->view.type, &f, at, 1), decode_row(o->view.type, at, &f, 1), x = f;
     o->d[(size_t)r * o->view.cols + c] = x;
 }
 

@@ -141,7 +141,7 @@ static double error_of(const test_case *t, const char *bytes) {
             allowed = t->equal ? 1e-40 : (t->coarse > 0 && o->out != FINE ? t->coarse : 4e-6) * top;
             for (int c = 0; c < o->view.cols; c++) {
                 float got;
-                fb_decode(o->view.type, bytes + fb_type_bytes(o->view.type, r * o->view.ld + c), &got, 1);
+                decode_row(o->view.type, bytes + fb_type_bytes(o->view.type, r * o->view.ld + c), &got, 1);
                 double want = o->d[(size_t)r * o->view.cols + c], off = fabs(got - want);
                 double room = allowed + (o->view.type == FB_BF16 ? fabs(want) / 250 : 0);
                 if (want == got) off = 0; /* infinities */

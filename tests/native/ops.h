@@ -373,7 +373,7 @@ static void make_scatter(test_case *t, const int *s) {
         for (int c = 0; c < s[1]; c++) { /* rows that meet are rounded each time */
             float sum = (float)(AT(y, (int)AT(index, r, 0), c) + AT(x, r, c));
             uint32_t bytes = 0;
-            fb_encode(y->view.type, &sum, &bytes, 1, 1, NULL), fb_decode(y->view.type, &bytes, &sum, 1);
+            encode_row(y->view.type, &sum, &bytes, 1), decode_row(y->view.type, &bytes, &sum, 1);
             AT(y, (int)AT(index, r, 0), c) = sum;
         }
 }

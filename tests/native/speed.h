@@ -13,7 +13,7 @@ static fb_view make_view(const fb_backend *b, void *device, fb_mem *mem, int typ
     for (int r = 0; r < rows && type != FB_I32; r++) {
         static float row[32768];
         for (int c = 0; c < cols; c++) row[c] = (float)uniform(-1, 1);
-        fb_encode(type, row, image + fb_type_bytes(type, (int64_t)r * cols), 1, cols, NULL);
+        encode_row(type, row, image + fb_type_bytes(type, (int64_t)r * cols), cols);
     }
     if (b->alloc(device, COPIES * bytes, mem)) exit(2);
     for (uint64_t i = 0; i < COPIES; i++)

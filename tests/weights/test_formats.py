@@ -230,11 +230,15 @@ def test_the_core_and_the_reader_agree_on_every_size() -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: lib.fb_decode(8, ffi.new("char[34]"), ffi.new("float[32]"), 31), "whole Q8_0 blocks"),
-        (lambda: lib.fb_decode(99, ffi.NULL, ffi.NULL, 0), "cannot be decoded"),
-        (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 1, 33, ffi.NULL), "whole Q8_0 blocks"),
-        (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 1 << 40, 1 << 40, ffi.NULL), "1099511627776"),
-        (lambda: lib.fb_encode(26, ffi.NULL, ffi.NULL, 1, 1, ffi.NULL), "cannot be encoded"),
+        (lambda: lib.fb_decode(8, ffi.new("char[34]"), 34, ffi.new("float[32]"), 31), "whole Q8_0 blocks"),
+        (lambda: lib.fb_decode(8, ffi.new("char[33]"), 33, ffi.new("float[32]"), 32), "are not 33 bytes"),
+        (lambda: lib.fb_decode(8, ffi.NULL, 34, ffi.NULL, 32), "are not 34 bytes"),
+        (lambda: lib.fb_decode(0, ffi.NULL, 0, ffi.NULL, 1 << 62), "whole F32 blocks"),
+        (lambda: lib.fb_encode(8, ffi.new("float[32]"), ffi.new("char[33]"), 33, 1, 32, ffi.NULL), "take 33 bytes"),
+        (lambda: lib.fb_decode(99, ffi.NULL, 0, ffi.NULL, 0), "cannot be decoded"),
+        (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 0, 1, 33, ffi.NULL), "whole Q8_0 blocks"),
+        (lambda: lib.fb_encode(8, ffi.NULL, ffi.NULL, 0, 1 << 40, 1 << 40, ffi.NULL), "1099511627776"),
+        (lambda: lib.fb_encode(26, ffi.NULL, ffi.NULL, 0, 1, 1, ffi.NULL), "cannot be encoded"),
     ],
 )
 def test_a_mistaken_call_ends_in_a_sentence(call: object, sentence: str) -> None:
