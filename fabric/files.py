@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from fabric.errors import MissingInputError, OutputError, UsageError
+from fabric.printable import printable
 
 try:
     import fcntl
@@ -66,6 +67,11 @@ def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | P
         places.add(place)
 
 
+def is_stdout(target: str | Path) -> bool:
+    """Whether an output is stdout, under any of its names."""
+    return _descriptor(str(target), _WRITTEN) == 1
+
+
 def is_terminal(target: str | Path) -> bool:
     """Whether an output, under any of the names that a standard stream has, is a terminal."""
     descriptor = _descriptor(str(target), _WRITTEN)
@@ -81,8 +87,8 @@ def open_output(target: str | Path, *, text: bool = False) -> Iterator[BinaryIO]
     pipes and devices are written straight. The file has the permissions of the one it replaces from its first byte on;
     a symbolic link keeps pointing where it did.
 
-    Raises OutputError before the block runs when the target cannot be written, and inside it when a write fails;
-    UsageError when bytes (`text` false) would go to a terminal.
+    Text that reaches a terminal is printable. Raises OutputError before the block runs when the target cannot be
+    written, and inside it when a write fails; UsageError when bytes (`text` false) would go to a terminal.
     """
     name = str(target)
     descriptor = _descriptor(name, _WRITTEN)
@@ -99,8 +105,8 @@ def open_output(target: str | Path, *, text: bool = False) -> Iterator[BinaryIO]
     with _closing(sink):
         if not text and os.isatty(fd):
             raise UsageError(f"{shown(name, 'stdout')} is a terminal: give a file with -o, or send it into a pipe")
-        out = cast(BinaryIO, io.BufferedWriter(sink, 1 << 16))
-        yield out
+        out = (_Shown if os.isatty(fd) else io.BufferedWriter)(sink, 1 << 16)
+        yield cast(BinaryIO, out)
         out.flush()
 
 
@@ -170,6 +176,14 @@ class _Sink(io.FileIO):
             raise
         except OSError as error:
             raise OutputError(f"writing {self.shown_as} failed: {_reason(error)}") from error
+
+
+class _Shown(io.BufferedWriter):
+    """A terminal: text reaches it with what would act on it spelled out. Each write ends with a whole character."""
+
+    def write(self, data: Any) -> int:
+        super().write(printable(bytes(data).decode("utf-8", "surrogateescape")).encode())
+        return len(data)
 
 
 @contextlib.contextmanager

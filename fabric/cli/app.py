@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from types import FrameType
@@ -22,6 +23,7 @@ import typer.core
 from fabric import __version__
 from fabric.cli import config, console
 from fabric.errors import FabricError
+from fabric.printable import one_line, printable
 
 COMMANDS = {
     "prepare": "turn raw rows (JSONL, CSV, plain text) into training records",
@@ -170,6 +172,9 @@ def group() -> Commands:
 def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if "--debug" not in argv and not sys.warnoptions:  # what is wrong ends in a sentence of ours
+        warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda error: None
     top: click.Context | None = None
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
@@ -192,7 +197,7 @@ def run(argv: Sequence[str]) -> int:
         if "--debug" in argv or (top and top.meta.get("fabric.debug")):  # or configured
             import traceback
 
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), file=sys.stderr)
         name = f"fabric {argv[0]}" if argv and argv[0] in COMMANDS else "fabric"
         return _explain(name, error)
 
@@ -220,7 +225,7 @@ def _explain(where: str, error: BaseException) -> int:
 
 def _fail(where: str, message: str, code: int) -> int:
     _silence_stdout(flush=True)
-    print(f"{where}: {' '.join(message.split())}", file=sys.stderr)
+    print(one_line(f"{where}: {message}"), file=sys.stderr)
     return code
 
 

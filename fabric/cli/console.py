@@ -1,11 +1,13 @@
 """What commands say: notes and progress on stderr, results and reports on stdout.
 
-A bar is drawn on a terminal only; NO_COLOR, TERM=dumb, -q and --json are honoured here and nowhere else.
+A bar is drawn on a terminal only; NO_COLOR, TERM=dumb, -q and --json are honoured here and nowhere else. Whatever is
+said here may hold names and texts of strangers, so it passes through `fabric.printable`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +17,9 @@ from typing import Any
 import click
 
 from fabric.errors import UsageError
+from fabric.printable import one_line, printable, shortened
+
+MOST_CELL_CHARS = 200
 
 
 def flag(name: str) -> bool:
@@ -31,9 +36,15 @@ def given(*names: str) -> list[str]:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal."""
+    """One line for the person at the terminal."""
     if not flag("quiet"):
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
+
+
+def notes(text: str) -> None:
+    """Several lines for the person at the terminal, such as a table."""
+    if not flag("quiet"):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def wants_bar() -> bool:
@@ -51,15 +62,30 @@ def report(values: Mapping[str, Any], text: str, *outputs: str | None, result: b
     """Says how a command ended: `text`, or `values` as one JSON object with --json.
 
     A report that is the command's result goes to stdout; any other goes to stderr as text, and as JSON to stdout
-    unless one of `outputs` is `-` and already there.
+    unless one of `outputs` is stdout and already there.
     """
-    taken = "-" in outputs
     if flag("json"):
-        print(json.dumps(values, ensure_ascii=False), file=sys.stderr if taken else sys.stdout, flush=True)
+        from fabric.files import is_stdout
+
+        taken = any(output is not None and is_stdout(output) for output in outputs)
+        print(json_text(values), file=sys.stderr if taken else sys.stdout, flush=True)
     elif result:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     else:
-        note(text)
+        notes(text)
+
+
+def json_text(value: Any) -> str:
+    """JSON on one line that every reader takes: NaN and infinities as strings, nothing that acts on a terminal."""
+    return printable(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager
@@ -114,11 +140,18 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def cell_text(text: str) -> str:
+    """Text for one cell of a table: printable, on one line, and not endless."""
+    return printable(shortened(text, MOST_CELL_CHARS)).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def table(rows: Sequence[Sequence[str]], align: str = "") -> str:
     """Plain columns; `align` holds `<` or `>` a column."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [[cell_text(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     align = align.ljust(len(widths), ">")
     lines = (
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
+        for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)

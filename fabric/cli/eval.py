@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,7 +58,7 @@ def command(
     """
     from fabric.evaluation.evaluate import evaluate
     from fabric.evaluation.settings import EvalSettings
-    from fabric.files import check_streams, open_output
+    from fabric.files import check_streams, is_stdout, open_output
 
     if markdown and console.flag("json"):
         raise UsageError("--json and --markdown exclude each other: two forms of the same report")
@@ -85,11 +84,10 @@ def command(
         with console.bar("eval", " tokens") as progress:
             report = evaluate(settings, progress)
         if file is not None:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in report.row_scores)
-            file.writelines(line.encode("utf-8", "backslashreplace") for line in lines)  # names may be any bytes
+            file.writelines(f"{console.json_text(row)}\n".encode() for row in report.row_scores)
     for text in report.notes:
         console.note(text)
-    console.report(report.to_json(), describe(report, markdown), rows, result=rows != "-")
+    console.report(report.to_json(), describe(report, markdown), rows, result=rows is None or not is_stdout(rows))
 
 
 def describe(report: EvalReport, markdown: bool = False) -> str:
@@ -149,6 +147,6 @@ def _confusion(name: str, accuracy: Accuracy) -> list[list[str]]:
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped = [[console.cell_text(cell).replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---", *("---:" for _ in rows[0][1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -23,7 +22,7 @@ def command(
     chat_template: Annotated[bool, Option("--chat-template", help="print the chat template alone")] = False,
 ) -> None:
     """Says what a model or adapter holds: sizes, types, metadata and how it was made; or what two files differ in."""
-    from fabric.files import check_streams
+    from fabric.files import check_streams, open_text
     from fabric.weights import inspect
     from fabric.weights.gguf import GGUF
 
@@ -37,7 +36,11 @@ def command(
             console.report(differing, describe_difference(differing), result=True)
         elif chat_template:
             text = inspect.chat_template(gguf)
-            console.report({"chat_template": text}, text, result=True)
+            if console.flag("json"):
+                console.report({"chat_template": text}, "", result=True)
+            else:
+                with open_text("-") as out:
+                    out.write(text + "\n")
         else:
             values = inspect.summary(gguf)
             console.report(values, describe(values, tensors), result=True)
@@ -57,16 +60,17 @@ def describe_difference(values: dict[str, Any]) -> str:
             parts.append(console.table(rows, "<<<"))
     counts = f"{values['equal_tensors']:,} tensors are equal to the last bit"
     for name, steps in values["history"].items():
-        parts += [f"history of {name} only: {json.dumps(step, ensure_ascii=False)}" for step in steps]
+        parts += [f"history of {name} only: {console.json_text(step)}" for step in steps]
     return "\n\n".join([*parts, counts if parts else f"no difference: {counts}"])
 
 
 def describe(values: dict[str, Any], tensors: bool) -> str:
     """The summary as text."""
-    named = f" {values['name']!r}" if values["name"] else ""
-    named += f", {values['architecture']}" if values["architecture"] else ""
+    kind, name, architecture = (console.cell_text(values[key] or "") for key in ("kind", "name", "architecture"))
+    named = f" {name!r}" if name else ""
+    named += f", {architecture}" if architecture else ""
     size = console.human_bytes(values["file_bytes"])
-    parts = [f"{values['kind']}{named}, {values['parameters']:,} parameters, {size}"]
+    parts = [f"{kind}{named}, {values['parameters']:,} parameters, {size}"]
     types = [["type", "tensors", "parameters", "bytes", ""]]
     for name, row in values["types"].items():
         usable = "" if row["supported"] else "cannot be trained from yet"
@@ -78,13 +82,13 @@ def describe(values: dict[str, Any], tensors: bool) -> str:
     if tensors:
         rows = [[t["name"], t["type"], " x ".join(map(str, t["shape"])), f"{t['bytes']:,}"] for t in values["tensors"]]
         parts.append(console.table([["tensor", "type", "shape", "bytes"], *rows], "<<>>"))
-    parts += [f"history: {json.dumps(step, ensure_ascii=False)}" for step in values["history"]]
+    parts += [f"history: {console.json_text(step)}" for step in values["history"]]
     return "\n\n".join(parts)
 
 
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return f"{value['length']:,} x {value['array_of']}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = value if isinstance(value, str) else console.json_text(value)
+    text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -73,7 +73,7 @@ def tell(verb: str, result: WriteResult, each: bool) -> None:
     if each:
         lost = [(t, t.relative_rmse) for t in result.tensors if t.relative_rmse is not None]
         lines = [[t.name, t.from_type, t.to_type, f"{100 * part:.4f} %"] for t, part in lost]
-        console.note(console.table([["tensor", "from", "to", "lost"], *lines], "<<<"))
+        console.notes(console.table([["tensor", "from", "to", "lost"], *lines], "<<<"))
     changed = sum(tensor.changed for tensor in result.tensors)
     what = f"{changed} of {len(result.tensors)} tensors" if changed else f"{len(result.tensors)} tensors"
     errors = [t.relative_rmse for t in result.tensors if t.relative_rmse]

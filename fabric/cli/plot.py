@@ -47,7 +47,7 @@ def command(
     """
     from fabric.evaluation.plot import PlotSettings, summary
     from fabric.evaluation.runs import follow_runs, read_runs
-    from fabric.files import check_streams
+    from fabric.files import check_streams, is_stdout, is_stream
 
     sources = tuple(metrics) if metrics else (console.stdin_source(None),)
     check_streams(sources, [output])
@@ -57,10 +57,10 @@ def command(
             raise UsageError("--json is of numbers, once: leave out --output and --follow")
         console.report({"runs": summary(read_runs(sources), names)}, "", result=True)
         return
-    if follow and (output == "-" or (output is None and not sys.stdout.isatty())):
+    if follow and (not sys.stdout.isatty() if output is None else is_stdout(output)):
         raise UsageError("--follow draws again and again: to a terminal, or into a file with -o")
-    if follow and "-" in sources and len(sources) > 1:
-        raise UsageError("--follow reads stdin or files, not both")
+    if follow and len(sources) > 1 and any(map(is_stream, sources)):
+        raise UsageError("--follow reads one pipe or any number of files, not both")
     seen: Iterable[list[Run]] = follow_runs(sources) if follow else [read_runs(sources)]
     try:
         for runs in seen:

@@ -12,6 +12,7 @@ from typer import Option
 
 from fabric.cli import console, options
 from fabric.errors import UsageError
+from fabric.printable import printable
 
 if TYPE_CHECKING:
     from fabric.text.render import RenderReport
@@ -35,7 +36,7 @@ def command(
 
     Records of other kinds pass through. `train` does this by itself; here it can be seen, with room for other tools.
     """
-    from fabric.files import check_streams, open_output
+    from fabric.files import check_streams, is_stdout, open_output
     from fabric.text.render import RenderSettings, render
 
     source = console.stdin_source(data)
@@ -48,7 +49,7 @@ def command(
             report = render(settings, nowhere)
         console.report(report.to_json(), describe(report), result=True)
         return
-    if output == "-" and sys.stdout.isatty() and not tokens:
+    if is_stdout(output) and sys.stdout.isatty() and not tokens:
         report = render(settings, cast(BinaryIO, Shown()))
     else:
         with open_output(output, text=True) as file:
@@ -81,13 +82,8 @@ def painted(pieces: Iterable[tuple[str, bool]]) -> str:
         around = {False: ("", ""), True: ("[", "]")}
     text = ""
     for trained, run in groupby((piece for piece in pieces if piece[0]), lambda piece: piece[1]):
-        text += shown("".join(piece for piece, _ in run)).join(around[trained])
+        text += printable("".join(piece for piece, _ in run)).join(around[trained])
     return text
-
-
-def shown(text: str) -> str:
-    """Text that does nothing to a terminal but stand there."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def summary(report: RenderReport) -> str:

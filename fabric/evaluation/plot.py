@@ -14,6 +14,7 @@ from fabric.errors import DataError
 from fabric.evaluation.raster import Color, Picture, text_width
 from fabric.evaluation.runs import Run, Series
 from fabric.evaluation.vector import Drawing
+from fabric.printable import one_line
 
 PALETTE: tuple[Color, ...] = (
     (0, 114, 178),
@@ -25,6 +26,7 @@ PALETTE: tuple[Color, ...] = (
 )
 INK: Color = (40, 40, 40)
 GRID: Color = (228, 228, 228)
+_TINY = 1e-280  # differences below this are none
 MARKS = "*+x#%@"  # of runs, where no colours tell their lines apart
 EXACT = {"lr", "peak_bytes", "epoch"}  # columns without noise, never smoothed
 TITLES = {
@@ -63,25 +65,46 @@ class Axis:
 
 
 def smoothed(series: Series, width: float | None) -> Series:
-    """The series averaged with a Gaussian of `width` steps."""
+    """The series averaged with a Gaussian of `width` steps, in which steps within an eighth of that count as one."""
     steps, values = np.array(series.steps), np.array(series.values)
     if width is None:
         width = max(1.0, (steps[-1] - steps[0]) / 40) if len(steps) > 8 else 0.0
-    if width <= 0 or len(steps) < 3:
+    if len(steps) < 3 or width * 1e12 <= np.ptp(steps):
         return series
-    result: list[float] = []
-    for step in steps:
-        near = np.abs(steps - step) < 4 * width
-        weight: npt.NDArray[np.float64] = np.exp(-0.5 * ((steps[near] - step) / width) ** 2)
-        result.append(float((values[near] * weight).sum() / weight.sum()))
-    return Series(series.steps, result)
+    places, inside = np.unique(np.floor((steps - steps.min()) / (width / 8)), return_inverse=True)
+    largest = float(np.abs(values).max()) or 1.0  # so that no sum overflows
+    counts = np.bincount(inside)
+    centers, sums = np.bincount(inside, steps) / counts, np.bincount(inside, values / largest)
+    total: npt.NDArray[np.float64] = np.zeros(len(places))
+    weights: npt.NDArray[np.float64] = np.zeros(len(places))
+    for apart in range(-32, 33):  # four widths to either side
+        near = np.searchsorted(places, places + apart).clip(max=len(places) - 1)
+        weight = np.exp(-0.5 * ((centers[near] - centers) / width) ** 2) * (places[near] == places + apart)
+        total += weight * sums[near]
+        weights += weight * counts[near]
+    return Series(centers.tolist(), (total / weights * largest).tolist())
+
+
+def thinned(series: Series, columns: int) -> Series:
+    """What is seen of a series in a picture of so many columns: of each the first, least, largest and last value."""
+    steps, values = np.array(series.steps), np.array(series.values)
+    if len(steps) <= 4 * columns:
+        return series
+    column = np.floor((steps - steps.min()) / (np.ptp(steps) or 1.0) * columns)
+    order = np.arange(len(steps))
+    kept = set()
+    for ranked in (order, order[::-1], np.argsort(values, kind="stable"), np.argsort(-values, kind="stable")):
+        kept.update(ranked[np.unique(column[ranked], return_index=True)[1]].tolist())
+    seen = sorted(kept)
+    return Series(steps[seen].tolist(), values[seen].tolist())
 
 
 def nice_axis(low: float, high: float, count: int, least: float = 0.0) -> Axis:
     """About `count` ticks at multiples of 1, 2 or 5 times a power of ten, at least `least` apart; the range is widened
     to end on them."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        wider = max(abs(low) * 0.1 or 1.0, least)
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), _TINY):
+        wider = max(abs(low) * 0.1, least)
+        wider = wider if wider > _TINY else 1.0
         low, high = low - wider, high + wider
     rough = max((high - low) / max(count, 1), least)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -196,20 +219,21 @@ def _panel(
     picture.text(size * 1.9, top + height / 2, name, size, INK, 0.5, up=True)
     for run, color in zip(runs, _colors(len(runs)), strict=True):
         if column in run.columns:
-            raw = run.columns[column]
-            line = smoothed(raw, 0 if column in EXACT else settings.smooth)
+            raw = thinned(run.columns[column], settings.width)
+            line = smoothed(run.columns[column], 0 if column in EXACT else settings.smooth)
+            line = raw if line is run.columns[column] else thinned(line, settings.width)
             if line is not raw:
                 picture.polyline([at(*p) for p in zip(raw.steps, raw.values, strict=True)], color, size * 0.11, 0.3)
             points = [at(*p) for p in zip(line.steps, line.values, strict=True)]
             picture.polyline(points if len(points) > 1 else points * 2, color, size * 0.2)
         if f"val_{column}" in run.columns:
-            val = run.columns[f"val_{column}"]
+            val = thinned(run.columns[f"val_{column}"], settings.width)
             color = color if len(runs) > 1 else PALETTE[1]
             points = [at(*p) for p in zip(val.steps, val.values, strict=True)]
             picture.polyline(points if len(points) > 1 else points * 2, color, size * 0.12, 0.6)
-            for point in points:
-                picture.dot(*point, size * 0.46, (255, 255, 255))
-                picture.dot(*point, size * 0.36, color)
+            for radius, ink in ((0.46, (255, 255, 255)), (0.36, color)):
+                for point in points:
+                    picture.dot(*point, size * radius, ink)
 
 
 def _step_part(axis: Axis, step: float) -> float:
@@ -261,7 +285,7 @@ def draw_text(settings: PlotSettings, runs: Sequence[Run], ascii_only: bool = Fa
     check_columns(runs, settings.columns)
     rows = max(6, settings.height // len(settings.columns) - 3)
     panels = [_text_panel(runs, column, settings, rows, ascii_only, color) for column in settings.columns]
-    return "\n\n".join(([settings.title] if settings.title else []) + panels)
+    return "\n\n".join(([one_line(settings.title)] if settings.title else []) + panels)
 
 
 def _text_panel(
@@ -280,7 +304,7 @@ def _text_panel(
     for index, run in enumerate(runs):
         if column in run.columns:
             line = smoothed(run.columns[column], 0 if column in EXACT else settings.smooth)
-            _trace(dots, owner, line, x_axis, y_axis, index, (fine_x, fine_y))
+            _trace(dots, owner, thinned(line, cols * fine_x), x_axis, y_axis, index, (fine_x, fine_y))
     cells = []
     for r in range(rows):
         cells.append([_cell(dots, owner, r, c, plain, color and len(runs) > 1) for c in range(cols)])
@@ -299,10 +323,13 @@ def _text_panel(
     lines.append(" " * (margin - 1) + corner + dash * cols)
     first, last = tick_label(x_axis.low, x_axis), tick_label(x_axis.high, x_axis)
     lines.append(" " * margin + first + f"{'step':^{max(4, cols - len(first) - len(last))}}" + last)
-    keys = [f"{_paint(MARKS[i % len(MARKS)] if plain else '━', i, color)} {run.name}" for i, run in enumerate(runs)]
+    keys = [
+        f"{_paint(MARKS[i % len(MARKS)] if plain else '━', i, color)} {one_line(run.name)}"
+        for i, run in enumerate(runs)
+    ]
     if any(f"val_{column}" in run.columns for run in runs):
         keys.append(("o" if ascii_only else "●") + " validation")
-    return f"{TITLES.get(column, column)}   {'   '.join(keys)}\n" + "\n".join(lines)
+    return f"{one_line(TITLES.get(column, column))}   {'   '.join(keys)}\n" + "\n".join(lines)
 
 
 def _trace(

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 Color = tuple[int, int, int]
-Points = Sequence[tuple[float, float]]
+Point = tuple[float, float]
+Points = Sequence[Point]
+Segment = tuple[Point, Point]
 
 
 class Picture:
@@ -26,10 +28,7 @@ class Picture:
 
     def polyline(self, points: Points, color: Color, width: float = 2.0, alpha: float = 1.0) -> None:
         """Joins points with a round pen; where a line crosses itself it gets no darker."""
-        ink = np.zeros(self.pixels.shape[:2], np.float32)
-        for start, end in itertools.pairwise(points):
-            _stroke(ink, start, end, width)
-        self._blend(ink, color, alpha)
+        self._draw(list(itertools.pairwise(points)), width, color, alpha)
 
     def dot(self, x: float, y: float, radius: float, color: Color) -> None:
         """A filled disc."""
@@ -56,20 +55,29 @@ class Picture:
         unit = size / 12
         at = -anchor * text_width(text, size)
         pen = max(1.1, size * 0.12)
-        ink = np.zeros(self.pixels.shape[:2], np.float32)
+        segments = []
         for char in text:
             strokes, advance = glyph(char)
             for stroke in strokes:
                 placed = [(at + px * unit, -py * unit) for px, py in stroke]
                 placed = [(x + py, y - px) if up else (x + px, y + py) for px, py in placed]
-                for start, end in itertools.pairwise(placed):
-                    _stroke(ink, start, end, pen)
+                segments += list(itertools.pairwise(placed))
             at += advance * unit
-        self._blend(ink, color, 1.0)
+        self._draw(segments, pen, color, 1.0)
 
-    def _blend(self, ink: npt.NDArray[np.float32], color: Color, alpha: float) -> None:
-        part = (ink * alpha)[..., None]
-        self.pixels += part * (np.array(color, np.float32) - self.pixels)
+    def _draw(self, segments: Sequence[Segment], width: float, color: Color, alpha: float) -> None:
+        """Segments in one colour, blended at once into the part of the picture that they lie in."""
+        xs, ys = ([point[axis] for segment in segments for point in segment] for axis in (0, 1))
+        reach, (rows, cols) = int(width / 2) + 2, self.pixels.shape[:2]
+        left, right = max(0, int(min(xs, default=0)) - reach), min(cols, int(max(xs, default=0)) + reach + 1)
+        top, bottom = max(0, int(min(ys, default=0)) - reach), min(rows, int(max(ys, default=0)) + reach + 1)
+        if left >= right or top >= bottom:
+            return
+        ink = np.zeros((bottom - top, right - left), np.float32)
+        for (x0, y0), (x1, y1) in segments:
+            _stroke(ink, (x0 - left, y0 - top), (x1 - left, y1 - top), width)
+        pixels = self.pixels[top:bottom, left:right]
+        pixels += (ink * alpha)[..., None] * (np.array(color, np.float32) - pixels)
 
     def png(self) -> bytes:
         """The picture as a PNG file."""
@@ -90,7 +98,7 @@ def text_width(text: str, size: float) -> float:
     return (sum(glyph(char)[1] for char in text) - _GAP) * size / 12 if text else 0.0
 
 
-def _stroke(ink: npt.NDArray[np.float32], start: tuple[float, float], end: tuple[float, float], width: float) -> None:
+def _stroke(ink: npt.NDArray[np.float32], start: Point, end: Point, width: float) -> None:
     """Raises `ink` to the coverage of one round-ended segment."""
     (x0, y0), (x1, y1) = start, end
     reach = width / 2 + 1

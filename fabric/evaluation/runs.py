@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabric.errors import DataError
-from fabric.files import read_input, shown
+from fabric.files import is_stream, read_input, shown
 
 POLL_S = 0.5  # between looks at a growing file
 
@@ -46,13 +46,13 @@ def read_runs(sources: Iterable[str]) -> list[Run]:
 
 
 def follow_runs(sources: Sequence[str]) -> Iterator[list[Run]]:
-    """The runs as they are, and again whenever they have grown; stdin until it ends, files until the caller stops.
+    """The runs as they are, and again whenever they have grown; a pipe until it ends, files until the caller stops.
 
     A line that is still being written is left for the next time; a file that is not there yet is waited for.
     Raises DataError for a line without a step.
     """
-    if list(sources) == ["-"]:
-        yield from _follow_stdin()
+    if len(sources) == 1 and is_stream(sources[0]):
+        yield from _follow_stream(sources[0])
         return
     seen: list[int] = []
     while True:
@@ -69,17 +69,17 @@ def follow_runs(sources: Sequence[str]) -> Iterator[list[Run]]:
         time.sleep(POLL_S)
 
 
-def _follow_stdin() -> Iterator[list[Run]]:
-    run, drawn, fresh = Run("stdin"), 0.0, False
-    with read_input("-") as lines:
+def _follow_stream(source: str) -> Iterator[list[Run]]:
+    run, drawn, fresh = Run(_names([source])[0]), 0.0, False
+    with read_input(source) as lines:
         for number, line in enumerate(iter(lines.readline, b""), 1):
-            _add(run, line, f"stdin:{number}")
+            _add(run, line, f"{shown(source)}:{number}")
             fresh = True
             if run.columns and time.monotonic() - drawn > POLL_S:
                 yield [run]
                 drawn, fresh = time.monotonic(), False
     if not run.columns:
-        raise DataError("stdin: no metrics in it")
+        raise DataError(f"{shown(source)}: no metrics in it")
     if fresh:
         yield [run]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape
 
 from fabric.evaluation.raster import Color, Points
+from fabric.printable import one_line
 
 _CAPITALS = 0.72  # height of capitals in a font of size 1
 
@@ -46,7 +47,7 @@ class Drawing:
         turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if up else ""
         self._parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size / _CAPITALS:.1f}" text-anchor="{side}" '
-            f'fill="{_hex(color)}"{turned}>{escape(text)}</text>'
+            f'fill="{_hex(color)}"{turned}>{escape(one_line(text))}</text>'
         )
 
     def svg(self) -> bytes:

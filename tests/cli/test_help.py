@@ -15,7 +15,7 @@ from tests.support.paths import REPOSITORY
 
 # What `--help` may import besides the standard library.
 LIGHT = {"click", "typer", "shellingham", "annotated_doc", "fabric"}
-FABRIC_LIGHT = {"fabric", "fabric.errors", "fabric.cli"}
+FABRIC_LIGHT = {"fabric", "fabric.errors", "fabric.printable", "fabric.cli"}
 
 IMPORTED = """
 import json, sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import signal
 import struct
 import subprocess
@@ -15,7 +16,8 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from fabric.evaluation.plot import nice_axis, tick_label
+from fabric.evaluation.plot import nice_axis, smoothed, tick_label
+from fabric.evaluation.runs import Series
 from tests.cli.shell import FABRIC, environment, fabric, on_terminal, one_sentence
 
 
@@ -168,3 +170,44 @@ def test_ticks_are_round_and_told_apart() -> None:
         assert axis.low <= low and axis.high >= high
         labels = [tick_label(tick, axis) for tick in axis.ticks]
         assert 2 <= len(labels) <= 13 and len(set(labels)) == len(labels)
+
+
+def test_a_long_run_is_drawn_in_a_time_that_grows_with_its_steps(tmp_path: Path) -> None:
+    run = tmp_path / "long.jsonl"
+    losses = (2 + math.sin(i / 9000) + (i % 7 - 3) / 3 for i in range(100_000))
+    run.write_text("".join(f'{{"step":{i},"loss":{loss},"val_loss":0.2}}\n' for i, loss in enumerate(losses)))
+    target = tmp_path / "long.png"
+    assert fabric("plot", run, "-o", target, timeout=45).code == 0
+    blue = np.abs(pixels(target.read_bytes()).astype(int) - (0, 114, 178)).sum(axis=2) < 30
+    blue[:60] = False
+    heights = np.array([np.flatnonzero(blue[:, x]).mean() for x in range(200, 1000)])
+    place = np.corrcoef(heights, [math.sin((x - 99) / 1076 * 100_000 / 9000) for x in range(200, 1000)])[0, 1]
+    assert place < -0.99
+
+
+def test_smoothing_is_a_gaussian(tmp_path: Path) -> None:
+    steps = [float(i * i) for i in range(60)]
+    values = [math.sin(i) for i in range(60)]
+    for width in (0.5, 30.0, 400.0):
+        line = smoothed(Series(steps, values), width)
+        for step, value in zip(line.steps, line.values, strict=True):
+            weights = [math.exp(-0.5 * ((s - step) / width) ** 2) for s in steps]
+            want = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+            assert abs(value - want) < 0.02
+    assert smoothed(Series(steps, values), 0.0).values == values
+
+
+def test_any_finite_numbers_can_be_drawn(tmp_path: Path) -> None:
+    rows = [(1, 0.0), (2, 5e-324), (3, 1e299), (1e299, -1e299), (-1e299, 1e-300), (5, 7.0)]
+    for count, more in ((1, []), (2, []), (4, []), (6, []), (6, ["-o", tmp_path / "x.png"])):
+        run = tmp_path / f"{count}.jsonl"
+        run.write_text("".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in rows[:count]))
+        told = fabric("plot", run, *more)
+        assert (told.code, told.err) == (0, "")
+
+
+def test_a_pipe_is_followed_under_any_name(tmp_path: Path) -> None:
+    line = f"{' '.join(FABRIC)} plot --follow /dev/stdin -o {tmp_path / 'x.svg'}"
+    run = write_run(tmp_path / "a.jsonl", [3.0, 2.0, 1.0])
+    done = subprocess.run(["bash", "-c", f"cat {run} | {line}"], env=environment(), timeout=30, check=False)
+    assert done.returncode == 0 and b"<svg" in (tmp_path / "x.svg").read_bytes()
