@@ -348,4 +348,6 @@ def _descriptor(name: str, standard: dict[str, int]) -> int | None:
 
 
 def _reason(error: Exception) -> str:
+    if getattr(error, "errno", 0) == errno.EFAULT:  # what is written is mapped, and was cut
+        return "a file became shorter while it was being read; put back the whole file and run the command again"
     return (getattr(error, "strerror", None) or str(error)).lower()

@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 from fabric.errors import DataError
 
+# What a sentence begins with that nobody below the command line can hand up: a signal's handler writes it.
+speaker = "fabric"
+
 _show: Callable[[str], None] = lambda text: None  # noqa: E731
 _strict = False
 

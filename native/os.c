@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #endif
 #include "os.h"
+#include "graph/backend.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,10 +97,18 @@ static void gate_unlock(fb_gate *gate) { ReleaseSRWLockExclusive(&gate->lock); }
 static void gate_sleep(fb_gate *gate) { SleepConditionVariableSRW(&gate->change, &gate->lock, INFINITE, 0); }
 static void gate_broadcast(fb_gate *gate) { WakeAllConditionVariable(&gate->change); }
 
+/* A file that is mapped cannot be cut here. */
+int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code) {
+    (void)mapped, (void)bytes, (void)sentence, (void)code;
+    return FB_OK;
+}
+void fb_unguard(const void *mapped) { (void)mapped; }
+
 #else
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -208,6 +217,83 @@ static void gate_lock(fb_gate *gate) { pthread_mutex_lock(&gate->lock); }
 static void gate_unlock(fb_gate *gate) { pthread_mutex_unlock(&gate->lock); }
 static void gate_sleep(fb_gate *gate) { pthread_cond_wait(&gate->change, &gate->lock); }
 static void gate_broadcast(fb_gate *gate) { pthread_cond_broadcast(&gate->change); }
+
+/* ---- mapped files: what is global here, the handler of a signal has to find ---- */
+
+typedef struct guard {
+    _Atomic(uintptr_t) start, end; /* equal: free for the next one */
+    struct guard *next;
+    int code;
+    size_t length;
+    char sentence[1024];
+} guard;
+
+static _Atomic(guard *) guards; /* none is ever freed, for a handler may be looking at it */
+static pthread_mutex_t guarding = PTHREAD_MUTEX_INITIALIZER;
+static struct sigaction bus_before;
+static atomic_flag bus_said = ATOMIC_FLAG_INIT;
+
+static void on_bus_error(int number, siginfo_t *info, void *context) {
+    const int fault = info->si_code > 0; /* not sent by a process */
+    const uintptr_t at = (uintptr_t)info->si_addr;
+    for (const guard *g = atomic_load(&guards); fault && g; g = g->next)
+        if (atomic_load(&g->start) <= at && at < atomic_load(&g->end)) {
+            while (atomic_flag_test_and_set(&bus_said)) pause(); /* another thread's sentence ends the process */
+            ssize_t ignored = write(STDERR_FILENO, g->sentence, g->length);
+            (void)ignored;
+            _exit(g->code);
+        }
+    if (bus_before.sa_flags & SA_SIGINFO) bus_before.sa_sigaction(number, info, context);
+    else if (bus_before.sa_handler != SIG_DFL && bus_before.sa_handler != SIG_IGN) bus_before.sa_handler(number);
+    else if (fault || bus_before.sa_handler == SIG_DFL) { /* as if there were no handler: once this one returns */
+        signal(number, SIG_DFL);
+        if (!fault) raise(number);
+    }
+}
+
+/* Forgets what overlaps; returns a guard that is free, or NULL. */
+static guard *free_guard(uintptr_t start, uintptr_t end) {
+    guard *found = NULL;
+    for (guard *g = atomic_load(&guards); g; g = g->next) {
+        if (atomic_load(&g->start) < end && start < atomic_load(&g->end)) atomic_store(&g->end, atomic_load(&g->start));
+        if (atomic_load(&g->start) == atomic_load(&g->end)) found = g;
+    }
+    return found;
+}
+
+int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code) {
+    const uintptr_t start = (uintptr_t)mapped, end = start + (uintptr_t)bytes;
+    if (!mapped || !sentence || end < start || strlen(sentence) >= sizeof ((guard *)0)->sentence)
+        return fb_fail(FB_E_ARGUMENT, "a guard needs memory and a sentence of less than 1024 bytes");
+    pthread_mutex_lock(&guarding);
+    int first = !atomic_load(&guards), failed = 0;
+    guard *g = free_guard(start, end), *new = g ? NULL : calloc(1, sizeof *g);
+    if (new) g = new;
+    if (g) {
+        g->code = code;
+        g->length = strlen(sentence);
+        memcpy(g->sentence, sentence, g->length + 1);
+        atomic_store(&g->end, 0); /* empty while it moves */
+        atomic_store(&g->start, start);
+        atomic_store(&g->end, end);
+        if (new) {
+            new->next = atomic_load(&guards);
+            atomic_store(&guards, new);
+        }
+        struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+        action.sa_sigaction = on_bus_error;
+        sigemptyset(&action.sa_mask);
+        failed = first && sigaction(SIGBUS, &action, &bus_before);
+    }
+    pthread_mutex_unlock(&guarding);
+    return g && !failed ? FB_OK : fb_fail(FB_E_MEMORY, "a mapped file could not be guarded");
+}
+
+void fb_unguard(const void *mapped) {
+    pthread_mutex_lock(&guarding);
+    free_guard((uintptr_t)mapped, (uintptr_t)mapped + 1);
+    pthread_mutex_unlock(&guarding);
+}
 #endif
 
 /* ---- the same everywhere ---- */

@@ -104,6 +104,7 @@ class Command(typer.core.TyperCommand):
         notices.listen(console.note, console.flag("strict"))
         for text in ctx.meta["fabric.notes"]:
             console.note(text)
+        notices.speaker = ("\r\x1b[K" if console.wants_bar() else "") + ctx.command_path
         paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()
         return super().invoke(ctx)
 

@@ -6,7 +6,6 @@ Format: https://github.com/huggingface/safetensors#format. Every claim of a head
 from __future__ import annotations
 
 import json
-import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fabric.errors import DataError, MissingInputError
+from fabric.mapping import mapped
 from fabric.weights.codec import Floats, decode
 from fabric.weights.formats import BF16, F16, F32, FORMATS
 
@@ -62,7 +62,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     """Maps a file; its tensors keep the mapping alive. Raises DataError, MissingInputError."""
     try:
         with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            data = memoryview(mapped(file, str(path)))
     except ValueError:
         raise DataError(f"{path}: empty, where a safetensors file is expected") from None
     except OSError as error:

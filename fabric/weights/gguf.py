@@ -21,6 +21,7 @@ import numpy as np
 
 from fabric.errors import DataError
 from fabric.files import seekable_input, shown
+from fabric.mapping import mapped
 from fabric.weights.codec import Floats, decode
 from fabric.weights.formats import FORMATS, can_decode, tensor_bytes, type_name
 from fabric.weights.gguf_write import (
@@ -86,7 +87,7 @@ class GGUF:
         with seekable_input(source, MAGIC) as handle:
             if os.fstat(handle.fileno()).st_size == 0:
                 raise DataError(f"{shown(source)}: empty, where a GGUF file is expected")
-            return cls(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), str(source))
+            return cls(mapped(handle, shown(source)), str(source))
 
     def close(self) -> None:
         """Let go of the mapping; it goes away with the last view of it."""

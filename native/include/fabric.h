@@ -127,6 +127,13 @@ int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes);
 void fb_buffer_free(fb_buffer *buffer);
 
+/* ---- files that are mapped into memory ---- */
+/* A file that is cut while it is mapped has nothing behind its end. From now on a read there writes `sentence` to stderr
+ * and ends the process with exit code `code`, where it would be a bus error; every other one is left to the handler that
+ * was there before. Takes the place of what was guarded there. */
+int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code);
+void fb_unguard(const void *mapped);
+
 /* ---- recording a graph ---- */
 typedef struct fb_graph fb_graph;
 typedef int32_t fb_tensor; /* >= 0; negative: an error, or "none" where an operand is optional */
