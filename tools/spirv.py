@@ -38,10 +38,10 @@ def sources() -> dict[str, str]:
     """Kernel name to GLSL text."""
     common = expanded(KERNELS / "glsl.prelude") + expanded(KERNELS / "common.prelude")
     texts = {path.stem: "#version 450\n" + common + expanded(path) for path in sorted(KERNELS.glob("*.kernel"))}
-    matrix = re.sub(r"(?m)^#extension.*\n", "", expanded(VULKAN / "matrix.prelude"))
-    extensions = "".join(re.findall(r"(?m)^#extension.*\n", expanded(VULKAN / "matrix.prelude")))
     for name in MATRIX:
-        texts[name] = "#version 450\n" + extensions + common + matrix + expanded(VULKAN / f"{name}.comp")
+        body = expanded(VULKAN / f"{name}.comp")
+        extensions = "".join(re.findall(r"(?m)^#extension.*\n", body))
+        texts[name] = "#version 450\n" + extensions + common + re.sub(r"(?m)^#extension.*\n", "", body)
     return texts
 
 

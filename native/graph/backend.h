@@ -4,6 +4,7 @@
 #define FB_BACKEND_H
 #include <stddef.h>
 #include "../include/fabric.h"
+#include "operands.h"
 
 #define FB_MAX_OPERANDS 12
 
@@ -45,9 +46,9 @@ typedef struct fb_view {
  *  ROPE           out y act(T,H*head_dim); x act; table f32(T,n_rot); [acc]       inverse = 1 rotates back
  *  ATTENTION      out o act(T,Hq*hd); out lse f32(T,Hq); q act; k act(S,Hkv*hd); v act; lo i32(T,1); hi i32(T,1)
  *                                                                       a query that sees no key gives 0, lse -inf
- *  ATTENTION_DQ   out dq act(T,Hq*hd); out delta f32(T,Hq); q; k; v; o; lse; do act; lo; hi
- *                                                                       delta = rowsum(do * o) per head
- *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; lse; delta; do; lo; hi
+ *  ATTENTION_DQ   out dq act(T,Hq*hd); out delta f32(T,Hq); q; k; v; o; lse; dout act; lo; hi
+ *                                                                       delta = rowsum(dout * o) per head
+ *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; lse; delta; dout; lo; hi
  *                                                                       k, v, dk, dv start at key `first`
  *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH
  *  GLU_GRAD       out dgate act; out dup act; dy act; gate act; up act
@@ -105,11 +106,22 @@ static inline uint32_t fb_noise(uint32_t key, uint32_t salt, uint32_t column) {
     return fb_mix(fb_mix(key + salt * 0x9e3779b9u) + column * 0x85ebca77u);
 }
 
+#define FB_VIEW(name) fb_view name;
+#define FB_VIEWS_OF(op) struct fb_##op##_views { fb_##op##_views(FB_VIEW) };
+#define FB_VIEWS_IN_LAUNCH(op) struct fb_##op##_views op;
+FB_VIEWS_OF_OPS(FB_VIEWS_OF)
+
 typedef struct fb_launch {
     fb_op op;
     fb_attr attr;
-    fb_view v[FB_MAX_OPERANDS]; /* rows are already those in use; a launch of no rows is never made */
+    union { /* rows are already those in use; a launch of no rows is never made */
+        fb_view v[FB_MAX_OPERANDS];
+        FB_VIEWS_OF_OPS(FB_VIEWS_IN_LAUNCH)
+    };
 } fb_launch;
+#undef FB_VIEW
+#undef FB_VIEWS_OF
+#undef FB_VIEWS_IN_LAUNCH
 
 /* What a device is. Every function returns FB_OK or a code, and sets fb_error through fb_fail. */
 typedef struct fb_backend {

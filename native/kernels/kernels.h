@@ -2,42 +2,79 @@
 #ifndef FB_KERNELS_H
 #define FB_KERNELS_H
 #include "../graph/backend.h"
+#include "names.h"
 
 /* The files of this folder, one a kernel, and those that need matrix units: a backend that has them has a file of its own
- * for each. */
-#define FB_KERNEL_NAMES(X)                                                                                       \
-    X(attention) X(attention_dkv) X(attention_dq) X(attention_few) X(columns) X(elements) X(norm) X(parts)   \
-    X(peak) X(product) X(product_few) X(rope) X(rows) X(sumsq) X(xent)
-#define FB_MATRIX_KERNEL_NAMES(X) \
-    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_peak) \
-    X(matrix_peak_f16) X(matrix_product) X(matrix_product_f16) X(matrix_rows)
+ * for each, two of them once more for units that multiply F16. */
+#define FB_KERNEL_NAMES(X)                                                                                     \
+    X(attention) X(attention_dkv) X(attention_dq) X(attention_few) X(columns) X(elements) X(gate) X(norm)      \
+    X(parts) X(peak) X(product) X(product_few) X(rope) X(rows) X(sumsq) X(update) X(xent)
+#define FB_MATRIX_KERNEL_NAMES(X)                                                                              \
+    X(matrix_attention) X(matrix_attention_dkv) X(matrix_attention_dq) X(matrix_pack) X(matrix_peak)           \
+    X(matrix_product) X(matrix_rows)
+#define FB_F16_KERNEL_NAMES(X) X(matrix_peak) X(matrix_product)
 #define FB_KERNEL_ID(name) FB_KERNEL_##name,
+#define FB_F16_KERNEL_ID(name) FB_KERNEL_##name##_f16,
 typedef enum fb_kernel_id {
-    FB_KERNEL_NAMES(FB_KERNEL_ID) FB_MATRIX_KERNEL_NAMES(FB_KERNEL_ID) FB_KERNEL_COUNT,
+    FB_KERNEL_NAMES(FB_KERNEL_ID) FB_MATRIX_KERNEL_NAMES(FB_KERNEL_ID) FB_F16_KERNEL_NAMES(FB_F16_KERNEL_ID) FB_KERNEL_COUNT,
     FB_FIRST_MATRIX_KERNEL = FB_KERNEL_matrix_attention
 } fb_kernel_id;
-#undef FB_KERNEL_ID
 
-enum { FB_BINDINGS = 10, FB_SPECS = 10, FB_ARGS = 12 };
+enum { FB_BINDINGS = 10, FB_SPECS = 10, FB_PUSH_WORDS = 32 /* 128 bytes: what every device has room for */ };
 
-/* What a kernel reads beside its operands: push constants, or whatever a dialect passes small arguments in. */
-typedef struct fb_push {
-    uint32_t off[FB_BINDINGS]; /* first element after the start of the binding; bytes for an operand of blocks */
-    uint32_t ld[FB_BINDINGS];  /* elements a row; bytes for an operand of blocks */
-    uint32_t arg[FB_ARGS];     /* arg[11]: number of the first workgroup */
-} fb_push;
+/* What names.h lists for a kernel, as structures: d->argument.product.M. Attention on matrix units takes the operands and
+ * arguments of attention, and of those alone; so do product_few and product. */
+typedef uint32_t uint;
+#define FB_OPERAND(n, name, kind, role) fb_view name;
+#define FB_SPEC(n, name) uint name;
+#define FB_TILE(n, name, most) uint name;
+#define FB_ARGUMENT(type, name) type name;
+#define FB_STRUCTURES(name)                                                                                    \
+    struct fb_##name##_operands { name##_OPERANDS(FB_OPERAND) };                                               \
+    struct fb_##name##_constants { uint THREADS, TYPES, HAS; name##_CONSTANTS(FB_SPEC, FB_TILE) };             \
+    struct fb_##name##_arguments { name##_ARGUMENTS(FB_ARGUMENT) uint FIRST_GROUP; };
+#define FB_OPERANDS_OF(name) struct fb_##name##_operands name;
+#define FB_CONSTANTS_OF(name) struct fb_##name##_constants name;
+#define FB_ARGUMENTS_OF(name) struct fb_##name##_arguments name;
+FB_KERNEL_NAMES(FB_STRUCTURES)
+FB_MATRIX_KERNEL_NAMES(FB_STRUCTURES)
 
 typedef struct fb_dispatch {
     fb_kernel_id kernel;
-    uint32_t spec[FB_SPECS]; /* 0 threads of a workgroup, 1 TYPES, 2 HAS, then the kernel's own */
     uint32_t groups;
-    uint32_t arg[FB_ARGS];
-    fb_view b[FB_BINDINGS];
-    int blocks;  /* the binding that is addressed in bytes; -1: none */
-    uint32_t writes; /* bit k: binding k is written */
-    double work; /* operations, roughly: what bounds a submission in time */
+    union fb_operands {
+        fb_view at[FB_BINDINGS];
+        FB_KERNEL_NAMES(FB_OPERANDS_OF)
+        FB_MATRIX_KERNEL_NAMES(FB_OPERANDS_OF)
+    } operand;
+    union fb_constants { /* threads of a workgroup and what is there stand first in all */
+        uint32_t at[FB_SPECS];
+        FB_KERNEL_NAMES(FB_CONSTANTS_OF)
+        FB_MATRIX_KERNEL_NAMES(FB_CONSTANTS_OF)
+    } constant;
+    union fb_arguments { /* the number of the first workgroup stands last in all */
+        uint32_t at[FB_PUSH_WORDS];
+        FB_KERNEL_NAMES(FB_ARGUMENTS_OF)
+        FB_MATRIX_KERNEL_NAMES(FB_ARGUMENTS_OF)
+    } argument;
+    double work;   /* operations, roughly: what bounds a submission in time */
     double rounds; /* of all loops of a thread, at most; where their number depends on the operands */
 } fb_dispatch;
+
+/* What is known of a kernel by its lists. */
+typedef struct fb_kernel {
+    const char *name;
+    uint32_t operands, arguments;     /* how many */
+    uint32_t written, blocks, halves; /* a bit an operand */
+    uint32_t tiles;                   /* a bit a constant: it is the size of an array */
+} fb_kernel;
+extern const fb_kernel fb_kernels[FB_KERNEL_COUNT];
+
+/* What a kernel reads beside its operands and constants, in words: push constants, or whatever a dialect passes small numbers
+ * in. First two of every operand, by fb_place, then its arguments, by fb_arguments. */
+void fb_place(const fb_dispatch *d, int operand, uint64_t bytes_before, uint32_t words[FB_PUSH_WORDS]);
+/* Returns how many words there are. */
+uint32_t fb_arguments(const fb_dispatch *d, uint32_t first_group, uint32_t words[FB_PUSH_WORDS]);
 
 /* The limits of a device that kernels are shaped by. */
 typedef struct fb_kernel_limits {

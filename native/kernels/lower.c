@@ -1,68 +1,91 @@
-/* lower.c - which portable kernel an op is, with which constants, arguments and workgroups: one row an op. */
+/* lower.c - which portable kernel an op is, with which operands, constants, arguments and workgroups: one row an op. */
+#include <stddef.h>
 #include "lower.h"
 
 enum { FEW = 8 /* rows for which kernels of their own spread what is read over the device */ };
+
+#define LOWER(name) static int name(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits)
+#define UNUSED (void)scratch, (void)limits
 
 /* ---- products ---- */
 
 /* Tiles of 64 x 64 with 4 x 4 a thread; narrow ones where the output is narrow, as beside a LoRA pair. */
 static void tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint32_t n) {
-    uint32_t bm = m <= 16 ? 16 : m <= 32 || limits->threads < 256 ? 32 : 64, bn = n <= 16 ? 16 : 64;
-    if (limits->tile_rows && limits->tile_rows < bm) bm = limits->tile_rows;
-    if (limits->tile_cols && limits->tile_cols < bn) bn = limits->tile_cols;
-    uint32_t tm = bm == 16 ? 2 : 4, tn = bn == 16 ? 2 : 4;
-    uint32_t pad = 32 * 4 * (bm + bn + 2) <= limits->shared_bytes;
-    const uint32_t spec[] = {bm / tm * (bn / tn), 0, 0, d->spec[3], d->spec[4], bm, bn, tm, tn, pad};
-    memcpy(d->spec, spec, sizeof spec);
-    d->groups = up(m, bm) * up(n, bn);
+    struct fb_product_constants *c = &d->constant.product;
+    c->BM = m <= 16 ? 16 : m <= 32 || limits->threads < 256 ? 32 : 64;
+    c->BN = n <= 16 ? 16 : 64;
+    if (limits->tile_rows && limits->tile_rows < c->BM) c->BM = limits->tile_rows;
+    if (limits->tile_cols && limits->tile_cols < c->BN) c->BN = limits->tile_cols;
+    c->TM = c->BM == 16 ? 2 : 4;
+    c->TN = c->BN == 16 ? 2 : 4;
+    c->PAD = 32 * 4 * (c->BM + c->BN + 2) <= limits->shared_bytes;
+    c->THREADS = c->BM / c->TM * (c->BN / c->TN);
+    d->groups = up(m, c->BM) * up(n, c->BN);
 }
 
-#define LOWER(name) static int name(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits)
-#define UNUSED (void)scratch, (void)limits
+static int product_of_few(dispatch *d, const product *p, const struct fb_product_arguments *a) {
+    const uint32_t most = a->M <= 2 ? a->M : a->M <= 4 ? 4 : 8, wide = a->N < 4096 ? 2 : 4;
+    begin(d, FB_KERNEL_product_few, 256 / wide);
+    d->operand.product_few = (struct fb_product_few_operands){.OUT = p->out, .X = p->x, .W = p->w, .U = p->u, .B = p->b,
+                                                              .ACC = p->acc, .BIAS = p->bias};
+    d->constant.product_few.WTYPE = (uint32_t)p->w.type;
+    d->constant.product_few.WHOLE = a->K % 16 == 0 && p->x.offset % 4 == 0 && p->x.ld % 2 == 0;
+    d->constant.product_few.MOST = most;
+    d->constant.product_few.WIDE = wide;
+    d->argument.product_few = (struct fb_product_few_arguments){.M = a->M, .N = a->N, .K = a->K, .R = a->R, .SCALE = a->SCALE};
+    d->groups = up(a->N, wide);
+    d->work = 2.0 * a->M * a->N * a->K;
+    d->rounds = most * wide * (4.0 * (up(a->K, 1024) + 1) + up(a->R, 64)) + 256;
+    return 1;
+}
 
-static int product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits, const char *order,
-                   uint32_t op) {
-    int count = fb_lower_matrix_product(d, l, scratch, limits, order, op);
+static int multiplied(dispatch *d, const product *p, const fb_mem *scratch, const fb_kernel_limits *limits) {
+    const uint32_t m = (uint32_t)p->out.rows, n = (uint32_t)p->out.cols, k = (uint32_t)(p->op == 2 ? p->x.rows : p->x.cols);
+    struct fb_product_arguments a = {.M = m, .N = n, .K = k, .R = p->u.mem ? (uint32_t)p->u.cols : 0, .SCALE = p->scale,
+                                     .PARTS = 1, .DEPTH = k};
+    const int count = fb_lower_matrix_product(d, p, scratch, limits);
     if (count) return count;
-    begin(d, l, FB_KERNEL_product, order, 0, op);
-    const fb_view *v = d->b;
-    uint32_t m = (uint32_t)v[0].rows, n = (uint32_t)v[0].cols, k = (uint32_t)(op == 2 ? v[1].rows : v[1].cols), parts = 1, each = k;
-    weights_at(d, 2);
-    args(d, 2 * (uint64_t)m * n * k, m, n, k, v[3].mem ? (uint32_t)v[3].cols : 0);
-    d->arg[4] = bits(l->attr.scale);
-    if (op == 0 && m <= FEW) {
-        const uint32_t most = m <= 2 ? m : m <= 4 ? 4 : 8, wide = n < 4096 ? 2 : 4;
-        d->kernel = FB_KERNEL_product_few;
-        d->rounds = most * wide * (4.0 * (up(k, 1024) + 1) + up(d->arg[3], 64)) + 256;
-        d->spec[0] = 256 / wide;
-        d->spec[3] = 0;
-        d->spec[5] = most;
-        d->spec[6] = wide;
-        d->spec[7] = k % 16 == 0 && v[1].offset % 4 == 0 && v[1].ld % 2 == 0;
-        d->groups = up(n, wide);
-        return 1;
-    }
+    if (p->op == 0 && m <= FEW) return product_of_few(d, p, &a);
+    begin(d, FB_KERNEL_product, 0);
+    d->operand.product = (struct fb_product_operands){.OUT = p->out, .X = p->x, .W = p->w, .U = p->u, .B = p->b,
+                                                      .ACC = p->acc, .BIAS = p->bias};
+    d->constant.product.OP = p->op;
+    d->constant.product.WTYPE = (uint32_t)p->w.type;
     tiles(d, limits, m, n);
-    parts = parts_of(d->groups, 128, k, 256, &each);
-    if (parts > 1) {
+    a.PARTS = parts_of(d->groups, 128, k, 256, &a.DEPTH);
+    if (a.PARTS > 1) {
+        struct fb_product_operands *v = &d->operand.product;
         room left = scratch_of(scratch, limits);
-        fb_view sums = take(&left, FB_F32, (uint64_t)parts * m, n);
+        fb_view sums = take(&left, FB_F32, (uint64_t)a.PARTS * m, n);
         if (sums.mem) {
-            add_parts(&d[1], &d->b[0], sums, &d->b[5], &d->b[6]);
-            d->b[0] = sums;
-            d->b[5].mem = d->b[6].mem = NULL;
-            d->groups *= parts;
-        } else parts = 1, each = k;
+            add_parts(&d[1], &v->OUT, sums, &v->ACC, &v->BIAS);
+            v->OUT = sums;
+            v->ACC.mem = v->BIAS.mem = NULL;
+            d->groups *= a.PARTS;
+        } else a.PARTS = 1, a.DEPTH = k;
     }
-    d->arg[5] = parts;
-    d->arg[6] = each;
-    d->rounds = 42.0 * (up(each, 32) + up(d->arg[3], 32));
-    return parts > 1 ? 2 : 1;
+    d->argument.product = a;
+    d->work = 2.0 * m * n * k;
+    d->rounds = 42.0 * (up(a.DEPTH, 32) + up(a.R, 32));
+    return a.PARTS > 1 ? 2 : 1;
 }
 
-LOWER(linear) { return product(d, l, scratch, limits, "0124563", 0); }
-LOWER(linear_dx) { return product(d, l, scratch, limits, "012345", 1); }
-LOWER(linear_dw) { return product(d, l, scratch, limits, "012--0", 2); }
+LOWER(linear) {
+    const struct fb_linear_views *v = &l->linear;
+    const product p = {.out = v->y, .x = v->x, .w = v->w, .u = v->u, .b = v->b, .acc = v->acc, .bias = v->bias,
+                       .scale = l->attr.scale};
+    return multiplied(d, &p, scratch, limits);
+}
+LOWER(linear_dx) {
+    const struct fb_linear_dx_views *v = &l->linear_dx;
+    const product p = {.out = v->dx, .x = v->dy, .w = v->w, .u = v->u, .b = v->a, .acc = v->acc, .op = 1, .scale = l->attr.scale};
+    return multiplied(d, &p, scratch, limits);
+}
+LOWER(linear_dw) {
+    const struct fb_linear_dw_views *v = &l->linear_dw;
+    const product p = {.out = v->dw, .x = v->dy, .w = v->x, .acc = v->dw, .op = 2, .scale = l->attr.scale};
+    return multiplied(d, &p, scratch, limits);
+}
 
 /* ---- attention ---- */
 
@@ -71,231 +94,368 @@ static double block_rounds(const fb_attention_shape *s, int dots, int sums) {
     return up((uint64_t)s->head_dim, 32) * (49.0 * dots + 41.0 * sums) + 49;
 }
 
-static int attend(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, fb_kernel_id matrix, fb_kernel_id kernel,
-                  const char *order) {
+/* What all kernels of attention have in common; the operands are there already. */
+static void attend(dispatch *d, const fb_launch *l, const fb_view *q, const fb_view *k) {
     const fb_attention_shape *s = &l->attr.attention;
-    const int by_keys = kernel == FB_KERNEL_attention_dkv;
-    uint32_t t = (uint32_t)l->v[2].rows, keys = (uint32_t)l->v[3].rows, heads = (uint32_t)(by_keys ? s->n_kv_head : s->n_head);
-    if (kernel == FB_KERNEL_attention && t <= FEW && s->head_dim <= 256) {
-        begin(d, l, FB_KERNEL_attention_few, order, 128, 0);
-        d->spec[5] = (uint32_t)s->head_dim;
-        d->groups = heads * t;
-        while (d->spec[0] < 1024 && d->spec[0] * 2 <= limits->threads && 4 * (256 + 12 * d->spec[0]) <= limits->shared_bytes)
-            d->spec[0] *= 2;
-        d->spec[6] = s->head_dim % 4 == 0;
-        for (int k = 2; k < 5; k++) d->spec[6] &= d->b[k].offset % 4 == 0 && d->b[k].ld % 2 == 0;
-        d->rounds = up(keys, 32) * (16.0 + up(d->spec[5], 4)) + 2 * d->spec[0];
-    } else if (!fb_lower_matrix_attention(d, l, limits, matrix, order)) {
-        begin(d, l, kernel, order, 128, 0);
-        d->spec[5] = (uint32_t)s->head_dim;
-        d->groups = heads * up(by_keys ? keys : t, 32);
-        d->rounds = (up(keys, 32) + 1) * block_rounds(s, kernel == FB_KERNEL_attention ? 1 : 2, 1);
-    }
-    args(d, 8 * (uint64_t)t * keys * (uint64_t)(s->n_head * s->head_dim), t, keys, (uint32_t)s->n_head, (uint32_t)s->n_kv_head);
-    d->arg[4] = (uint32_t)s->window;
-    d->arg[5] = bits(s->scale);
-    d->arg[6] = bits(s->softcap);
-    d->arg[7] = by_keys ? (uint32_t)l->attr.first : 0;
-    return 1;
+    const uint32_t t = (uint32_t)q->rows, keys = (uint32_t)k->rows;
+    const int by_keys = d->kernel == FB_KERNEL_attention_dkv;
+    d->constant.attention.HD = (uint32_t)s->head_dim;
+    d->argument.attention = (struct fb_attention_arguments){
+        .T = t, .S = keys, .HEADS = (uint32_t)s->n_head, .KV_HEADS = (uint32_t)s->n_kv_head, .WINDOW = (uint32_t)s->window,
+        .SCALE = s->scale, .CAP = s->softcap, .FIRST = by_keys ? (uint32_t)l->attr.first : 0};
+    d->groups = (uint32_t)(by_keys ? s->n_kv_head : s->n_head) * up(by_keys ? keys : t, 32);
+    d->work = 8.0 * t * keys * (s->n_head * s->head_dim);
+    d->rounds = (up(keys, 32) + 1) * block_rounds(s, d->kernel == FB_KERNEL_attention ? 1 : 2, 1);
+}
+
+static void attend_few(dispatch *d, const fb_kernel_limits *limits) {
+    const struct fb_attention_arguments *a = &d->argument.attention;
+    const struct fb_attention_operands *v = &d->operand.attention;
+    const fb_view *const read[] = {&v->Q, &v->K, &v->V};
+    const uint32_t hd = d->constant.attention.HD;
+    struct fb_attention_few_constants *c = &d->constant.attention_few;
+    d->kernel = FB_KERNEL_attention_few;
+    while (c->THREADS < 1024 && c->THREADS * 2 <= limits->threads && 4 * (256 + 12 * c->THREADS) <= limits->shared_bytes)
+        c->THREADS *= 2;
+    c->WHOLE = hd % 4 == 0;
+    for (int i = 0; i < 3; i++) c->WHOLE &= read[i]->offset % 4 == 0 && read[i]->ld % 2 == 0;
+    d->groups = a->HEADS * a->T;
+    d->rounds = up(a->S, 32) * (16.0 + up(hd, 4)) + 2 * c->THREADS;
 }
 
 LOWER(attention) {
     (void)scratch;
-    return attend(d, l, limits, FB_KERNEL_matrix_attention, FB_KERNEL_attention, "0123456");
+    const struct fb_attention_views *v = &l->attention;
+    begin(d, FB_KERNEL_attention, 128);
+    d->operand.attention = (struct fb_attention_operands){.O = v->o, .LSE = v->lse, .Q = v->q, .K = v->k, .V = v->v,
+                                                          .LO = v->lo, .HI = v->hi};
+    attend(d, l, &v->q, &v->k);
+    if (v->q.rows <= FEW && l->attr.attention.head_dim <= 256) attend_few(d, limits);
+    else fb_lower_matrix_attention(d, limits);
+    return 1;
 }
 LOWER(attention_dq) {
     (void)scratch;
-    return attend(d, l, limits, FB_KERNEL_matrix_attention_dq, FB_KERNEL_attention_dq, "0123456789");
+    const struct fb_attention_dq_views *v = &l->attention_dq;
+    begin(d, FB_KERNEL_attention_dq, 128);
+    d->operand.attention_dq = (struct fb_attention_dq_operands){.DQ = v->dq, .DELTA = v->delta, .Q = v->q, .K = v->k, .V = v->v,
+                                                                .O = v->o, .LSE = v->lse, .DO = v->dout,
+                                                                .LO = v->lo, .HI = v->hi};
+    attend(d, l, &v->q, &v->k);
+    fb_lower_matrix_attention(d, limits);
+    return 1;
 }
 
 /* With few key heads there are few workgroups, each with the queries of all heads of its group: those are summed in parts. */
 LOWER(attention_dkv) {
-    attend(d, l, limits, FB_KERNEL_matrix_attention_dkv, FB_KERNEL_attention_dkv, "0123456789");
-    if (d->kernel != FB_KERNEL_attention_dkv) return 1;
+    const struct fb_attention_dkv_views *v = &l->attention_dkv;
+    begin(d, FB_KERNEL_attention_dkv, 128);
+    d->operand.attention_dkv = (struct fb_attention_dkv_operands){.DK = v->dk, .DV = v->dv, .Q = v->q, .K = v->k, .V = v->v,
+                                                                  .LSE = v->lse, .DELTA = v->delta, .DO = v->dout,
+                                                                  .LO = v->lo, .HI = v->hi};
+    attend(d, l, &v->q, &v->k);
+    d->argument.attention_dkv.PARTS = 1;
+    if (fb_lower_matrix_attention(d, limits)) return 1;
     const fb_attention_shape *s = &l->attr.attention;
-    const uint32_t t = d->arg[0], blocks = (uint32_t)(s->n_head / s->n_kv_head) * up(t, 32);
+    const uint32_t t = (uint32_t)v->q.rows, blocks = (uint32_t)(s->n_head / s->n_kv_head) * up(t, 32);
     const double before = t / 128 + 256, each = block_rounds(s, 2, 2);
     uint32_t depth, parts = parts_of(d->groups, 128, 32 * blocks, 256, &depth);
     while (limits->rounds && parts < blocks && before + up(blocks, parts) * each > limits->rounds) parts++;
-    d->arg[8] = 1;
     if (parts > 1) {
-        const fb_view none = {0}, *out = l->v;
+        const fb_view none = {0};
         room left = scratch_of(scratch, limits);
-        fb_view dk = take(&left, FB_F32, (uint64_t)parts * (uint64_t)out[0].rows, (uint64_t)out[0].cols);
-        fb_view dv = take(&left, FB_F32, (uint64_t)parts * (uint64_t)out[1].rows, (uint64_t)out[1].cols);
+        fb_view dk = take(&left, FB_F32, (uint64_t)parts * (uint64_t)v->dk.rows, (uint64_t)v->dk.cols);
+        fb_view dv = take(&left, FB_F32, (uint64_t)parts * (uint64_t)v->dv.rows, (uint64_t)v->dv.cols);
         if (dk.mem && dv.mem) {
-            add_parts(&d[1], &out[0], dk, &none, &none);
-            add_parts(&d[2], &out[1], dv, &none, &none);
-            d->b[0] = dk, d->b[1] = dv;
-            d->arg[8] = parts;
+            add_parts(&d[1], &v->dk, dk, &none, &none);
+            add_parts(&d[2], &v->dv, dv, &none, &none);
+            d->operand.attention_dkv.DK = dk, d->operand.attention_dkv.DV = dv;
+            d->argument.attention_dkv.PARTS = parts;
             d->groups *= parts;
-        }
+        } else parts = 1;
     }
-    d->rounds = before + up(blocks, d->arg[8]) * each;
-    return d->arg[8] > 1 ? 3 : 1;
+    d->rounds = before + up(blocks, parts) * each;
+    return parts > 1 ? 3 : 1;
 }
 
 /* ---- norms and sums down the rows ---- */
 
-static int normed(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, const char *order, uint32_t op,
-                  const fb_view *weight) {
-    begin(d, l, FB_KERNEL_norm, order, weight->cols <= 256 ? 32 : 64, op);
-    const fb_view *x = &d->b[1];
-    d->groups = (uint32_t)x->rows * (uint32_t)(x->cols / weight->cols);
-    while (x->rows <= FEW && d->spec[0] < 512 && d->spec[0] * 2 <= limits->threads && 4 * d->spec[0] < (uint32_t)weight->cols)
-        d->spec[0] *= 2;
-    args(d, 8 * (uint64_t)x->rows * (uint64_t)x->cols, (uint32_t)x->rows, (uint32_t)x->cols, (uint32_t)weight->cols,
-         bits(l->attr.eps));
-    d->rounds = 2.0 * up(d->arg[2], 128) + 128;
+static int normed(dispatch *d, const fb_kernel_limits *limits, uint32_t op, struct fb_norm_operands v, int32_t group,
+                  float eps) {
+    begin(d, FB_KERNEL_norm, group <= 256 ? 32 : 64);
+    d->operand.norm = v;
+    struct fb_norm_constants *c = &d->constant.norm;
+    c->OP = op;
+    while (v.X.rows <= FEW && c->THREADS < 512 && c->THREADS * 2 <= limits->threads && 4 * c->THREADS < (uint32_t)group)
+        c->THREADS *= 2;
+    d->argument.norm = (struct fb_norm_arguments){.ROWS = (uint32_t)v.X.rows, .COLS = (uint32_t)v.X.cols, .G = (uint32_t)group,
+                                                  .EPS = eps};
+    d->groups = (uint32_t)v.X.rows * (uint32_t)(v.X.cols / group);
+    d->work = 8.0 * v.X.rows * v.X.cols;
+    d->rounds = 2.0 * up((uint64_t)group, 128) + 128;
     return 1;
 }
-LOWER(rms_norm) { UNUSED; return normed(d, l, limits, "012", 0, &l->v[2]); }
-LOWER(rms_norm_dx) { UNUSED; return normed(d, l, limits, "02314", 1, &l->v[3]); }
+LOWER(rms_norm) {
+    (void)scratch;
+    const struct fb_rms_norm_views *v = &l->rms_norm;
+    return normed(d, limits, 0, (struct fb_norm_operands){.OUT = v->y, .X = v->x, .WEIGHT = v->w}, v->w.cols, l->attr.eps);
+}
+LOWER(rms_norm_dx) {
+    (void)scratch;
+    const struct fb_rms_norm_dx_views *v = &l->rms_norm_dx;
+    const struct fb_norm_operands o = {.OUT = v->dx, .X = v->x, .WEIGHT = v->w, .DY = v->dy, .ACC = v->acc};
+    return normed(d, limits, 1, o, v->w.cols, l->attr.eps);
+}
 
-static int summed(dispatch *d, const fb_launch *l, const char *order, uint32_t op, uint32_t cols, uint32_t groups) {
-    begin(d, l, FB_KERNEL_columns, order, 64, op);
-    d->groups = up(up(cols, 2), 64);
-    args(d, 2 * (uint64_t)l->v[1].rows * (uint64_t)l->v[1].cols, (uint32_t)l->v[1].rows, cols, groups, (uint32_t)l->v[0].rows);
-    d->rounds = op == 2 ? l->v[1].rows : 2.0 * l->v[1].rows * (groups + 1);
+static int summed(dispatch *d, uint32_t op, struct fb_columns_operands v, uint32_t groups) {
+    begin(d, FB_KERNEL_columns, 64);
+    d->operand.columns = v;
+    d->constant.columns.OP = op;
+    d->argument.columns = (struct fb_columns_arguments){.ROWS = (uint32_t)v.DY.rows, .COLS = (uint32_t)v.OUT.cols,
+                                                        .GROUPS = groups, .TARGETS = (uint32_t)v.OUT.rows};
+    d->groups = up(up((uint64_t)v.OUT.cols, 2), 64);
+    d->work = 2.0 * v.DY.rows * v.DY.cols;
+    d->rounds = op == 2 ? v.DY.rows : 2.0 * v.DY.rows * (groups + 1);
     return 1;
 }
 
 /* The norms of all groups first, into scratch. */
 LOWER(rms_norm_dw) {
-    int32_t groups = l->v[2].cols / l->v[0].cols;
-    fb_view inv = {.mem = scratch, .type = FB_F32, .rows = l->v[2].rows, .cols = groups, .ld = groups};
-    normed(&d[0], l, limits, "-2", 2, &l->v[0]);
-    summed(&d[1], l, "012", 1, (uint32_t)l->v[0].cols, (uint32_t)groups);
-    d[0].b[0] = d[1].b[3] = inv;
+    const struct fb_rms_norm_dw_views *v = &l->rms_norm_dw;
+    const int32_t groups = v->x.cols / v->dw.cols;
+    const fb_view inv = {.mem = scratch, .type = FB_F32, .rows = v->x.rows, .cols = groups, .ld = groups};
+    normed(&d[0], limits, 2, (struct fb_norm_operands){.OUT = inv, .X = v->x}, v->dw.cols, l->attr.eps);
+    summed(&d[1], 1, (struct fb_columns_operands){.OUT = v->dw, .DY = v->dy, .X = v->x, .INV = inv}, (uint32_t)groups);
     return 2;
 }
-LOWER(bias_db) { UNUSED; return summed(d, l, "01", 0, (uint32_t)l->v[0].cols, 1); }
+LOWER(bias_db) {
+    UNUSED;
+    return summed(d, 0, (struct fb_columns_operands){.OUT = l->bias_db.db, .DY = l->bias_db.dy}, 1);
+}
 
 /* Rows are added in order by each destination, so destinations are dealt to 16 times as many threads. */
-static int scattered(dispatch *d, const fb_launch *l, int32_t first, float scale) {
-    summed(d, l, "01--2", 2, (uint32_t)l->v[0].cols, 1);
+static int scattered(dispatch *d, fb_view out, fb_view in, fb_view index, int32_t first, float scale) {
+    summed(d, 2, (struct fb_columns_operands){.OUT = out, .DY = in, .INDEX = index}, 1);
     d->groups *= 16;
-    d->arg[4] = (uint32_t)first;
-    d->arg[5] = bits(scale);
+    d->argument.columns.FIRST = (uint32_t)first;
+    d->argument.columns.SCALE = scale;
     return 1;
 }
-LOWER(scatter) { UNUSED; return scattered(d, l, 0, 1); }
-LOWER(embed_dw) { UNUSED; return scattered(d, l, l->attr.first, l->attr.scale); }
+LOWER(scatter) { UNUSED; return scattered(d, l->scatter.y, l->scatter.x, l->scatter.index, 0, 1); }
+LOWER(embed_dw) {
+    UNUSED;
+    return scattered(d, l->embed_dw.dw, l->embed_dw.dy, l->embed_dw.ids, l->attr.first, l->attr.scale);
+}
 
 LOWER(sumsq) {
     UNUSED;
-    uint32_t n = (uint32_t)l->v[1].cols, pieces = (uint32_t)l->v[0].cols;
-    begin(d, l, FB_KERNEL_sumsq, "01", 128, 0);
+    const uint32_t n = (uint32_t)l->sumsq.x.cols, pieces = (uint32_t)l->sumsq.partial.cols, piece = up(n, pieces);
+    begin(d, FB_KERNEL_sumsq, 128);
+    d->operand.sumsq = (struct fb_sumsq_operands){.PARTIAL = l->sumsq.partial, .X = l->sumsq.x};
+    d->argument.sumsq = (struct fb_sumsq_arguments){.PIECES = pieces, .COUNT = n, .PIECE = piece};
     d->groups = pieces;
-    args(d, 2 * (uint64_t)n, pieces, n, up(n, pieces), 0);
-    d->rounds = up(d->arg[2], 128) + 64;
+    d->work = 2.0 * n;
+    d->rounds = up(piece, 128) + 64;
     return 1;
 }
 
 LOWER(xent) {
     UNUSED;
-    begin(d, l, FB_KERNEL_xent, "012", 128, (uint32_t)l->attr.grad);
-    d->groups = (uint32_t)l->v[1].rows;
-    args(d, 32 * (uint64_t)l->v[1].rows * (uint64_t)l->v[1].cols, d->groups, (uint32_t)l->v[1].cols, bits(l->attr.softcap), 0);
-    d->rounds = 3.0 * up(d->arg[1], 128) + 192;
+    const fb_view *x = &l->xent.logits;
+    begin(d, FB_KERNEL_xent, 128);
+    d->operand.xent = (struct fb_xent_operands){.NLL = l->xent.nll, .LOGITS = *x, .TARGETS = l->xent.targets};
+    d->constant.xent.GRAD = (uint32_t)l->attr.grad;
+    d->argument.xent = (struct fb_xent_arguments){.ROWS = (uint32_t)x->rows, .COLS = (uint32_t)x->cols, .CAP = l->attr.softcap};
+    d->groups = (uint32_t)x->rows;
+    d->work = 32.0 * x->rows * x->cols;
+    d->rounds = 3.0 * up((uint64_t)x->cols, 128) + 192;
     return 1;
 }
 
 /* ---- element by element, and rows by number ---- */
 
-static int elements(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, uint32_t op, uint32_t each) {
-    const fb_view *shape = &l->v[kernel == FB_KERNEL_rows && op == 1 ? 1 : 0];
-    begin(d, l, kernel, order, 64, op);
-    uint64_t threads = (uint64_t)shape->rows * up((uint64_t)shape->cols, each);
+/* A kernel whose threads own `each` neighbours of a shape. */
+static void spread(dispatch *d, fb_kernel_id kernel, const fb_view *shape, uint32_t each) {
+    const uint64_t threads = (uint64_t)shape->rows * up((uint64_t)shape->cols, each);
+    begin(d, kernel, 64);
     d->groups = up(threads, 64);
-    args(d, 8 * threads, (uint32_t)shape->rows, (uint32_t)shape->cols, 0, 0);
+    d->work = 8.0 * (double)threads;
+}
+
+static int elements(dispatch *d, uint32_t op, struct fb_elements_operands v, float scale) {
+    spread(d, FB_KERNEL_elements, &v.OUT, 2);
+    d->operand.elements = v;
+    d->constant.elements.OP = op;
+    d->argument.elements = (struct fb_elements_arguments){.ROWS = (uint32_t)v.OUT.rows, .COLS = (uint32_t)v.OUT.cols,
+                                                          .SCALE = scale};
+    return 1;
+}
+#define ELEMENTS(...) ((struct fb_elements_operands){__VA_ARGS__})
+LOWER(add) { UNUSED; return elements(d, 0, ELEMENTS(.OUT = l->add.y, .A = l->add.a, .B = l->add.b), 0); }
+LOWER(zero) { UNUSED; return elements(d, 4, ELEMENTS(.OUT = l->zero.y), 0); }
+LOWER(scale) {
+    UNUSED;
+    return elements(d, 1, ELEMENTS(.OUT = l->scale.y, .A = l->scale.x, .ACC = l->scale.acc), l->attr.scale);
+}
+LOWER(softcap) { UNUSED; return elements(d, 2, ELEMENTS(.OUT = l->softcap.y, .A = l->softcap.x), l->attr.softcap); }
+LOWER(softcap_grad) {
+    UNUSED;
+    const struct fb_softcap_grad_views *v = &l->softcap_grad;
+    return elements(d, 3, ELEMENTS(.OUT = v->dx, .A = v->dy, .B = v->y, .ACC = v->acc), l->attr.softcap);
+}
+LOWER(dropout) {
+    UNUSED;
+    const struct fb_dropout_views *v = &l->dropout;
+    elements(d, 5, ELEMENTS(.OUT = v->y, .A = v->x, .B = v->keys, .ACC = v->acc), l->attr.scale);
+    d->argument.elements.THRESHOLD = l->attr.threshold;
+    d->argument.elements.SALT = l->attr.salt;
     return 1;
 }
 
-LOWER(add) { UNUSED; return elements(d, l, FB_KERNEL_elements, "012", 0, 2); }
-LOWER(zero) { UNUSED; return elements(d, l, FB_KERNEL_elements, "0", 6, 2); }
-LOWER(scale) {
-    UNUSED;
-    elements(d, l, FB_KERNEL_elements, "012", 1, 2);
-    d->arg[2] = bits(l->attr.scale);
+static int gated(dispatch *d, const fb_launch *l, uint32_t grad, struct fb_gate_operands v) {
+    spread(d, FB_KERNEL_gate, &v.OUT, 2);
+    d->operand.gate = v;
+    d->constant.gate.GRAD = grad;
+    d->constant.gate.KIND = l->attr.kind == FB_SILU ? 0 : 1;
+    d->argument.gate = (struct fb_gate_arguments){.ROWS = (uint32_t)v.OUT.rows, .COLS = (uint32_t)v.OUT.cols};
     return 1;
 }
 LOWER(glu) {
     UNUSED;
-    elements(d, l, FB_KERNEL_elements, "012", 2, 2);
-    d->spec[4] = (uint32_t)l->attr.kind;
-    return 1;
+    return gated(d, l, 0, (struct fb_gate_operands){.OUT = l->glu.y, .GATE = l->glu.gate, .UP = l->glu.up});
 }
 LOWER(glu_grad) {
     UNUSED;
-    elements(d, l, FB_KERNEL_elements, "01234", 3, 2);
-    d->spec[4] = (uint32_t)l->attr.kind;
-    return 1;
+    const struct fb_glu_grad_views *v = &l->glu_grad;
+    const struct fb_gate_operands o = {.OUT = v->dgate, .OUT_UP = v->dup, .DY = v->dy, .GATE = v->gate, .UP = v->up};
+    return gated(d, l, 1, o);
 }
-LOWER(softcap) {
-    UNUSED;
-    elements(d, l, FB_KERNEL_elements, "01", 4, 2);
-    d->arg[2] = bits(l->attr.softcap);
-    return 1;
-}
-LOWER(softcap_grad) {
-    UNUSED;
-    elements(d, l, FB_KERNEL_elements, "0123", 5, 2);
-    d->arg[2] = bits(l->attr.softcap);
-    return 1;
-}
-LOWER(dropout) {
-    UNUSED;
-    elements(d, l, FB_KERNEL_elements, "0123", 9, 2);
-    d->arg[2] = bits(l->attr.scale);
-    d->arg[3] = l->attr.threshold;
-    d->arg[4] = l->attr.salt;
+
+static int updated(dispatch *d, uint32_t op, struct fb_update_operands v, struct fb_update_arguments a) {
+    spread(d, FB_KERNEL_update, &v.P, 1);
+    d->operand.update = v;
+    d->constant.update.OP = op;
+    d->argument.update = a;
+    d->argument.update.COUNT = (uint32_t)v.P.cols;
     return 1;
 }
 LOWER(adamw) {
     UNUSED;
     const fb_attr *a = &l->attr;
-    const float numbers[] = {a->beta1, a->beta2, 1 - a->lr * a->decay, a->lr / a->correct1, 1 / a->correct2,
-                             a->eps, a->grad_scale, 1 - a->beta1, 1 - a->beta2};
-    elements(d, l, FB_KERNEL_elements, "0123", 7, 2);
-    memcpy(d->arg + 2, numbers, sizeof numbers);
-    return 1;
+    return updated(d, 0, (struct fb_update_operands){.P = l->adamw.p, .M = l->adamw.m, .V = l->adamw.v, .G = l->adamw.g},
+                   (struct fb_update_arguments){.G_SCALE = a->grad_scale, .BETA1 = a->beta1, .REST1 = 1 - a->beta1,
+                                                .BETA2 = a->beta2, .REST2 = 1 - a->beta2, .KEEP = 1 - a->lr * a->decay,
+                                                .RATE = a->lr / a->correct1, .SCALE2 = 1 / a->correct2, .EPS = a->eps});
 }
 LOWER(sgd) {
     UNUSED;
-    const float numbers[] = {l->attr.lr, l->attr.momentum, 1 - l->attr.lr * l->attr.decay};
-    elements(d, l, FB_KERNEL_elements, "012", 8, 2);
-    memcpy(d->arg + 2, numbers, sizeof numbers);
-    d->arg[8] = bits(l->attr.grad_scale);
-    return 1;
+    const fb_attr *a = &l->attr;
+    return updated(d, 1, (struct fb_update_operands){.P = l->sgd.p, .M = l->sgd.m, .G = l->sgd.g},
+                   (struct fb_update_arguments){.G_SCALE = a->grad_scale, .BETA1 = a->momentum, .KEEP = 1 - a->lr * a->decay,
+                                                .RATE = a->lr});
 }
 
-static int moved(dispatch *d, const fb_launch *l, uint32_t op, uint32_t first, float scale) {
-    elements(d, l, FB_KERNEL_rows, "012", op, 4);
-    weights_at(d, 1);
-    d->arg[2] = (uint32_t)l->v[1].rows;
-    d->arg[3] = first;
-    d->arg[4] = bits(scale);
+static int moved(dispatch *d, uint32_t op, struct fb_rows_operands v, uint32_t first, float scale) {
+    const fb_view *shape = op == 1 ? &v.W : &v.OUT;
+    spread(d, FB_KERNEL_rows, shape, 4);
+    d->operand.rows = v;
+    d->constant.rows.OP = op;
+    d->constant.rows.WTYPE = (uint32_t)v.W.type;
+    d->argument.rows = (struct fb_rows_arguments){.ROWS = (uint32_t)shape->rows, .COLS = (uint32_t)shape->cols,
+                                                  .CHOICE = (uint32_t)v.W.rows, .FIRST = first, .SCALE = scale};
     return 1;
 }
-LOWER(embed) { UNUSED; return moved(d, l, 0, (uint32_t)l->attr.first, l->attr.scale); }
-LOWER(gather) { UNUSED; return moved(d, l, 0, 0, 1); }
-LOWER(append) { UNUSED; return moved(d, l, 1, 0, 1); }
+LOWER(embed) {
+    UNUSED;
+    const struct fb_rows_operands v = {.OUT = l->embed.y, .W = l->embed.w, .IDS = l->embed.ids};
+    return moved(d, 0, v, (uint32_t)l->attr.first, l->attr.scale);
+}
+LOWER(gather) {
+    UNUSED;
+    return moved(d, 0, (struct fb_rows_operands){.OUT = l->gather.y, .W = l->gather.x, .IDS = l->gather.index}, 0, 1);
+}
+LOWER(append) {
+    UNUSED;
+    return moved(d, 1, (struct fb_rows_operands){.OUT = l->append.cache, .W = l->append.x, .IDS = l->append.slots}, 0, 1);
+}
 
+static int turned(dispatch *d, uint32_t op, struct fb_rope_operands v, struct fb_rope_arguments a) {
+    spread(d, FB_KERNEL_rope, &v.OUT, 2);
+    d->operand.rope = v;
+    d->constant.rope.OP = op;
+    a.ROWS = (uint32_t)v.OUT.rows;
+    a.COLS = (uint32_t)v.OUT.cols;
+    d->argument.rope = a;
+    return 1;
+}
 LOWER(rope_table) {
     UNUSED;
-    elements(d, l, FB_KERNEL_rope, "012", 0, 2);
-    d->arg[5] = bits(l->attr.scale);
-    return 1;
+    const struct fb_rope_table_views *v = &l->rope_table;
+    return turned(d, 0, (struct fb_rope_operands){.OUT = v->table, .X = v->pos, .TABLE = v->inv_freq},
+                  (struct fb_rope_arguments){.SCALE = l->attr.scale});
 }
 LOWER(rope) {
     UNUSED;
-    elements(d, l, FB_KERNEL_rope, "0123", 1, 2);
-    d->arg[2] = (uint32_t)l->attr.head_dim;
-    d->arg[3] = (uint32_t)l->v[2].cols;
-    d->arg[4] = l->attr.layout == FB_ROPE_PAIRS ? 0 : 1;
-    d->arg[5] = bits(l->attr.inverse ? -1.0f : 1.0f);
-    return 1;
+    const struct fb_rope_views *v = &l->rope;
+    return turned(d, 1, (struct fb_rope_operands){.OUT = v->y, .X = v->x, .TABLE = v->table, .ACC = v->acc},
+                  (struct fb_rope_arguments){.HEAD = (uint32_t)l->attr.head_dim, .N_ROT = (uint32_t)v->table.cols,
+                                             .HALVES = l->attr.layout == FB_ROPE_PAIRS ? 0 : 1,
+                                             .SCALE = l->attr.inverse ? -1.0f : 1.0f});
+}
+
+/* ---- what is known of a kernel ---- */
+
+/* Lists stand in the order of their numbers, and no kernel has more of anything than there is room for. */
+#define IN_ORDER(n, name, kind, role) name##_is,
+#define ASSERT_ORDER(n, name, kind, role) _Static_assert(name##_is == n, "binding of " #name);
+#define SPEC_IN_ORDER(n, name) name##_is,
+#define TILE_IN_ORDER(n, name, most) name##_is,
+#define ASSERT_SPEC(n, name) _Static_assert(name##_is + 3 == n, "number of constant " #name);
+#define ASSERT_TILE(n, name, most) ASSERT_SPEC(n, name)
+#define CHECKED(kernel)                                                                                               \
+    {                                                                                                                 \
+        enum { kernel##_OPERANDS(IN_ORDER) operands };                                                                \
+        kernel##_OPERANDS(ASSERT_ORDER)                                                                               \
+        _Static_assert((int)operands <= FB_BINDINGS, "bindings of " #kernel);                                         \
+        _Static_assert(8 * operands + sizeof(struct fb_##kernel##_arguments) <= 4 * FB_PUSH_WORDS, "words of " #kernel); \
+    }                                                                                                                 \
+    {                                                                                                                 \
+        enum { kernel##_CONSTANTS(SPEC_IN_ORDER, TILE_IN_ORDER) constants };                                          \
+        kernel##_CONSTANTS(ASSERT_SPEC, ASSERT_TILE)                                                                  \
+        _Static_assert(constants + 3 <= FB_SPECS, "constants of " #kernel);                                           \
+    }
+static void lists_are_in_order(void) { FB_KERNEL_NAMES(CHECKED) FB_MATRIX_KERNEL_NAMES(CHECKED) }
+
+enum { IS_READ = 0, IS_WRITTEN = 1, IS_ACT = 0, IS_WORDS = 0, IS_BLOCKS = 1, IS_HALVES = 2 };
+#define ONE(n, name, kind, role) +1
+#define WRITTEN_BIT(n, name, kind, role) | (uint32_t)IS_##role << n
+#define BLOCKS_BIT(n, name, kind, role) | (uint32_t)(IS_##kind == IS_BLOCKS) << n
+#define HALVES_BIT(n, name, kind, role) | (uint32_t)(IS_##kind == IS_HALVES) << n
+#define NO_BIT(n, name)
+#define TILE_BIT(n, name, most) | 1u << n
+#define LISTED(list, kernel)                                                                                            \
+    [FB_KERNEL_##kernel] = {#kernel, 0 list##_OPERANDS(ONE), sizeof(struct fb_##list##_arguments) / 4,                  \
+                            0 list##_OPERANDS(WRITTEN_BIT), 0 list##_OPERANDS(BLOCKS_BIT), 0 list##_OPERANDS(HALVES_BIT), \
+                            0 list##_CONSTANTS(NO_BIT, TILE_BIT)},
+#define KERNEL(name) LISTED(name, name)
+#define F16_KERNEL(name) LISTED(name, name##_f16)
+const fb_kernel fb_kernels[FB_KERNEL_COUNT] = {
+    FB_KERNEL_NAMES(KERNEL) FB_MATRIX_KERNEL_NAMES(KERNEL) FB_F16_KERNEL_NAMES(F16_KERNEL)
+};
+
+void fb_place(const fb_dispatch *d, int operand, uint64_t bytes_before, uint32_t words[FB_PUSH_WORDS]) {
+    const fb_view *v = &d->operand.at[operand];
+    const int in_bytes = (int)(fb_kernels[d->kernel].blocks >> operand & 1u), unit = in_bytes ? 1 : v->type == FB_BF16 ? 2 : 4;
+    words[2 * operand] = (uint32_t)(bytes_before / (uint64_t)unit);
+    words[2 * operand + 1] = (uint32_t)(in_bytes ? fb_type_bytes(v->type, v->ld) : (uint64_t)v->ld);
+}
+
+uint32_t fb_arguments(const fb_dispatch *d, uint32_t first_group, uint32_t words[FB_PUSH_WORDS]) {
+    const fb_kernel *kernel = &fb_kernels[d->kernel];
+    const uint32_t before = 2 * kernel->operands, n = kernel->arguments;
+    memcpy(words + before, d->argument.at, (n - 1) * sizeof *words);
+    words[before + n - 1] = first_group;
+    return before + n;
 }
 
 /* ---- the table ---- */
@@ -314,9 +474,6 @@ static lowering *const ROWS[FB_OP_COUNT] = {
     [FB_OP_APPEND] = append, [FB_OP_ZERO] = zero, [FB_OP_SUMSQ] = sumsq, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
 };
 
-#define NAME(name) [FB_KERNEL_##name] = #name,
-static const char *const NAMES[] = {FB_KERNEL_NAMES(NAME) FB_MATRIX_KERNEL_NAMES(NAME)};
-
 /* The formats that blocks.prelude decodes. */
 static int decodable(int32_t type) {
     static const int32_t known[] = {FB_F32, FB_F16, FB_BF16, FB_Q4_0, FB_Q4_1, FB_Q5_0,
@@ -327,16 +484,25 @@ static int decodable(int32_t type) {
     return 0;
 }
 
-/* The bindings that a kernel writes, a bit each. */
-static uint32_t written(const dispatch *d) {
-    switch (d->kernel) {
-    case FB_KERNEL_attention: case FB_KERNEL_attention_dkv: case FB_KERNEL_attention_dq: case FB_KERNEL_attention_few:
-    case FB_KERNEL_matrix_attention: case FB_KERNEL_matrix_attention_dkv: case FB_KERNEL_matrix_attention_dq:
-    case FB_KERNEL_xent: return 3;
-    case FB_KERNEL_matrix_rows: return 1 | 1 << 7;
-    case FB_KERNEL_elements: return d->spec[3] == 7 ? 7 : d->spec[3] == 3 || d->spec[3] == 8 ? 3 : 1;
-    default: return 1;
+static int alone(fb_kernel_id kernel) {
+    return kernel == FB_KERNEL_elements || kernel == FB_KERNEL_gate || kernel == FB_KERNEL_update || kernel == FB_KERNEL_rope ||
+           kernel == FB_KERNEL_rows || kernel == FB_KERNEL_parts || kernel == FB_KERNEL_matrix_pack;
+}
+
+/* Fills in the constants that say which operands there are and of which types. */
+static int describe(dispatch *d) {
+    uint32_t *types = &d->constant.at[1], *has = &d->constant.at[2];
+    const fb_kernel *kernel = &fb_kernels[d->kernel];
+    for (uint32_t k = 0; k < kernel->operands; k++) {
+        const fb_view *v = &d->operand.at[k];
+        const int blocks = (int)(kernel->blocks >> k & 1u);
+        if (!v->mem) continue;
+        *has |= 1u << k;
+        if (!blocks && v->type == FB_BF16) *types |= 1u << k;
+        if (blocks && !decodable(v->type))
+            return fb_fail(FB_E_DEVICE, "this device has no decoder for tensors of type %d yet", (int)v->type);
     }
+    return FB_OK;
 }
 
 int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_limits *limits,
@@ -345,26 +511,17 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
         fb_fail(FB_E_INTERNAL, "there is no kernel for op %d", (int)launch->op);
         return 0;
     }
+    lists_are_in_order(); /* which the compiler has found out: this is no code */
     int n = ROWS[launch->op](out, launch, scratch, limits);
     for (int i = 0; i < n; i++) {
         dispatch *d = &out[i];
         /* Where threads need not meet, large workgroups are started sooner than many. */
-        const int alone = d->kernel == FB_KERNEL_elements || d->kernel == FB_KERNEL_rope || d->kernel == FB_KERNEL_rows ||
-                          d->kernel == FB_KERNEL_parts || d->kernel == FB_KERNEL_matrix_pack;
-        if (alone && limits->threads >= 256) d->spec[0] = 256, d->groups = up(d->groups, 4);
-        d->writes = written(d);
-        for (int k = 0; k < FB_BINDINGS; k++) {
-            if (!d->b[k].mem) continue;
-            d->spec[2] |= 1u << k;
-            if (k != d->blocks && d->b[k].type == FB_BF16) d->spec[1] |= 1u << k;
-        }
-        if (d->blocks >= 0 && !decodable(d->b[d->blocks].type)) {
-            fb_fail(FB_E_DEVICE, "this device has no decoder for tensors of type %d yet", (int)d->b[d->blocks].type);
-            return 0;
-        }
+        if (alone(d->kernel) && limits->threads >= 256) d->constant.at[0] = 256, d->groups = up(d->groups, 4);
+        const int code = describe(d);
+        if (code) return 0;
         if (limits->rounds && d->rounds > limits->rounds) {
             fb_fail(FB_E_LIMIT, "A thread of %s may take %.0f rounds through its loops here, and this driver ends them after %u; "
-                    "use a smaller context.", NAMES[d->kernel], d->rounds, limits->rounds);
+                    "use a smaller context.", fb_kernels[d->kernel].name, d->rounds, limits->rounds);
             return 0;
         }
     }
@@ -379,7 +536,7 @@ uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limit
     if (!n) return UINT64_MAX;
     for (int i = 0; i < n; i++)
         for (int k = 0; k < FB_BINDINGS; k++) {
-            const fb_view *v = &d[i].b[k];
+            const fb_view *v = &d[i].operand.at[k];
             uint64_t end = v->offset + (uint64_t)v->rows * (uint64_t)v->ld * (v->type == FB_F32 ? 4 : 2);
             if (v->mem == &any && end > most) most = end;
         }

@@ -6,35 +6,12 @@
 
 typedef fb_dispatch dispatch;
 
-static inline uint32_t bits(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u;
-}
-
 static inline uint32_t up(uint64_t n, uint32_t by) { return (uint32_t)((n + by - 1) / by); }
 
-/* Fills what all have in common; bindings are the launch's operands named by `order`, '-' where there is none. */
-static inline void begin(dispatch *d, const fb_launch *l, fb_kernel_id kernel, const char *order, uint32_t threads, uint32_t op) {
+static inline void begin(dispatch *d, fb_kernel_id kernel, uint32_t threads) {
     memset(d, 0, sizeof *d);
     d->kernel = kernel;
-    d->blocks = -1;
-    d->spec[0] = threads;
-    d->spec[3] = op;
-    for (int k = 0; order[k]; k++)
-        if (order[k] != '-') d->b[k] = l->v[order[k] - '0'];
-}
-
-static inline void args(dispatch *d, uint64_t work, uint32_t a, uint32_t b, uint32_t c, uint32_t e) {
-    const uint32_t first[4] = {a, b, c, e};
-    memcpy(d->arg, first, sizeof first);
-    d->work = (double)work;
-}
-
-/* Weights are read as bytes; F32 and BF16 are formats like any other. */
-static inline void weights_at(dispatch *d, int binding) {
-    d->blocks = binding;
-    d->spec[4] = (uint32_t)d->b[binding].type;
+    d->constant.at[0] = threads;
 }
 
 /* What is left of the scratch. */
@@ -68,17 +45,24 @@ static inline uint32_t parts_of(uint32_t tiles, uint32_t wanted, uint32_t depth,
 
 /* The dispatch that adds up such parts. */
 static inline void add_parts(dispatch *d, const fb_view *out, fb_view sums, const fb_view *acc, const fb_view *bias) {
-    memset(d, 0, sizeof *d);
-    uint32_t parts = (uint32_t)(sums.rows / out->rows);
-    *d = (dispatch){.kernel = FB_KERNEL_parts, .blocks = -1, .spec = {64}};
-    d->b[0] = *out, d->b[1] = sums, d->b[5] = *acc, d->b[6] = *bias;
+    begin(d, FB_KERNEL_parts, 64);
+    d->operand.parts = (struct fb_parts_operands){.OUT = *out, .PART = sums, .ACC = *acc, .BIAS = *bias};
+    d->argument.parts = (struct fb_parts_arguments){.ROWS = (uint32_t)out->rows, .COLS = (uint32_t)out->cols,
+                                                    .PARTS = (uint32_t)(sums.rows / out->rows)};
     d->groups = up((uint64_t)out->rows * up((uint64_t)out->cols, 2), 64);
-    args(d, 2 * (uint64_t)sums.rows * (uint64_t)sums.cols, (uint32_t)out->rows, (uint32_t)out->cols, parts, 0);
+    d->work = 2.0 * sums.rows * sums.cols;
 }
 
-/* matrix.c: products and attention on matrix units; 0 where they are not for this launch. `order` as for `begin`. */
-int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits,
-                            const char *order, uint32_t op);
-int fb_lower_matrix_attention(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, fb_kernel_id kernel,
-                              const char *order);
+/* A product: 0 y = scale x w^T + u b^T + bias + acc; 1 dx = scale dy w + u a + acc, with dy as x and a as b; 2 dw += scale
+ * dy^T x, with dy as x and x as w. */
+typedef struct product {
+    fb_view out, x, w, u, b, acc, bias;
+    uint32_t op;
+    float scale;
+} product;
+
+/* matrix.c: products and attention on matrix units; 0 where they are not for this launch. Of attention a dispatch of the
+ * portable kernel becomes one of the matrix kernel that has the same operands and arguments. */
+int fb_lower_matrix_product(dispatch *d, const product *p, const fb_mem *scratch, const fb_kernel_limits *limits);
+int fb_lower_matrix_attention(dispatch *d, const fb_kernel_limits *limits);
 #endif

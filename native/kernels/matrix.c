@@ -19,17 +19,21 @@ static int in_halves(const fb_view *v) {
 /* Packs `w`, and `b` over the scale behind it: as columns, or as rows. */
 static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, float scale, int f16, fb_view out) {
     if (!out.mem) return 0;
-    memset(d, 0, sizeof *d);
-    *d = (dispatch){.kernel = FB_KERNEL_matrix_pack, .spec = {64, 0, 0, (uint32_t)as_rows, [9] = (uint32_t)f16}};
-    d->b[0] = out, d->b[2] = *w;
-    if (b && b->mem) d->b[4] = *b;
-    weights_at(d, 2);
-    uint64_t threads = (uint64_t)out.rows * (uint64_t)out.cols / 8;
+    const uint64_t threads = (uint64_t)out.rows * (uint64_t)out.cols / 8;
+    begin(d, FB_KERNEL_matrix_pack, 64);
+    d->operand.matrix_pack = (struct fb_matrix_pack_operands){.OUT = out, .W = *w};
+    d->constant.matrix_pack.AS_ROWS = (uint32_t)as_rows;
+    d->constant.matrix_pack.WTYPE = (uint32_t)w->type;
+    d->constant.matrix_pack.F16 = (uint32_t)f16;
+    d->argument.matrix_pack = (struct fb_matrix_pack_arguments){.ROWS = (uint32_t)w->rows, .COLS = (uint32_t)w->cols,
+                                                                .WIDE = (uint32_t)out.cols, .OUT_ROWS = (uint32_t)out.rows,
+                                                                .SCALE = 1 / scale};
+    if (b && b->mem) {
+        d->operand.matrix_pack.B = *b;
+        d->argument.matrix_pack.R = (uint32_t)(as_rows ? b->rows : b->cols);
+    }
     d->groups = up(threads, 64);
-    args(d, 64 * threads, (uint32_t)w->rows, (uint32_t)w->cols, b && b->mem ? (uint32_t)(as_rows ? b->rows : b->cols) : 0,
-         (uint32_t)out.cols);
-    d->arg[4] = bits(1 / scale);
-    d->arg[5] = (uint32_t)out.rows;
+    d->work = 64.0 * (double)threads;
     return 1;
 }
 
@@ -48,8 +52,9 @@ static void matrix_tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m
     if (n <= 16) bm = 128, bn = 16, wm = 32, wn = 16;
     else if (m <= 16) bm = 16, bn = 128, wm = 16, wn = 32;
     else if (m > 64 && n > 64 && up(m, 128) * up(n, 128) >= ENOUGH / 4) bm = bn = 128, wm = wn = 64;
-    d->spec[0] = bm / wm * (bn / wn) * limits->subgroup;
-    d->spec[5] = bm, d->spec[6] = bn, d->spec[7] = wm, d->spec[8] = wn;
+    struct fb_matrix_product_constants *c = &d->constant.matrix_product;
+    c->THREADS = bm / wm * (bn / wn) * limits->subgroup;
+    c->BM = bm, c->BN = bn, c->WM = wm, c->WN = wn;
     d->groups = up(m, bm) * up(n, bn);
 }
 
@@ -75,8 +80,8 @@ static int there(const fb_kernel_limits *limits) {
     return limits->subgroup && limits->threads >= 4 * limits->subgroup && !limits->tile_rows && !limits->tile_cols;
 }
 
-static int fits(const operands *o, const fb_launch *l, const fb_kernel_limits *limits, uint32_t op) {
-    if (!there(limits) || l->attr.scale == 0) return 0;
+static int fits(const operands *o, float scale, const fb_kernel_limits *limits, uint32_t op) {
+    if (!there(limits) || scale == 0) return 0;
     if (op == 2) return !limits->f16 && !(o->x.type == FB_F32 && o->w.type == FB_F32) && o->m % 8 == 0 && o->n % 8 == 0;
     if (o->x.type == FB_F32 && o->out.type == FB_F32) return 0;
     return o->m > FEW_ROWS && o->k % 32 == 0 && (op == 0 || o->n % 8 == 0);
@@ -88,9 +93,12 @@ static int scaled_rows(dispatch *d, operands *o, room *left) {
     fb_view packed = take(left, FB_BF16, o->m, k + o->rank);
     o->scales = take(left, FB_F32, o->m, 1);
     if (!packed.mem || !o->scales.mem) return 0;
-    *d = (dispatch){.kernel = FB_KERNEL_matrix_rows, .blocks = -1, .spec = {128}, .groups = o->m};
-    d->b[0] = packed, d->b[1] = o->x, d->b[3] = o->u, d->b[7] = o->scales;
-    args(d, 2 * (uint64_t)o->m * (k + o->rank), o->m, k, o->u.mem ? (uint32_t)o->u.cols : 0, o->rank);
+    begin(d, FB_KERNEL_matrix_rows, 128);
+    d->operand.matrix_rows = (struct fb_matrix_rows_operands){.OUT = packed, .X = o->x, .U = o->u, .ROW_SCALE = o->scales};
+    d->argument.matrix_rows = (struct fb_matrix_rows_arguments){.ROWS = o->m, .K = k, .RANK = o->u.mem ? (uint32_t)o->u.cols : 0,
+                                                                .R = o->rank};
+    d->groups = o->m;
+    d->work = 2.0 * o->m * (k + o->rank);
     o->x = cols_from(packed, 0, k);
     if (o->rank) o->u = cols_from(packed, k, o->rank);
     return 1;
@@ -99,16 +107,16 @@ static int scaled_rows(dispatch *d, operands *o, room *left) {
 /* One dispatch over packed operands, of a reduction in `parts` of depth `each`. */
 static void multiply(dispatch *d, const operands *o, const fb_kernel_limits *limits, uint32_t op, float scale,
                      uint32_t parts, uint32_t each) {
-    *d = (dispatch){.kernel = limits->f16 ? FB_KERNEL_matrix_product_f16 : FB_KERNEL_matrix_product, .blocks = -1,
-                    .spec = {0, 0, 0, op, [9] = (uint32_t)limits->f16}};
-    d->b[0] = o->out, d->b[1] = o->x, d->b[2] = o->w, d->b[3] = o->u, d->b[5] = o->acc, d->b[6] = o->bias;
-    d->b[7] = o->scales;
+    begin(d, limits->f16 ? FB_KERNEL_matrix_product_f16 : FB_KERNEL_matrix_product, 0);
+    d->operand.matrix_product = (struct fb_matrix_product_operands){.OUT = o->out, .X = o->x, .W = o->w, .U = o->u, .ACC = o->acc,
+                                                                    .BIAS = o->bias, .ROW_SCALE = o->scales};
+    d->constant.matrix_product.OP = op;
+    d->constant.matrix_product.F16 = (uint32_t)limits->f16;
+    d->argument.matrix_product = (struct fb_matrix_product_arguments){.M = o->m, .N = o->n, .K = o->k, .R = o->rank,
+                                                                      .SCALE = scale, .PARTS = parts, .DEPTH = each};
     matrix_tiles(d, limits, o->m, o->n);
     d->groups *= parts;
-    args(d, 2 * (uint64_t)o->m * o->n * (o->k + o->rank), o->m, o->n, o->k, o->rank);
-    d->arg[4] = bits(scale);
-    d->arg[5] = parts;
-    d->arg[6] = each;
+    d->work = 2.0 * o->m * o->n * (o->k + o->rank);
 }
 
 /* How a product is laid out: weights are decoded a slab of rows at a time (columns of y, or a stretch of the reduction of
@@ -142,18 +150,17 @@ static int lay_out(layout *p, const operands *o, room *left, const fb_kernel_lim
     return p->decoded.mem && (p->sums.mem || p->total == 1);
 }
 
-int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scratch, const fb_kernel_limits *limits,
-                            const char *order, uint32_t op) {
-    operands o = {0};
+int fb_lower_matrix_product(dispatch *d, const product *given, const fb_mem *scratch, const fb_kernel_limits *limits) {
+    const uint32_t op = given->op;
+    const float scale = given->scale;
+    operands o = {.out = given->out, .x = given->x, .w = given->w, .u = given->u, .b = given->b, .acc = given->acc,
+                  .bias = given->bias};
     layout p = {0};
-    fb_view *const all[] = {&o.out, &o.x, &o.w, &o.u, &o.b, &o.acc, &o.bias};
-    for (int k = 0; order[k]; k++)
-        if (order[k] != '-') *all[k] = l->v[order[k] - '0'];
     o.m = (uint32_t)o.out.rows, o.n = (uint32_t)o.out.cols, o.k = (uint32_t)(op == 2 ? o.x.rows : o.x.cols);
     o.rank = o.u.mem ? up((uint64_t)o.u.cols, 32) * 32 : 0;
     room left = scratch_of(scratch, limits);
     int count = 0;
-    if (!fits(&o, l, limits, op)) return 0;
+    if (!fits(&o, scale, limits, op)) return 0;
     if (limits->f16) {
         if (!scaled_rows(&d[count++], &o, &left)) return 0;
     } else {
@@ -171,7 +178,7 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
             const fb_view w = rows_from(o.w, first, here), b = op == 1 || !o.b.mem ? o.b : rows_from(o.b, first, here);
             s.w = p.decoded;
             s.w.rows = (int32_t)(here + (op == 1 && last ? o.rank : 0));
-            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, l->attr.scale, limits->f16, s.w)) return 0;
+            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, scale, limits->f16, s.w)) return 0;
             count++;
         }
         if (op == 0 && p.slabs > 1) {
@@ -190,7 +197,7 @@ int fb_lower_matrix_product(dispatch *d, const fb_launch *l, const fb_mem *scrat
             s.acc.mem = s.bias.mem = NULL;
             done += now;
         }
-        multiply(&d[count++], &s, limits, op, l->attr.scale, now, p.each);
+        multiply(&d[count++], &s, limits, op, scale, now, p.each);
     }
     if (p.total > 1) {
         p.sums.rows = (int32_t)(done * o.m);
@@ -209,26 +216,37 @@ static uint32_t block_rows(const fb_kernel_limits *limits, uint32_t head_dim) {
     return 0;
 }
 
-int fb_lower_matrix_attention(dispatch *d, const fb_launch *l, const fb_kernel_limits *limits, fb_kernel_id kernel,
-                              const char *order) {
-    const fb_attention_shape *s = &l->attr.attention;
-    const uint32_t threads = 8 * limits->subgroup, hd = (uint32_t)s->head_dim;
-    const int by_keys = kernel == FB_KERNEL_matrix_attention_dkv;
-    if (!limits->subgroup || limits->f16 || limits->threads < threads || hd % 32 || hd > 256 || l->v[2].rows <= FEW_ROWS) return 0;
+int fb_lower_matrix_attention(dispatch *d, const fb_kernel_limits *limits) {
+    const uint32_t threads = 8 * limits->subgroup, hd = d->constant.attention.HD;
+    const struct fb_attention_arguments *a = &d->argument.attention;
+    const struct fb_attention_operands *forward = &d->operand.attention;
+    const struct fb_attention_dq_operands *dq = &d->operand.attention_dq;
+    const struct fb_attention_dkv_operands *dkv = &d->operand.attention_dkv;
+    const int by_keys = d->kernel == FB_KERNEL_attention_dkv;
+    if (!limits->subgroup || limits->f16 || limits->threads < threads || hd % 32 || hd > 256 || a->T <= FEW_ROWS) return 0;
     const uint32_t block = block_rows(limits, hd);
-    if (!block || !in_halves(&l->v[2]) || !in_halves(&l->v[3]) || !in_halves(&l->v[4])) return 0;
-    if (kernel != FB_KERNEL_matrix_attention && !in_halves(&l->v[7])) return 0;
-    begin(d, l, kernel, order, threads, 0);
-    d->spec[5] = hd;
-    d->spec[6] = block;
-    d->groups = (uint32_t)(by_keys ? s->n_kv_head : s->n_head) * up((uint64_t)l->v[by_keys ? 3 : 2].rows, 64);
+    int halves = block > 0;
+    if (by_keys) halves = halves && in_halves(&dkv->Q) && in_halves(&dkv->K) && in_halves(&dkv->V) && in_halves(&dkv->DO);
+    else if (d->kernel == FB_KERNEL_attention_dq)
+        halves = halves && in_halves(&dq->Q) && in_halves(&dq->K) && in_halves(&dq->V) && in_halves(&dq->DO);
+    else halves = halves && in_halves(&forward->Q) && in_halves(&forward->K) && in_halves(&forward->V);
+    if (!halves) return 0;
+    d->kernel = by_keys                              ? FB_KERNEL_matrix_attention_dkv
+                : d->kernel == FB_KERNEL_attention_dq ? FB_KERNEL_matrix_attention_dq
+                                                      : FB_KERNEL_matrix_attention;
+    d->constant.matrix_attention.THREADS = threads;
+    d->constant.matrix_attention.BLOCK = block;
+    d->groups = (by_keys ? a->KV_HEADS : a->HEADS) * up(by_keys ? a->S : a->T, 64);
+    d->rounds = 0;
     return 1;
 }
 
 double fb_matrix_peak(fb_dispatch *d, const fb_kernel_limits *limits) {
     const uint32_t subgroups = 4, rounds = limits->rounds ? 8 : 256, products = 8; /* of 16 x 16 x 16, a round and subgroup */
     if (!there(limits)) return 0;
-    *d = (fb_dispatch){.kernel = limits->f16 ? FB_KERNEL_matrix_peak_f16 : FB_KERNEL_matrix_peak, .blocks = -1,
-                       .spec = {subgroups * limits->subgroup, [9] = (uint32_t)limits->f16}, .groups = 64, .arg = {rounds}};
+    begin(d, limits->f16 ? FB_KERNEL_matrix_peak_f16 : FB_KERNEL_matrix_peak, subgroups * limits->subgroup);
+    d->constant.matrix_peak.F16 = (uint32_t)limits->f16;
+    d->argument.matrix_peak.ROUNDS = rounds;
+    d->groups = 64;
     return 2.0 * 16 * 16 * 16 * products * rounds * subgroups;
 }

@@ -42,6 +42,17 @@ def test_an_op_is_one_row_of_each_table() -> None:
         assert len(re.findall(rf"\[FB_OP_{op}\]", text("kernels/lower.c"))) == 1, f"{op}: portable kernels"
 
 
+def test_operands_are_named_as_the_table_of_ops_names_them() -> None:
+    table, lists = text("graph/backend.h"), text("graph/operands.h")
+    for op in ops():
+        row = re.search(rf"\*  {op} +(.*)", table)
+        listed = re.search(rf"#define fb_{op.lower()}_views\(X\) (.*)", lists)
+        assert row is not None and listed is not None, op
+        told = [re.sub(r"\[?(?:out |io )?\[?", "", part.strip(), count=1) for part in row[1].split("  ")[0].split(";")]
+        assert [re.match(r"\w+", part)[0] for part in told] == re.findall(r"X\((\w+)\)", listed[1]), op  # type: ignore[index]
+        assert f"X({op.lower()})" in lists, op
+
+
 def test_no_op_is_known_beyond_its_tables_and_the_graph() -> None:
     """A backend's other files and the planners do not list ops, but for the few that are cut along columns."""
     for path in [*NATIVE.glob("graph/memory.c"), *NATIVE.glob("quant/*.c"), *NATIVE.glob("os.c")]:

@@ -72,10 +72,7 @@ def sycl(folder: Path) -> tuple[Path, dict[str, str]]:
         pytest.skip("SYCL is not there: pip install intel-sycl-rt intel-opencl-rt")
     ahead, common = expanded(KERNELS / "sycl.prelude"), expanded(KERNELS / "common.prelude")
     for path in sorted(KERNELS.glob("*.kernel")):
-        text = common + expanded(path)
-        constants = re.findall(r"^SPEC\((\d), (\w+)\)", text, re.MULTILINE)  # read when it runs: see sycl.cpp
-        defines = "".join(f"#define {name} push.spec[{n}]\n" for n, name in constants)
-        (folder / f"{path.stem}.sycl").write_text(ahead + defines + text)
+        (folder / f"{path.stem}.sycl").write_text(ahead + common + expanded(path))
     host, out = str(folder / "sycl.o"), folder / "ops"
     define, include = "-DSYCL_DISABLE_FSYCL_SYCLHPP_WARNING", f"-I{here}/include"
     libraries = [f"-L{here}/lib", "-lsycl", f"-Wl,-rpath,{here}/lib", "-lm", "-lpthread", "-ldl", "-lstdc++"]
@@ -93,6 +90,16 @@ def test_every_op_is_right_in_the_text_of_sycl_on_the_processor(tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kernels built: " in done.stdout
+
+
+def constants(kernel: str) -> str:
+    """The list of its constants."""
+    from spirv import KERNELS
+
+    text = re.sub(r"\\\n", "", (KERNELS / "names.h").read_text(encoding="utf-8"))
+    found = re.search(rf"#define {kernel}_CONSTANTS(?: (\w+)_CONSTANTS|.*\n)", text)
+    assert found is not None
+    return constants(found[1]) if found[1] else found[0]
 
 
 def nvrtc() -> ctypes.CDLL:
@@ -113,8 +120,9 @@ def test_nvrtc_compiles_every_kernel_for_a_real_card(architecture: str) -> None:
     compiler = nvrtc()
     for path in sorted(KERNELS.glob("*.kernel")):
         text = expanded(KERNELS / "cuda.prelude") + expanded(KERNELS / "common.prelude") + expanded(path)
-        sizes = {5: 64 if path.stem == "product" else 128, 6: 64, 7: 4, 8: 4, 9: 1}
-        macros = [f"-DSPEC_{n}={sizes.get(n, 0xFFFF if n == 2 else n)}u" for n in range(1, 10)]
+        tiles = re.findall(r"TILE\((\d), \w+, (\w+)\)", constants(path.stem))
+        sizes = {2: "0xffffu", **{int(n): most for n, most in tiles}}
+        macros = [f"-DSPEC_{n}={sizes.get(n, f'{n}u')}" for n in range(1, 10)]
         flags = ["--device-as-default-execution-space", f"--gpu-architecture={architecture}", "-std=c++17", *macros]
         program, size = ctypes.c_void_p(), ctypes.c_size_t()
         compiler.nvrtcCreateProgram(ctypes.byref(program), text.encode(), path.stem.encode(), 0, None, None)

@@ -1,16 +1,9 @@
 /* matrix_attention.comp - attention.kernel on matrix units. Sums in matrix units cannot be scaled by rows on the way, so a
  * first walk over the keys finds the log-sum-exp and a second adds the values by their final weights. */
+KERNEL(matrix_attention)
+#include "matrix.prelude"
 #define PRODUCTS 1u
 #define WEIGHTS 1u
-ACT(0, O)
-BUFFER(1, LSE)
-HALVES(2, Q)
-HALVES(3, K)
-HALVES(4, V)
-BUFFER(5, LO)
-BUFFER(6, HI)
-#define LO_AT 5
-#define HI_AT 6
 #include "matrix_attention.prelude"
 
 MAIN {
@@ -18,15 +11,15 @@ MAIN {
     if (t0 >= T) return;
     BLOCK_A mine[DEEP];
     SUMS sums[HALF];
-    OWN_ROWS(mine, Q, 2, Q, 2, t0, T, col)
+    OWN_ROWS(mine, Q, Q, t0, T, col)
     UNROLL for (uint f = 0u; f < HALF; f++) CLEAR(sums[f]);
     int a = seen_from(t), b = min(seen_to(t), int(S)), from = a < b ? max(a, 0) : int(S), to = a < b ? b : 0;
     range_of_all(from, to);
     float top = NONE, sum = 0.0f, lse = 0.0f, w[4];
     for (uint walk = 0u; walk < 2u; walk++) {
         for (uint s0 = uint(from) / BLOCK * BLOCK; int(s0) < to; s0 += BLOCK) {
-            STAGE(0u, K, 3, s0, S, kv)
-            if (walk == 1u) STAGE(1u, V, 4, s0, S, kv)
+            STAGE(0u, K, s0, S, kv)
+            if (walk == 1u) STAGE(1u, V, s0, S, kv)
             BARRIER;
             for (uint f = SIDE; f < BLOCK / 16u; f += 2u) PRODUCT(mine, 0u, 0u, f)
             BARRIER;
@@ -57,7 +50,8 @@ MAIN {
         float all = row_top(top);
         sum = row_sum(sum * exp(top - all));
         lse = all + log(sum);
-        if (TID % PER_ROW == 0u && t < T) LSE[AT(1, t, h)] = sum > 0.0f ? as_uint(lse) : 0xff800000u;
+        if (TID % PER_ROW == 0u && t < T) LSE[AT(LSE, t, h)] = sum > 0.0f ? as_uint(lse) : 0xff800000u;
     }
-    WRITE(sums, O, 0, t0, T, col)
+    WRITE(sums, O, t0, T, col)
 }
+END(matrix_attention)

@@ -1,19 +1,9 @@
 /* matrix_attention_dkv.comp - attention_dkv.kernel on matrix units: the own rows are keys and values, the blocks are queries
  * and gradients of the output, so that products come out by keys. */
+KERNEL(matrix_attention_dkv)
+#include "matrix.prelude"
 #define PRODUCTS 2u
 #define WEIGHTS 2u
-ACT(0, DK)
-ACT(1, DV)
-HALVES(2, Q)
-HALVES(3, K)
-HALVES(4, V)
-BUFFER(5, LSE)
-BUFFER(6, DELTA)
-HALVES(7, DO)
-BUFFER(8, LO)
-BUFFER(9, HI)
-#define LO_AT 8
-#define HI_AT 9
 #include "matrix_attention.prelude"
 /* Of a block's queries: log-sum-exp, delta, first and last key. */
 shared vec2 numbers[BLOCK];
@@ -25,7 +15,7 @@ MAIN {
     BLOCK_A mine[DEEP];
     SUMS dk[HALF];
     SUMS dv[HALF];
-    OWN_ROWS(mine, K, 3, V, 4, s0, S, kv * HD)
+    OWN_ROWS(mine, K, V, s0, S, kv * HD)
     UNROLL for (uint f = 0u; f < HALF; f++) {
         CLEAR(dk[f]);
         CLEAR(dv[f]);
@@ -42,12 +32,12 @@ MAIN {
     float w[4], ds[4];
     for (uint h = kv * group; h < (kv + 1u) * group; h++)
         for (uint t0 = uint(from) / BLOCK * BLOCK; int(t0) < to; t0 += BLOCK) {
-            STAGE(0u, Q, 2, t0, T, h * HD)
-            STAGE(1u, DO, 7, t0, T, h * HD)
+            STAGE(0u, Q, t0, T, h * HD)
+            STAGE(1u, DO, t0, T, h * HD)
             if (TID < BLOCK) {
                 uint t = t0 + TID;
                 keys[TID] = ivec2(seen_from(t), seen_to(t));
-                numbers[TID] = t < T ? vec2(as_float(LSE[AT(5, t, h)]), as_float(DELTA[AT(6, t, h)])) : vec2(0.0f);
+                numbers[TID] = t < T ? vec2(as_float(LSE[AT(LSE, t, h)]), as_float(DELTA[AT(DELTA, t, h)])) : vec2(0.0f);
             }
             BARRIER;
             UNROLL for (uint f = 0u; f < BLOCK / 16u; f++) PRODUCT(mine, SIDE, SIDE, f)
@@ -67,6 +57,7 @@ MAIN {
             WEIGH(dk, 1u, 0u)
             BARRIER;
         }
-    WRITE(dk, DK, 0, s0, S, kv * HD)
-    WRITE(dv, DV, 1, s0, S, kv * HD)
+    WRITE(dk, DK, s0, S, kv * HD)
+    WRITE(dv, DV, s0, S, kv * HD)
 }
+END(matrix_attention_dkv)

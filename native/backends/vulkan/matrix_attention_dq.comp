@@ -1,19 +1,9 @@
 /* matrix_attention_dq.comp - attention_dq.kernel on matrix units: one side makes scores again, the other the gradients of
  * the weights. */
+KERNEL(matrix_attention_dq)
+#include "matrix.prelude"
 #define PRODUCTS 2u
 #define WEIGHTS 1u
-ACT(0, DQ)
-BUFFER(1, DELTA)
-HALVES(2, Q)
-HALVES(3, K)
-HALVES(4, V)
-ACT(5, O)
-BUFFER(6, LSE)
-HALVES(7, DO)
-BUFFER(8, LO)
-BUFFER(9, HI)
-#define LO_AT 8
-#define HI_AT 9
 #include "matrix_attention.prelude"
 
 MAIN {
@@ -21,23 +11,23 @@ MAIN {
     if (t0 >= T) return;
     BLOCK_A mine[DEEP];
     SUMS sums[HALF];
-    OWN_ROWS(mine, Q, 2, DO, 7, t0, T, col)
+    OWN_ROWS(mine, Q, DO, t0, T, col)
     UNROLL for (uint f = 0u; f < HALF; f++) CLEAR(sums[f]);
     float delta = 0.0f, lse = 0.0f, w[4];
     if (t < T) {
-        lse = as_float(LSE[AT(6, t, h)]);
+        lse = as_float(LSE[AT(LSE, t, h)]);
         for (uint d = TID % PER_ROW * 8u; d < HD; d += PER_ROW * 8u) {
-            uvec4 eight = DO[EIGHT(7, t, col + d)];
-            UNROLL for (uint i = 0u; i < 8u; i++) delta += bf16_in(eight[i / 2u], i) * get_O(AT(5, t, col + d + i));
+            uvec4 eight = DO[EIGHT(DO, t, col + d)];
+            UNROLL for (uint i = 0u; i < 8u; i++) delta += bf16_in(eight[i / 2u], i) * get_O(AT(O, t, col + d + i));
         }
     }
     delta = row_sum(delta);
-    if (TID % PER_ROW == 0u && t < T) DELTA[AT(1, t, h)] = as_uint(delta);
+    if (TID % PER_ROW == 0u && t < T) DELTA[AT(DELTA, t, h)] = as_uint(delta);
     int a = seen_from(t), b = min(seen_to(t), int(S)), from = a < b ? max(a, 0) : int(S), to = a < b ? b : 0;
     range_of_all(from, to);
     for (uint s0 = uint(from) / BLOCK * BLOCK; int(s0) < to; s0 += BLOCK) {
-        STAGE(0u, K, 3, s0, S, kv)
-        STAGE(1u, V, 4, s0, S, kv)
+        STAGE(0u, K, s0, S, kv)
+        STAGE(1u, V, s0, S, kv)
         BARRIER;
         UNROLL for (uint f = 0u; f < BLOCK / 16u; f++) PRODUCT(mine, SIDE, SIDE, f)
         BARRIER;
@@ -54,5 +44,6 @@ MAIN {
         WEIGH(sums, 0u, 0u)
         BARRIER;
     }
-    WRITE(sums, DQ, 0, t0, T, col)
+    WRITE(sums, DQ, t0, T, col)
 }
+END(matrix_attention_dq)

@@ -4,24 +4,8 @@
  * is multiplied out of shared memory the next is on its way in registers. A second buffer would save a barrier a step, and
  * costs more by leaving room for fewer workgroups. The low-rank term is R more of the reduction, whose right factor lies
  * behind W. Of a reduction in parts, each workgroup sums one. */
-SPEC(3, OP) /* 0 y (M, N) = x (M, K) w (N, K)^T; 1 dx (M, N) = dy (M, K) w (K, N); 2 dw (M, N) = dy (K, M)^T x (K, N) */
-TILE(5, BM, 128u)
-TILE(6, BN, 128u)
-TILE(7, WM, 64u)
-TILE(8, WN, 64u)
-ACT(0, OUT)  /* or the sums of the parts: F32 (parts of M rows, N) */
-HALVES(1, X)
-HALVES(2, W) /* (N, K + R), or (K + R, N) */
-HALVES(3, U) /* (M, R) */
-ACT(5, ACC)
-BUFFER(6, BIAS)
-BUFFER(7, SCALE) /* F32 (M, 1): of the rows of X and U */
-#define M ARG(0)
-#define N ARG(1)
-#define K ARG(2)
-#define R ARG(3)    /* a multiple of 32 */
-#define PARTS ARG(5)
-#define DEPTH ARG(6) /* of a part; a multiple of 32 */
+KERNEL(matrix_product)
+#include "matrix.prelude"
 /* Staged rows are 16 bytes longer than what they hold, so that eight of them lie in all banks. */
 #define A_STRIDE (OP == 2u ? BM / 8u + 1u : 5u)
 #define B_STRIDE (OP == 0u ? 5u : BN / 8u + 1u)
@@ -40,16 +24,16 @@ shared uvec4 sh[STEP_SIZE > OUT_SIZE ? STEP_SIZE : OUT_SIZE];
 uvec4 left(uint i, uint m0, uint k0) {
     if (OP == 2u) {
         uint k = k0 + i / (BM / 8u), m = min(m0 + i % (BM / 8u) * 8u, M - 8u);
-        return k < K ? X[EIGHT(1, k, m)] : uvec4(0u);
+        return k < K ? X[EIGHT(X, k, m)] : uvec4(0u);
     }
     uint m = min(m0 + i / 4u, M - 1u), c = i % 4u * 8u;
-    return k0 < K ? X[EIGHT(1, m, k0 + c)] : U[EIGHT(3, m, k0 - K + c)];
+    return k0 < K ? X[EIGHT(X, m, k0 + c)] : U[EIGHT(U, m, k0 - K + c)];
 }
 
 uvec4 right(uint i, uint n0, uint k0) {
-    if (OP == 0u) return W[EIGHT(2, min(n0 + i / 4u, N - 1u), k0 + i % 4u * 8u)];
+    if (OP == 0u) return W[EIGHT(W, min(n0 + i / 4u, N - 1u), k0 + i % 4u * 8u)];
     uint k = k0 + i / (BN / 8u), n = min(n0 + i % (BN / 8u) * 8u, N - 8u);
-    return OP == 1u || k < K ? W[EIGHT(2, k, n)] : uvec4(0u);
+    return OP == 1u || k < K ? W[EIGHT(W, k, n)] : uvec4(0u);
 }
 
 uint left_at(uint i) { return OP == 2u ? i / (BM / 8u) * A_STRIDE + i % (BM / 8u) : i / 4u * 5u + i % 4u; }
@@ -102,20 +86,21 @@ MAIN {
             if (m >= M || n >= N) continue;
             bool both = n + 1u < N;
             uvec4 four = sh[mine + r * OUT_STRIDE + c / 4u];
-            float scale = ARGF(4);
-            if (PRESENT(7)) scale *= as_float(SCALE[AT(7, m, 0u)]);
+            float scale = SCALE;
+            if (PRESENT(ROW_SCALE)) scale *= as_float(ROW_SCALE[AT(ROW_SCALE, m, 0u)]);
             float p = as_float((c & 2u) == 0u ? four.x : four.z) * scale;
             float q = as_float((c & 2u) == 0u ? four.y : four.w) * scale;
-            if (PRESENT(6)) {
-                p += as_float(BIAS[OFF(6) + n]);
-                if (both) q += as_float(BIAS[OFF(6) + n + 1u]);
+            if (PRESENT(BIAS)) {
+                p += as_float(BIAS[OFF(BIAS) + n]);
+                if (both) q += as_float(BIAS[OFF(BIAS) + n + 1u]);
             }
-            if (PRESENT(5)) {
-                p += get_ACC(AT(5, m, n));
-                if (both) q += get_ACC(AT(5, m, n + 1u));
+            if (PRESENT(ACC)) {
+                p += get_ACC(AT(ACC, m, n));
+                if (both) q += get_ACC(AT(ACC, m, n + 1u));
             }
-            put2_OUT(AT(0, part * M + m, n), p, q, both);
+            put2_OUT(AT(OUT, part * M + m, n), p, q, both);
         }
         TOGETHER;
     }
 }
+END(matrix_product)

@@ -1,23 +1,17 @@
 /* matrix_rows.comp - rows of activations as F16, whose range is small: each row of X, and of U behind it, over a power of
  * two that is that row's own, so that gradients of any size keep their digits. A workgroup owns a row. */
-HALVES(0, OUT)   /* (ARG(0), K + R) */
-ACT(1, X)        /* (ARG(0), K) */
-ACT(3, U)        /* (ARG(0), RANK) */
-BUFFER(7, SCALE) /* F32 (ARG(0), 1): what a row was divided by */
+KERNEL(matrix_rows)
 SHARED(256u)
 #include "sums.prelude"
-#define K ARG(1)
-#define RANK ARG(2)
-#define R ARG(3)
 
 float value(uint r, uint c) {
-    if (c < K) return get_X(AT(1, r, c));
-    return PRESENT(3) && c - K < RANK ? get_U(AT(3, r, c - K)) : 0.0f;
+    if (c < K) return get_X(AT(X, r, c));
+    return PRESENT(U) && c - K < RANK ? get_U(AT(U, r, c - K)) : 0.0f;
 }
 
 MAIN {
     uint r = GROUP;
-    if (r >= ARG(0)) return;
+    if (r >= ROWS) return;
     float part = 0.0f;
     for (uint c = TID; c < K + RANK; c += WG) part = max(part, abs(value(r, c)));
     /* The largest comes to 4096 .. 8191, which leaves room above it and 29 powers of two below. */
@@ -27,7 +21,8 @@ MAIN {
         uint two[4];
         for (uint i = 0u; i < 4u; i++)
             two[i] = packHalf2x16(vec2(value(r, c + 2u * i) * over, value(r, c + 2u * i + 1u) * over));
-        OUT[EIGHT(0, r, c)] = uvec4(two[0], two[1], two[2], two[3]);
+        OUT[EIGHT(OUT, r, c)] = uvec4(two[0], two[1], two[2], two[3]);
     }
-    if (TID == 0u) SCALE[AT(7, r, 0u)] = as_uint(as_float(power) / 4096.0f);
+    if (TID == 0u) ROW_SCALE[AT(ROW_SCALE, r, 0u)] = as_uint(as_float(power) / 4096.0f);
 }
+END(matrix_rows)

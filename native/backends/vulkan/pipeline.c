@@ -54,7 +54,7 @@ int vk_pipelines_open(vulkan *vk, const char *cache_path) {
         bindings[i] = (VkDescriptorSetLayoutBinding){.binding = i, .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
                                                      .descriptorCount = 1, .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
     VkDescriptorSetLayoutCreateInfo set = {.sType = VK_STYPE_SET_LAYOUT, .bindingCount = FB_BINDINGS, .pBindings = bindings};
-    VkPushConstantRange push = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = sizeof(fb_push)};
+    VkPushConstantRange push = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = 4 * FB_PUSH_WORDS};
     VkPipelineLayoutCreateInfo layout = {.sType = VK_STYPE_PIPELINE_LAYOUT, .setLayoutCount = 1,
                                          .pSetLayouts = &vk->set_layout, .pushConstantRangeCount = 1,
                                          .pPushConstantRanges = &push};
@@ -87,7 +87,7 @@ static int module_of(vulkan *vk, fb_kernel_id kernel) {
 int vk_pipeline_get(vulkan *vk, const fb_dispatch *d, VkPipeline *out) {
     for (int i = 0; i < vk->n_pipelines; i++) {
         const vk_pipeline *p = &vk->pipelines[i];
-        if (p->kernel != d->kernel || memcmp(p->spec, d->spec, sizeof d->spec) != 0) continue;
+        if (p->kernel != d->kernel || memcmp(p->constants, d->constant.at, sizeof p->constants) != 0) continue;
         *out = p->handle;
         return FB_OK;
     }
@@ -102,7 +102,7 @@ int vk_pipeline_get(vulkan *vk, const fb_dispatch *d, VkPipeline *out) {
     if (code) return code;
     VkSpecializationMapEntry entries[FB_SPECS];
     for (uint32_t i = 0; i < FB_SPECS; i++) entries[i] = (VkSpecializationMapEntry){i, i * 4, 4};
-    VkSpecializationInfo constants = {FB_SPECS, entries, sizeof d->spec, d->spec};
+    VkSpecializationInfo constants = {FB_SPECS, entries, sizeof d->constant.at, d->constant.at};
     VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size;
     VkComputePipelineCreateInfo info = {
         .sType = VK_STYPE_COMPUTE_PIPELINE,
@@ -112,7 +112,7 @@ int vk_pipeline_get(vulkan *vk, const fb_dispatch *d, VkPipeline *out) {
     if (d->kernel >= FB_FIRST_MATRIX_KERNEL) vk_matrix_stage(vk->limits.subgroup, &size, &info.stage);
     vk_pipeline *p = &vk->pipelines[vk->n_pipelines];
     p->kernel = d->kernel;
-    memcpy(p->spec, d->spec, sizeof d->spec);
+    memcpy(p->constants, d->constant.at, sizeof p->constants);
     code = vk_check(vk->fn.CreateComputePipelines(vk->device, vk->cache, 1, &info, NULL, &p->handle), "build a kernel");
     if (code) return code;
     vk->n_pipelines++;

@@ -395,30 +395,28 @@ static uint64_t span(const fb_view *v) {
 }
 
 /* Where a view's binding starts and ends, and what the kernel must add to get to its first element. */
-static int bind(const vulkan *vk, const fb_dispatch *d, int k, VkDescriptorBufferInfo *info, fb_push *push) {
-    const fb_view *v = &d->b[k];
+static int bind(const vulkan *vk, const fb_dispatch *d, int k, VkDescriptorBufferInfo *info, uint32_t words[FB_PUSH_WORDS]) {
+    const fb_view *v = &d->operand.at[k];
     const vk_slice *slice = v->mem->handle;
     const uint64_t bytes = span(v), start = slice->offset + v->offset, aligned = start / vk->align * vk->align;
-    const int in_bytes = k == d->blocks, unit = in_bytes ? 1 : v->type == FB_BF16 ? 2 : 4;
     if (v->offset > v->mem->bytes || bytes > v->mem->bytes - v->offset)
         return fb_fail(FB_E_INTERNAL, "operand %d of a launch reaches beyond its buffer", k);
     if (bytes > vk->max_binding_bytes)
         return fb_fail(FB_E_LIMIT, "operand %d of a launch spans %llu bytes, and this device binds %llu", k,
                        (unsigned long long)bytes, (unsigned long long)vk->max_binding_bytes);
-    push->off[k] = (uint32_t)(start - aligned) / (uint32_t)unit;
-    push->ld[k] = (uint32_t)(in_bytes ? fb_type_bytes(v->type, v->ld) : (uint64_t)v->ld);
+    fb_place(d, k, start - aligned, words);
     *info = (VkDescriptorBufferInfo){slice->block->buffer, aligned, (start - aligned + bytes + 3) / 4 * 4};
     return FB_OK;
 }
 
-static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, fb_push *push, VkDescriptorBufferInfo *infos,
-                    VkDescriptorSet *set) {
+static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, uint32_t words[FB_PUSH_WORDS],
+                    VkDescriptorBufferInfo *infos, VkDescriptorSet *set) {
     VkWriteDescriptorSet writes[FB_BINDINGS];
     VkDescriptorSetAllocateInfo allocate = {.sType = VK_STYPE_SET_ALLOCATE, .descriptorPool = slot->sets,
                                             .descriptorSetCount = 1, .pSetLayouts = &vk->set_layout};
     int code = vk_check(vk->fn.AllocateDescriptorSets(vk->device, &allocate, set), "make a descriptor set");
     for (int k = 0; k < FB_BINDINGS && code == FB_OK; k++) {
-        if (d->b[k].mem) code = bind(vk, d, k, &infos[k], push);
+        if (d->operand.at[k].mem) code = bind(vk, d, k, &infos[k], words);
         else infos[k] = infos[0]; /* never read, but something must be there */
         writes[k] = (VkWriteDescriptorSet){.sType = VK_STYPE_WRITE_SET, .dstSet = *set, .dstBinding = (uint32_t)k,
                                            .descriptorCount = 1, .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
@@ -430,18 +428,19 @@ static int make_set(vulkan *vk, vk_slot *slot, const fb_dispatch *d, fb_push *pu
 
 /* A barrier, unless a dispatch neither reads nor writes what one since the last barrier wrote, nor writes what one read. */
 static void order(vulkan *vk, VkCommandBuffer commands, const fb_dispatch *d, const VkDescriptorBufferInfo *infos) {
+    const uint32_t written = fb_kernels[d->kernel].written;
     int apart = vk->n_uses + FB_BINDINGS > USES;
     for (int k = 0; k < FB_BINDINGS && !apart; k++)
-        for (int i = 0; d->b[k].mem && i < vk->n_uses && !apart; i++) {
+        for (int i = 0; d->operand.at[k].mem && i < vk->n_uses && !apart; i++) {
             const vk_use *u = &vk->uses[i];
             apart = u->buffer == infos[k].buffer && u->from < infos[k].offset + infos[k].range && infos[k].offset < u->to &&
-                    (u->written || (d->writes >> k & 1u));
+                    (u->written || (written >> k & 1u));
         }
     if (apart) barrier(vk, commands);
     for (int k = 0; k < FB_BINDINGS; k++)
-        if (d->b[k].mem)
+        if (d->operand.at[k].mem)
             vk->uses[vk->n_uses++] = (vk_use){infos[k].buffer, infos[k].offset, infos[k].offset + infos[k].range,
-                                              (int)(d->writes >> k & 1u)};
+                                              (int)(written >> k & 1u)};
 }
 
 /* Workgroups first .. first + n of a dispatch, in a grid that the device takes; its rest does nothing. */
@@ -449,24 +448,23 @@ static int record(vulkan *vk, const fb_dispatch *d, uint32_t first, uint32_t n, 
     VkDescriptorBufferInfo infos[FB_BINDINGS];
     VkPipeline pipeline;
     VkDescriptorSet set;
-    fb_push push = {{0}, {0}, {0}};
+    uint32_t words[FB_PUSH_WORDS] = {0};
     int code = vk_pipeline_get(vk, d, &pipeline);
     if (code == FB_OK) code = start(vk);
     vk_slot *slot = &vk->slots[vk->slot];
     VkCommandBuffer commands = slot->commands;
-    if (code == FB_OK) code = make_set(vk, slot, d, &push, infos, &set);
+    if (code == FB_OK) code = make_set(vk, slot, d, words, infos, &set);
     if (code) return code;
     order(vk, commands, d, infos);
     slot->used++;
     slot->work[d->kernel] += work;
     slot->seconds[d->kernel] += work * vk->pace[d->kernel];
     slot->expected += work * vk->pace[d->kernel];
-    memcpy(push.arg, d->arg, sizeof push.arg);
-    push.arg[FB_ARGS - 1] = first;
+    const uint32_t size = 4 * fb_arguments(d, first, words);
     const uint32_t widest = vk->most_groups, wide = n < widest ? n : widest;
     vk->fn.CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
     vk->fn.CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, vk->layout, 0, 1, &set, 0, NULL);
-    vk->fn.CmdPushConstants(commands, vk->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, &push);
+    vk->fn.CmdPushConstants(commands, vk->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, size, words);
     vk->fn.CmdDispatch(commands, wide, (n + wide - 1) / wide, 1);
     return FB_OK;
 }
@@ -569,11 +567,13 @@ static int vk_peak(void *self, int kind, double seconds, double *per_second) {
     fb_launch sum = {.op = FB_OP_SUMSQ,
                      .v = {{.mem = &partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
                            {.mem = &memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
-    fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .blocks = -1, .spec = {128}, .groups = 64, .arg = {1000}}};
-    double each = 2.0 * 16 * 128 * d->arg[0], best = 0, took = 0, spent = 0; /* each: of a workgroup */
+    fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .groups = 64}};
+    d->constant.peak.THREADS = 128;
+    d->argument.peak.ROUNDS = 1000;
+    double each = 2.0 * 16 * 128 * d->argument.peak.ROUNDS, best = 0, took = 0, spent = 0; /* each: of a workgroup */
     const double matrix = kind == FB_PEAK_BF16 ? fb_matrix_peak(d, &vk->limits) : 0;
     if (matrix > 0) each = matrix;
-    d[0].b[0] = sum.v[0];
+    d->operand.at[0] = sum.v[0];
     if (code == FB_OK && read && !fb_lower(&sum, NULL, &vk->limits, d)) code = FB_E_INTERNAL;
     uint32_t times = 1;
     while (code == FB_OK && (spent < seconds || best == 0)) {

@@ -69,7 +69,7 @@ typedef struct vk_slot {
 
 typedef struct vk_pipeline {
     fb_kernel_id kernel;
-    uint32_t spec[FB_SPECS];
+    uint32_t constants[FB_SPECS];
     VkPipeline handle;
 } vk_pipeline;
 

@@ -9,30 +9,42 @@
 enum { MOST_THREADS = 256, STACK = 1 << 17, ALIGN = 64, SHARED_BYTES = 32 << 10 };
 
 typedef struct three { unsigned x, y, z; } three;
-uint32_t emulated_spec[10];
+uint32_t emulated_spec[FB_SPECS];
 three emulated_thread, emulated_group, emulated_threads, emulated_groups;
 float shared[SHARED_BYTES / 4];
 
+/* What the kernels' own structures come to, for those that are called by value. */
+#define PLACE(n, name, kind, role) uint32_t off_##name, ld_##name;
+#define MEMBER(type, name) type name;
+#define PUSH(name) struct push_##name { name##_OPERANDS(PLACE) name##_ARGUMENTS(MEMBER) uint32_t first; };
+FB_KERNEL_NAMES(PUSH)
+
 #ifdef EMULATED_METAL
-#define ENTRY(name)                                                                                                     \
-    void emulated_##name(uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, uint32_t *, \
-                         uint32_t *, uint32_t *, const fb_push *, float *, three, three, three, three);
-#define CALL(name)                                                                                                    \
-    case FB_KERNEL_##name:                                                                                            \
-        emulated_##name(b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], &current.push, shared,            \
-                        emulated_group, emulated_groups, emulated_thread, emulated_threads);                          \
+#define POINTER(n, name, kind, role) uint32_t *,
+#define BUFFER(n, name, kind, role) current.buffer[n],
+#define ENTRY(name) void emulated_##name(name##_OPERANDS(POINTER) const uint32_t *, float *, three, three, three, three);
+#define CALL(name)                                                                                                      \
+    case FB_KERNEL_##name:                                                                                              \
+        emulated_##name(name##_OPERANDS(BUFFER) current.words, shared, emulated_group, emulated_groups, emulated_thread, \
+                        emulated_threads);                                                                              \
         break;
 #else
-#define ENTRY(name) void emulated_##name(struct args);
-#define CALL(name)                  \
-    case FB_KERNEL_##name:          \
-        emulated_##name(current);   \
-        break;
+#define ENTRY(name)                                                                        \
+    struct args_##name { uint32_t *buffer[FB_BINDINGS]; struct push_##name push; };        \
+    void emulated_##name(struct args_##name);
+#define CALL(name)                                               \
+    case FB_KERNEL_##name: {                                     \
+        struct args_##name args;                                 \
+        memcpy(args.buffer, current.buffer, sizeof args.buffer); \
+        memcpy(&args.push, current.words, sizeof args.push);     \
+        emulated_##name(args);                                   \
+        break;                                                   \
+    }
 #endif
 
 struct args {
     uint32_t *buffer[FB_BINDINGS];
-    fb_push push;
+    uint32_t words[FB_PUSH_WORDS];
 };
 FB_KERNEL_NAMES(ENTRY)
 
@@ -45,8 +57,6 @@ static int ended[MOST_THREADS];
 void emulated_barrier(void) { swapcontext(&fibers[emulated_thread.x], &scheduler); }
 
 static void body(void) {
-    uint32_t **b = current.buffer;
-    (void)b;
     switch (kernel) {
         FB_KERNEL_NAMES(CALL)
     default: break;
@@ -79,17 +89,16 @@ static void run_group(void) {
 static int run(const fb_dispatch *d) {
     memset(&current, 0, sizeof current);
     for (int k = 0; k < FB_BINDINGS; k++) {
-        const fb_view *v = &d->b[k];
+        const fb_view *v = &d->operand.at[k];
         if (!v->mem) continue;
-        uint64_t aligned = v->offset / ALIGN * ALIGN, in_bytes = k == d->blocks, unit = in_bytes ? 1 : v->type == FB_BF16 ? 2 : 4;
+        const uint64_t aligned = v->offset / ALIGN * ALIGN;
         current.buffer[k] = (uint32_t *)((char *)v->mem->host + aligned);
-        current.push.off[k] = (uint32_t)((v->offset - aligned) / unit);
-        current.push.ld[k] = (uint32_t)(in_bytes ? fb_type_bytes(v->type, v->ld) : (uint64_t)v->ld);
+        fb_place(d, k, v->offset - aligned, current.words);
     }
-    memcpy(current.push.arg, d->arg, sizeof d->arg);
-    memcpy(emulated_spec, d->spec, sizeof emulated_spec);
+    fb_arguments(d, 0, current.words);
+    memcpy(emulated_spec, d->constant.at, sizeof emulated_spec);
     kernel = d->kernel;
-    emulated_threads = (three){d->spec[0], 1, 1};
+    emulated_threads = (three){d->constant.at[0], 1, 1};
     emulated_groups = (three){d->groups < 7 ? d->groups : 7, (d->groups + 6) / 7, 1}; /* a grid with a rest */
     for (emulated_group.y = 0; emulated_group.y < emulated_groups.y; emulated_group.y++)
         for (emulated_group.x = 0; emulated_group.x < emulated_groups.x; emulated_group.x++) run_group();

@@ -17,13 +17,9 @@ namespace syclex = sycl::ext::oneapi::experimental;
 namespace {
 constexpr size_t SHARED_FLOATS = 8192, ALIGN = 64;
 const fb_kernel_limits LIMITS = {.threads = 256, .shared_bytes = SHARED_FLOATS * 4};
-#define NAME(name) #name,
-const char *const NAMES[] = {FB_KERNEL_NAMES(NAME)};
 
 struct args {
-    uint32_t *buffer[FB_BINDINGS];
-    fb_push push;
-    uint32_t spec[FB_SPECS];
+    uint32_t *buffer[FB_BINDINGS], spec[FB_SPECS], words[FB_PUSH_WORDS];
 };
 
 struct device {
@@ -33,14 +29,15 @@ struct device {
 
 // What sizes an array is compiled in; the texts read the rest from the arguments, so that few kernels have to be built.
 sycl::kernel &kernel_of(device &d, const fb_dispatch &dispatch) {
-    std::vector<uint32_t> key(dispatch.spec + 5, dispatch.spec + FB_SPECS);
-    key.push_back(dispatch.kernel);
+    std::vector<uint32_t> key{dispatch.kernel};
+    for (uint32_t i = 0; i < FB_SPECS; i++)
+        if (fb_kernels[dispatch.kernel].tiles >> i & 1u) key.push_back(dispatch.constant.at[i]);
     auto found = d.kernels.find(key);
     if (found != d.kernels.end()) return found->second;
     std::ostringstream text;
-    text << "#define CONSTANT(name, value)\n";
-    for (int i = 5; i < FB_SPECS; i++) text << "#define SPEC_" << i << " " << dispatch.spec[i] << "u\n";
-    std::ifstream file(std::string(std::getenv("SYCL_KERNELS")) + "/" + NAMES[dispatch.kernel] + ".sycl");
+    text << "#define CONSTANT(n, name) const uint name = args.spec[n];\n";
+    for (int i = 0; i < FB_SPECS; i++) text << "#define SPEC_" << i << " " << dispatch.constant.at[i] << "u\n";
+    std::ifstream file(std::string(std::getenv("SYCL_KERNELS")) + "/" + fb_kernels[dispatch.kernel].name + ".sycl");
     text << file.rdbuf();
     auto source = syclex::create_kernel_bundle_from_source(d.queue.get_context(), syclex::source_language::sycl, text.str());
     auto bundle = syclex::build(source);
@@ -51,18 +48,16 @@ void run(device &d, const fb_dispatch &dispatch) {
     auto *a = sycl::malloc_shared<args>(1, d.queue);
     std::memset(a, 0, sizeof *a);
     for (int k = 0; k < FB_BINDINGS; k++) {
-        const fb_view &v = dispatch.b[k];
+        const fb_view &v = dispatch.operand.at[k];
         if (!v.mem) continue;
-        const bool in_bytes = k == dispatch.blocks;
-        const uint64_t aligned = v.offset / ALIGN * ALIGN, unit = in_bytes ? 1 : v.type == FB_BF16 ? 2 : 4;
+        const uint64_t aligned = v.offset / ALIGN * ALIGN;
         a->buffer[k] = reinterpret_cast<uint32_t *>(static_cast<char *>(v.mem->host) + aligned);
-        a->push.off[k] = uint32_t((v.offset - aligned) / unit);
-        a->push.ld[k] = uint32_t(in_bytes ? fb_type_bytes(v.type, v.ld) : uint64_t(v.ld));
+        fb_place(&dispatch, k, v.offset - aligned, a->words);
     }
-    std::memcpy(a->push.arg, dispatch.arg, sizeof dispatch.arg);
-    std::memcpy(a->spec, dispatch.spec, sizeof dispatch.spec);
+    fb_arguments(&dispatch, 0, a->words);
+    std::memcpy(a->spec, dispatch.constant.at, sizeof a->spec);
     sycl::kernel &kernel = kernel_of(d, dispatch);
-    const size_t threads = dispatch.spec[0];
+    const size_t threads = dispatch.constant.at[0];
     d.queue.submit([&](sycl::handler &h) {
         sycl::local_accessor<float, 1> shared(SHARED_FLOATS, h);
         h.set_args(static_cast<const args *>(a), shared);

@@ -19,16 +19,8 @@ extern uint32_t emulated_spec[10];
 extern emulated_three emulated_thread, emulated_group, emulated_threads, emulated_groups;
 void emulated_barrier(void);
 }
-#define CONSTANT(name, value) const uint &name = value; /* changes from launch to launch */
-#define SPEC_1 emulated_spec[1]
-#define SPEC_2 emulated_spec[2]
-#define SPEC_3 emulated_spec[3]
-#define SPEC_4 emulated_spec[4]
-#define SPEC_5 emulated_spec[5]
-#define SPEC_6 emulated_spec[6]
-#define SPEC_7 emulated_spec[7]
-#define SPEC_8 emulated_spec[8]
-#define SPEC_9 emulated_spec[9]
+/* Constants change from launch to launch, so they are variables; and so the sizes of arrays are. */
+#define CONSTANT(n, name) const uint &name = emulated_spec[n];
 
 struct float4 {
     float x, y, z, w;

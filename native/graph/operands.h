@@ -1,0 +1,41 @@
+/* operands.h - the operands of every op by name, in the order of the table in backend.h: linear.w is an operand of a launch
+ * whose op is FB_OP_LINEAR. */
+#ifndef FB_OPERANDS_H
+#define FB_OPERANDS_H
+
+#define fb_embed_views(X) X(y) X(w) X(ids)
+#define fb_rms_norm_views(X) X(y) X(x) X(w)
+#define fb_rms_norm_dx_views(X) X(dx) X(dy) X(x) X(w) X(acc)
+#define fb_rms_norm_dw_views(X) X(dw) X(dy) X(x)
+#define fb_linear_views(X) X(y) X(x) X(w) X(bias) X(u) X(b) X(acc)
+#define fb_linear_dx_views(X) X(dx) X(dy) X(w) X(u) X(a) X(acc)
+#define fb_linear_dw_views(X) X(dw) X(dy) X(x)
+#define fb_bias_db_views(X) X(db) X(dy)
+#define fb_embed_dw_views(X) X(dw) X(dy) X(ids)
+#define fb_rope_table_views(X) X(table) X(pos) X(inv_freq)
+#define fb_rope_views(X) X(y) X(x) X(table) X(acc)
+#define fb_attention_views(X) X(o) X(lse) X(q) X(k) X(v) X(lo) X(hi)
+#define fb_attention_dq_views(X) X(dq) X(delta) X(q) X(k) X(v) X(o) X(lse) X(dout) X(lo) X(hi)
+#define fb_attention_dkv_views(X) X(dk) X(dv) X(q) X(k) X(v) X(lse) X(delta) X(dout) X(lo) X(hi)
+#define fb_glu_views(X) X(y) X(gate) X(up)
+#define fb_glu_grad_views(X) X(dgate) X(dup) X(dy) X(gate) X(up)
+#define fb_add_views(X) X(y) X(a) X(b)
+#define fb_scale_views(X) X(y) X(x) X(acc)
+#define fb_softcap_views(X) X(y) X(x)
+#define fb_softcap_grad_views(X) X(dx) X(dy) X(y) X(acc)
+#define fb_dropout_views(X) X(y) X(x) X(keys) X(acc)
+#define fb_gather_views(X) X(y) X(x) X(index)
+#define fb_scatter_views(X) X(y) X(x) X(index)
+#define fb_xent_views(X) X(nll) X(logits) X(targets)
+#define fb_append_views(X) X(cache) X(x) X(slots)
+#define fb_zero_views(X) X(y)
+#define fb_sumsq_views(X) X(partial) X(x)
+#define fb_adamw_views(X) X(p) X(m) X(v) X(g)
+#define fb_sgd_views(X) X(p) X(m) X(g)
+
+#define FB_VIEWS_OF_OPS(X) \
+    X(embed) X(rms_norm) X(rms_norm_dx) X(rms_norm_dw) X(linear) X(linear_dx) X(linear_dw) X(bias_db) \
+    X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(glu) X(glu_grad) \
+    X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
+    X(sumsq) X(adamw) X(sgd)
+#endif

@@ -1,0 +1,210 @@
+/* names.h - the operands, constants and arguments of every kernel, named once: the text of a kernel, in every dialect, and the
+ * C that launches it both read these lists.
+ *
+ *   name_OPERANDS(BIND)        BIND(binding, NAME, kind, role). What is written may be read too. The kind is
+ *                              ACT     F32 or BF16, each operand its own
+ *                              WORDS   F32 or I32
+ *                              BLOCKS  rows of any format that can be decoded; addressed in bytes
+ *                              HALVES  rows of 16-bit floats, read and written by eight
+ *   name_CONSTANTS(SPEC, TILE) what changes the code. SPEC(id, NAME): a condition; TILE(id, NAME, most): the size of an
+ *                              array too. 0, 1 and 2 are every kernel's: THREADS of a workgroup, and a bit an operand in
+ *                              TYPES (it is BF16) and HAS (it is there)
+ *   name_ARGUMENTS(ARG)        ARG(type, NAME): what changes numbers only
+ *
+ * Bindings and constants are numbered in the order in which they stand; kernels.h has the compiler check that. */
+#ifndef FB_NAMES_H
+#define FB_NAMES_H
+
+/* ---- products ---- */
+
+#define product_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) /* (M, N), or the sums of the parts: F32 (PARTS M, N) */ \
+    BIND(1, X, ACT, READ) \
+    BIND(2, W, BLOCKS, READ)    /* or an activation */ \
+    BIND(3, U, ACT, READ)       /* (M, R) */ \
+    BIND(4, B, WORDS, READ)     /* F32: (N, R), or (R, N) */ \
+    BIND(5, ACC, ACT, READ)     /* (M, N) */ \
+    BIND(6, BIAS, WORDS, READ)  /* F32 (1, N) */
+#define product_CONSTANTS(SPEC, TILE) \
+    SPEC(3, OP) /* 0 y (M, N) = x (M, K) w (N, K)^T; 1 dx (M, N) = dy (M, K) w (K, N); 2 dw (M, N) = dy (K, M)^T x (K, N) */ \
+    SPEC(4, WTYPE) \
+    TILE(5, BM, 64u) TILE(6, BN, 64u) /* of a workgroup */ \
+    TILE(7, TM, 4u) TILE(8, TN, 4u)   /* of a thread */ \
+    TILE(9, PAD, 1u)
+#define product_ARGUMENTS(ARG) \
+    ARG(uint, M) ARG(uint, N) ARG(uint, K) ARG(uint, R) /* R: columns of U */ \
+    ARG(float, SCALE) \
+    ARG(uint, PARTS) ARG(uint, DEPTH) /* of the reduction; DEPTH is a multiple of 32 where there are several */
+
+#define product_few_OPERANDS product_OPERANDS
+#define product_few_CONSTANTS(SPEC, TILE) \
+    SPEC(3, WTYPE) \
+    SPEC(4, WHOLE)    /* 1: rows of x are whole sixteens that start at whole words, so loads need no conditions */ \
+    TILE(5, MOST, 8u) /* rows of x, or more: what is summed lies in registers */ \
+    TILE(6, WIDE, 4u) /* rows of w that a workgroup owns; an even number */
+#define product_few_ARGUMENTS(ARG) ARG(uint, M) ARG(uint, N) ARG(uint, K) ARG(uint, R) ARG(float, SCALE)
+
+/* A product from the sums of its parts. */
+#define parts_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, PART, WORDS, READ) /* F32 (PARTS ROWS, COLS) */ \
+    BIND(2, ACC, ACT, READ) BIND(3, BIAS, WORDS, READ)
+#define parts_CONSTANTS(SPEC, TILE)
+#define parts_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, PARTS)
+
+/* ---- attention ---- */
+
+/* Of keys and values `kind`: the kernels of matrix units take the same as rows of 16-bit floats. */
+#define fb_attention_operands(BIND, kind) \
+    BIND(0, O, ACT, WRITTEN) BIND(1, LSE, WORDS, WRITTEN) \
+    BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) \
+    BIND(5, LO, WORDS, READ) BIND(6, HI, WORDS, READ)
+#define fb_attention_dq_operands(BIND, kind) \
+    BIND(0, DQ, ACT, WRITTEN) BIND(1, DELTA, WORDS, WRITTEN) \
+    BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) \
+    BIND(5, O, ACT, READ) BIND(6, LSE, WORDS, READ) BIND(7, DO, kind, READ) \
+    BIND(8, LO, WORDS, READ) BIND(9, HI, WORDS, READ)
+#define fb_attention_dkv_operands(BIND, kind) \
+    BIND(0, DK, ACT, WRITTEN) BIND(1, DV, ACT, WRITTEN) \
+    BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) \
+    BIND(5, LSE, WORDS, READ) BIND(6, DELTA, WORDS, READ) BIND(7, DO, kind, READ) \
+    BIND(8, LO, WORDS, READ) BIND(9, HI, WORDS, READ)
+
+#define attention_OPERANDS(BIND) fb_attention_operands(BIND, ACT)
+#define attention_CONSTANTS(SPEC, TILE) TILE(3, HD, 256u) /* columns of a head */
+#define attention_ARGUMENTS(ARG) \
+    ARG(uint, T) ARG(uint, S) ARG(uint, HEADS) ARG(uint, KV_HEADS) ARG(uint, WINDOW) \
+    ARG(float, SCALE) ARG(float, CAP) /* of a score; no cap: 0 */ \
+    ARG(uint, FIRST)                /* number of the first key */
+#define attention_few_OPERANDS attention_OPERANDS
+#define attention_few_CONSTANTS(SPEC, TILE) \
+    TILE(3, HD, 256u) \
+    SPEC(4, WHOLE) /* 1: heads are whole fours that start at whole words, so loads need no conditions */
+#define attention_few_ARGUMENTS attention_ARGUMENTS
+#define attention_dq_OPERANDS(BIND) fb_attention_dq_operands(BIND, ACT)
+#define attention_dq_CONSTANTS attention_CONSTANTS
+#define attention_dq_ARGUMENTS attention_ARGUMENTS
+#define attention_dkv_OPERANDS(BIND) fb_attention_dkv_operands(BIND, ACT) /* or of DK and DV the sums of the parts */
+#define attention_dkv_CONSTANTS attention_CONSTANTS
+#define attention_dkv_ARGUMENTS(ARG) attention_ARGUMENTS(ARG) ARG(uint, PARTS) /* of the queries */
+
+/* ---- norms and sums down the rows ---- */
+
+#define norm_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) BIND(2, WEIGHT, ACT, READ) /* F32 (1, G) */ \
+    BIND(3, DY, ACT, READ) BIND(4, ACC, ACT, READ)
+#define norm_CONSTANTS(SPEC, TILE) \
+    SPEC(3, OP) /* 0 y = x inv w; 1 dx = inv (w dy - x inv^2 mean(w dy x)) + acc; 2 inv itself, which the gradient of w reads */
+#define norm_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, G) ARG(float, EPS)
+
+#define columns_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, DY, ACT, READ) BIND(2, X, ACT, READ) \
+    BIND(3, INV, WORDS, READ) /* F32 (ROWS, GROUPS) */ BIND(4, INDEX, WORDS, READ)
+#define columns_CONSTANTS(SPEC, TILE) \
+    SPEC(3, OP) /* 0 db += dy; 1 dw += dy x inv over rows and groups; 2 y[index[r] - first] += scale x[r], each a sixteenth */
+#define columns_ARGUMENTS(ARG) \
+    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, GROUPS) \
+    ARG(uint, TARGETS) ARG(uint, FIRST) ARG(float, SCALE) /* rows of y */
+
+#define sumsq_OPERANDS(BIND) BIND(0, PARTIAL, WORDS, WRITTEN) BIND(1, X, WORDS, READ)
+#define sumsq_CONSTANTS(SPEC, TILE)
+#define sumsq_ARGUMENTS(ARG) ARG(uint, PIECES) ARG(uint, COUNT) ARG(uint, PIECE) /* elements: all, and of a piece */
+
+#define xent_OPERANDS(BIND) BIND(0, NLL, WORDS, WRITTEN) BIND(1, LOGITS, WORDS, WRITTEN) BIND(2, TARGETS, WORDS, READ)
+#define xent_CONSTANTS(SPEC, TILE) SPEC(3, GRAD) /* 1: leave the gradient */
+#define xent_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(float, CAP)
+
+/* ---- element by element, and rows by number ---- */
+
+#define elements_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, A, ACT, READ) BIND(2, B, ACT, READ) /* keys, of dropout */ BIND(3, ACC, ACT, READ)
+#define elements_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 add, 1 scale, 2 softcap, 3 softcap_grad, 4 zero, 5 dropout */
+#define elements_ARGUMENTS(ARG) \
+    ARG(uint, ROWS) ARG(uint, COLS) ARG(float, SCALE) /* or the cap */ ARG(uint, THRESHOLD) ARG(uint, SALT)
+
+#define gate_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN)    /* y, or the gradient of the gate */ \
+    BIND(1, OUT_UP, ACT, WRITTEN) BIND(2, DY, ACT, READ) BIND(3, GATE, ACT, READ) BIND(4, UP, ACT, READ)
+#define gate_CONSTANTS(SPEC, TILE) \
+    SPEC(3, GRAD) \
+    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form */
+#define gate_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS)
+
+#define update_OPERANDS(BIND) \
+    BIND(0, P, WORDS, WRITTEN) BIND(1, M, WORDS, WRITTEN) BIND(2, V, WORDS, WRITTEN) BIND(3, G, WORDS, READ)
+#define update_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 adamw, 1 sgd */
+#define update_ARGUMENTS(ARG) \
+    ARG(uint, COUNT) ARG(float, G_SCALE) \
+    ARG(float, BETA1) ARG(float, REST1) ARG(float, BETA2) ARG(float, REST2) /* rest: 1 - beta */ \
+    ARG(float, KEEP) /* 1 - lr decay */ ARG(float, RATE) /* lr / correct1 */ \
+    ARG(float, SCALE2) /* 1 / correct2 */ ARG(float, EPS)
+
+#define rows_OPERANDS(BIND) BIND(0, OUT, ACT, WRITTEN) BIND(1, W, BLOCKS, READ) BIND(2, IDS, WORDS, READ)
+#define rows_CONSTANTS(SPEC, TILE) \
+    SPEC(3, OP) /* 0 out[r] = scale w[ids[r] - first], other ids left alone; 1 out[ids[r]] = w[r] */ \
+    SPEC(4, WTYPE)
+#define rows_ARGUMENTS(ARG) \
+    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, CHOICE) /* rows of w */ ARG(uint, FIRST) ARG(float, SCALE)
+
+#define rope_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) /* (T, heads * HEAD); of the table: positions */ \
+    BIND(2, TABLE, WORDS, READ)                   /* (T, N_ROT); of the table: inv_freq */ \
+    BIND(3, ACC, ACT, READ)
+#define rope_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 table, 1 rotation */
+#define rope_ARGUMENTS(ARG) \
+    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, HEAD) ARG(uint, N_ROT) \
+    ARG(uint, HALVES) /* 0: pairs are neighbours; 1: they are half of N_ROT apart */ \
+    ARG(float, SCALE) /* of the table, or of the sines: -1 turns back */
+
+#define peak_OPERANDS(BIND) BIND(0, OUT, WORDS, WRITTEN)
+#define peak_CONSTANTS(SPEC, TILE)
+#define peak_ARGUMENTS(ARG) ARG(uint, ROUNDS)
+
+/* ---- on matrix units; F16: they multiply F16, not BF16 ---- */
+
+#define matrix_product_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN)    /* (M, N), or the sums of the parts */ \
+    BIND(1, X, HALVES, READ) \
+    BIND(2, W, HALVES, READ)      /* (N, K + R), or (K + R, N) */ \
+    BIND(3, U, HALVES, READ)      /* (M, R) */ \
+    BIND(4, ACC, ACT, READ) BIND(5, BIAS, WORDS, READ) \
+    BIND(6, ROW_SCALE, WORDS, READ) /* F32 (M, 1): of the rows of X and U */
+#define matrix_product_CONSTANTS(SPEC, TILE) \
+    SPEC(3, OP) /* as of product */ SPEC(4, F16) \
+    TILE(5, BM, 128u) TILE(6, BN, 128u) /* of a workgroup */ \
+    TILE(7, WM, 64u) TILE(8, WN, 64u)   /* of a subgroup */
+#define matrix_product_ARGUMENTS product_ARGUMENTS /* R and DEPTH are multiples of 32 */
+
+#define matrix_pack_OPERANDS(BIND) \
+    BIND(0, OUT, HALVES, WRITTEN) /* (OUT_ROWS, WIDE) */ \
+    BIND(1, W, BLOCKS, READ)      /* (ROWS, COLS) */ \
+    BIND(2, B, WORDS, READ)       /* F32: (ROWS, R), or (R, COLS) */
+#define matrix_pack_CONSTANTS(SPEC, TILE) \
+    SPEC(3, AS_ROWS) /* where B goes: behind W as columns, or as rows */ \
+    SPEC(4, WTYPE) SPEC(5, F16)
+#define matrix_pack_ARGUMENTS(ARG) \
+    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, R) ARG(uint, WIDE) ARG(uint, OUT_ROWS) ARG(float, SCALE) /* of B */
+
+#define matrix_rows_OPERANDS(BIND) \
+    BIND(0, OUT, HALVES, WRITTEN)      /* (ROWS, K + R) */ \
+    BIND(1, X, ACT, READ)              /* (ROWS, K) */ \
+    BIND(2, U, ACT, READ)              /* (ROWS, RANK) */ \
+    BIND(3, ROW_SCALE, WORDS, WRITTEN) /* F32 (ROWS, 1): what a row was divided by */
+#define matrix_rows_CONSTANTS(SPEC, TILE)
+#define matrix_rows_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, K) ARG(uint, RANK) ARG(uint, R)
+
+#define fb_matrix_attention_constants(SPEC, TILE) \
+    TILE(3, HD, 256u) TILE(4, BLOCK, 32u) /* rows of the other side at a time */ SPEC(5, F16)
+#define matrix_attention_OPERANDS(BIND) fb_attention_operands(BIND, HALVES)
+#define matrix_attention_CONSTANTS fb_matrix_attention_constants
+#define matrix_attention_ARGUMENTS attention_ARGUMENTS
+#define matrix_attention_dq_OPERANDS(BIND) fb_attention_dq_operands(BIND, HALVES)
+#define matrix_attention_dq_CONSTANTS fb_matrix_attention_constants
+#define matrix_attention_dq_ARGUMENTS attention_ARGUMENTS
+#define matrix_attention_dkv_OPERANDS(BIND) fb_attention_dkv_operands(BIND, HALVES)
+#define matrix_attention_dkv_CONSTANTS fb_matrix_attention_constants
+#define matrix_attention_dkv_ARGUMENTS attention_dkv_ARGUMENTS
+
+#define matrix_peak_OPERANDS(BIND) BIND(0, OUT, WORDS, WRITTEN)
+#define matrix_peak_CONSTANTS(SPEC, TILE) SPEC(3, F16)
+#define matrix_peak_ARGUMENTS(ARG) ARG(uint, ROUNDS)
+#endif
