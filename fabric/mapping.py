@@ -11,17 +11,20 @@ from typing import BinaryIO
 from fabric import notices
 from fabric.core._native import ffi, lib
 from fabric.errors import OutputError
+from fabric.printable import one_line
 
-_LONGEST_NAME = 600  # bytes; a sentence has room for 1023
+_LONGEST_NAME = 200  # characters, at most 4 bytes each: a sentence has room for 1023
 
 
 def mapped(file: BinaryIO, name: str) -> mmap.mmap:
     """Map a whole file that is not empty; `name` is what the sentence calls it."""
     found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = ffi.cast("void *", ffi.from_buffer(found))
-    called = f"{notices.speaker}: {name}".encode("utf-8", "replace")[:_LONGEST_NAME]
-    sentence = called + b" became shorter while it was being read; put back the whole file and run the command again\n"
-    if lib.fb_guard(start, len(found), sentence, OutputError.exit_code) != lib.FB_OK:
+    sentence = (
+        f"{notices.speaker}: {one_line(name, _LONGEST_NAME)} became shorter while it was being read; "
+        "put back the whole file and run the command again\n"
+    )
+    if lib.fb_guard(start, len(found), sentence.encode(), OutputError.exit_code) != lib.FB_OK:
         raise MemoryError
     weakref.finalize(found, lib.fb_unguard, start).atexit = False
     return found
