@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError
+from fabric.models.shapes import check_shapes
 from fabric.weights.gguf import GGUF, decode_tensor
 
 
@@ -97,8 +98,10 @@ def read_decoder(gguf: GGUF) -> DecoderConfig:
     n_tokens = len(gguf.get("tokenizer.ggml.tokens", list, []))
     if n_tokens > embedding.shape[0]:
         raise DataError(f"{gguf.path}: {n_tokens} tokens but only {embedding.shape[0]} rows of token_embd.weight")
-    return DecoderConfig(
+    config = DecoderConfig(
         n_layers=number("block_count"), width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
         rms_eps=eps, inv_freq=rope_frequencies(gguf, n_rot), vocab_size=embedding.shape[0],
         context_length=number("context_length", 2048),
     )  # fmt: skip
+    check_shapes(gguf, config)
+    return config

@@ -9,7 +9,22 @@ import numpy as np
 import pytest
 
 from fabric.core import (
-    BF16, F32, I32, PAIRS, SILU, TOKENS, Buffer, Cancelled, Device, Feed, Graph, Lora, Optimizer, Plan, Progress, Range,
+    BF16,
+    F32,
+    I32,
+    PAIRS,
+    SILU,
+    TOKENS,
+    Buffer,
+    Cancelled,
+    Device,
+    Feed,
+    Graph,
+    Lora,
+    Optimizer,
+    Plan,
+    Progress,
+    Range,
 )  # fmt: skip
 from fabric.errors import DeviceError, FabricError
 from tests.core.harness import VOCAB, Lab, check_gradients

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,24 @@ def test_tokens_that_are_no_list_are_refused(tmp_path: Path) -> None:
         gguf.metadata = {**gguf.metadata, "tokenizer.ggml.tokens": 7}
         with pytest.raises(DataError, match=r"tokenizer\.ggml\.tokens"):
             architecture_of(gguf).read_config(gguf)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_every_tensor_of_another_shape_is_named(name: str, tmp_path: Path) -> None:
+    shape = replace(SMALL[name], tied=False)
+    with GGUF.open(write_model(tmp_path / "m.gguf", shape)) as gguf:
+        config, tensors = architecture_of(gguf), dict(gguf.tensors)
+        config.read_config(gguf)
+        for tensor, info in tensors.items():
+            for axis in range(len(info.shape)):
+                for by in (-1, 1, 32):
+                    other = tuple(n + by * (i == axis) for i, n in enumerate(info.shape))
+                    gguf.tensors = {**tensors, tensor: replace(info, shape=other)}
+                    with pytest.raises(DataError, match=r"m\.gguf") as error:
+                        config.read_config(gguf)
+                    if not (tensor == "token_embd.weight" and axis == 0):  # then it is the output that differs
+                        assert tensor in str(error.value), error.value
+        for key in ("attention.head_count", "attention.key_length", "embedding_length", "feed_forward_length"):
+            gguf.tensors, gguf.metadata = tensors, {**gguf.metadata, f"{name}.{key}": 33_554_464}
+            with pytest.raises(DataError, match=r"m\.gguf"):
+                config.read_config(gguf)
