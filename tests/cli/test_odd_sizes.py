@@ -70,9 +70,9 @@ def test_a_head_of_another_vocabulary_is_refused_by_name(
 
 
 def test_a_nearly_full_context_needs_no_more_scratch_than_a_full_one(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m.gguf", replace(TINY, ffn=704))
+    model = write_model(tmp_path / "m.gguf", replace(TINY, ffn=768))
     texts = tmp_path / "texts.jsonl"
-    lines = [{"tokens": [5 + i % 9 for i in range(n)], "train": [1] * n} for n in (1505, 1520, 1535)]
+    lines = [{"tokens": [5 + i % 9 for i in range(n)], "train": [1] * n} for n in (1536, 1520, 1535)]
     texts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for flags in (["--full"], ["--full", "--precision", "f32", "--lr", "1e-5"]):
         ended = fabric(
