@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 I32Array = npt.NDArray[np.int32]
+WINDOW_ROWS = 256  # of rows in their own order, packed at a time
 
 
 class Row(Protocol):
@@ -61,23 +62,51 @@ def plan_epoch(
     return [_micro_batches(rows, lengths, capacity, accumulate, pack) for rows in steps]
 
 
+def pack_in_order(lengths: Sequence[int], capacity: int, pack: bool = True) -> list[list[int]]:
+    """Rows to be scored: micro-batches of neighbours, at most WINDOW_ROWS of which are packed together."""
+    steps = plan_epoch(
+        lengths, batch=WINDOW_ROWS, capacity=capacity, accumulate=1, pack=pack, shuffle=False, seed=0, epoch=0
+    )
+    return [rows for step in steps for rows in step]
+
+
 def _micro_batches(
     rows: list[int], lengths: Sequence[int], capacity: int, accumulate: int, pack: bool
 ) -> list[list[int]]:
     if not pack:
         return [[row] for row in rows]
-    bins: list[list[int]] = [[] for _ in range(min(accumulate, len(rows)))]
-    room = [capacity] * len(bins)
-    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
-        empty = next((i for i, rows_in in enumerate(bins) if not rows_in), None)
-        fit = empty if empty is not None else next((i for i, left in enumerate(room) if left >= lengths[row]), None)
-        if fit is None:
-            bins.append([])
-            room.append(capacity)
-            fit = len(bins) - 1
+    bins: list[list[int]] = [[] for _ in rows]
+    room = _Room(len(rows), capacity)
+    for place, row in enumerate(sorted(rows, key=lambda r: (-lengths[r], r))):
+        fit = place if place < accumulate else room.first(lengths[row])
+        room.take(fit, lengths[row])
         bins[fit].append(row)
-        room[fit] -= lengths[row]
-    return bins
+    return [micro for micro in bins if micro]
+
+
+class _Room:
+    """The room left in bins, as a tree of maxima: node i is the larger of nodes 2i and 2i + 1, and the leaves are the
+    bins. All are there from the start, so the first one with enough room may be one that is empty yet."""
+
+    def __init__(self, count: int, capacity: int) -> None:
+        self.capacity, self.leaves = capacity, 1 << max(count - 1, 0).bit_length()
+        self.most = [capacity] * (2 * self.leaves)
+
+    def first(self, length: int) -> int:
+        """The first bin that has so much room; an empty one for what fits in none."""
+        node, length = 1, min(length, self.capacity)
+        while node < self.leaves:
+            node *= 2
+            if self.most[node] < length:
+                node += 1
+        return node - self.leaves
+
+    def take(self, bin: int, length: int) -> None:
+        """Uses room of a bin."""
+        node = bin + self.leaves
+        self.most[node] -= length
+        while node := node // 2:
+            self.most[node] = max(self.most[2 * node], self.most[2 * node + 1])
 
 
 def build_feed(rows: Sequence[Row]) -> PackedRows:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fabric.data.pack import build_feed, plan_epoch
+from fabric.data.pack import build_feed, pack_in_order
 from fabric.evaluation.model import Model
 from fabric.models.inference import Decoder, Scorer
 from fabric.models.recorder import Source
@@ -19,8 +19,6 @@ Ids = tuple[int, ...]
 Loras = Mapping[str, Source]
 Done = Callable[[int], None]  # called with the tokens of each feed that ran
 
-_PLAN_ROWS = 256  # packed at a time
-
 
 def score(
     model: Model, loras: Loras, examples: Sequence[Example], capacity: int, done: Done
@@ -28,11 +26,7 @@ def score(
     """Negative log likelihood of the trained tokens of each example, summed. Feeds have at most `capacity` tokens, or
     one row."""
     lengths = [len(example.tokens) for example in examples]
-    steps = plan_epoch(
-        lengths, batch=_PLAN_ROWS, capacity=max(capacity, *lengths), accumulate=1, pack=True, shuffle=False, seed=0,
-        epoch=0,
-    )  # fmt: skip
-    packs = [pack for step in steps for pack in step]
+    packs = pack_in_order(lengths, max(capacity, *lengths))
     tokens = max(sum(lengths[i] for i in pack) for pack in packs)
     trained = max(sum(examples[i].trained for i in pack) for pack in packs)
     scorer = Scorer(model.weights, tokens, model.precision, loras, trained)
@@ -41,7 +35,7 @@ def score(
         for pack in packs:
             feed = build_feed([examples[i] for i in pack])
             owner = np.repeat(pack, [examples[i].trained for i in pack])
-            sums += np.bincount(owner, scorer.nll(feed), len(examples))
+            np.add.at(sums, owner, scorer.nll(feed))
             done(len(feed.tokens))
     finally:
         scorer.close()
