@@ -40,6 +40,11 @@ def is_stream(source: str | Path) -> bool:
     return _descriptor(name, _READ) is not None or _is_special(Path(name))
 
 
+def writes_straight(target: str | Path) -> bool:
+    """Whether an output is a standard stream, a pipe or a device, which gets each byte at once."""
+    return _descriptor(str(target), _WRITTEN) is not None or _is_special(Path(target))
+
+
 def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | Path | None]) -> None:
     """Raise UsageError when two inputs would share stdin, two outputs stdout or a file, or an output would take the
     place of an input. None: not given."""
@@ -57,7 +62,7 @@ def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | P
         raise UsageError("two outputs are '-', but there is one stdout: write at least one of them to a file")
     places: set[str] = set()
     for path in written:
-        if _descriptor(path, _WRITTEN) is not None or _is_special(Path(path)):
+        if writes_straight(path):
             continue
         place = os.path.realpath(path)
         if any(place == os.path.realpath(other) for other in read):

@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
-from types import FrameType
 from typing import Any
 
 import click
@@ -100,7 +99,9 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what is below it finds the user's profiles, and keeps built kernels in the user's cache."""
         from fabric import notices, paths
+        from fabric.cli import signals
 
+        signals.listen()
         notices.listen(console.note, console.flag("strict"))
         for text in ctx.meta["fabric.notes"]:
             console.note(text)
@@ -172,14 +173,13 @@ def group() -> Commands:
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
     if "--debug" not in argv and not sys.warnoptions:  # what is wrong ends in a sentence of ours
         warnings.simplefilter("ignore")
         sys.unraisablehook = lambda error: None
     top: click.Context | None = None
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # until a command listens
         command = group()
         with command.make_context("fabric", list(argv)) as top:
             command.invoke(top)
@@ -211,7 +211,9 @@ def _explain(where: str, error: BaseException) -> int:
     if isinstance(error, FabricError):
         return _fail(where, str(error), error.exit_code)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return _fail(where, "interrupted", 130)
+        from fabric.cli.signals import exit_code
+
+        return _fail(where, "interrupted", exit_code())
     if isinstance(error, MemoryError):
         return _fail(where, "this machine's memory ran out; try a smaller --ctx, --batch or model", 69)
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
@@ -239,12 +241,6 @@ def _silence_stdout(flush: bool = False) -> None:
     except OSError:
         pass
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Unwinds on SIGTERM, so that half-written files are removed."""
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:

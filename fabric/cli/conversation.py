@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from fabric.cli import console
+from fabric import interrupts
+from fabric.cli import console, signals
 from fabric.errors import DataError
 
 if TYPE_CHECKING:
@@ -111,17 +112,11 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _stoppable(chat: Chat, message: str) -> Iterator[str]:
     """An answer that Ctrl-C ends, at a terminal; a second one ends the command."""
-    stopped: list[int] = []
     if not sys.stdin.isatty():
         yield from chat.say(message)
         return
-
-    def hear(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        stopped.append(number)
-
-    before = signal.signal(signal.SIGINT, hear)
-    try:
-        yield from chat.say(message, lambda: bool(stopped))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with interrupts.held():
+        yield from chat.say(message, interrupts.asked)
+        if signals.number == signal.SIGINT:
+            signals.forget()
+    interrupts.check()

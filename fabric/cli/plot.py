@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +46,7 @@ def command(
 
     Without -o the drawing goes to the terminal as text; with --json only the numbers of each run.
     """
+    from fabric.cli import signals
     from fabric.evaluation.plot import PlotSettings, summary
     from fabric.evaluation.runs import follow_runs, read_runs
     from fabric.files import check_streams, is_stdout, is_stream
@@ -71,7 +73,7 @@ def command(
                 size = width or room.columns, height or max(12, room.lines - 4)
                 _print(PlotSettings(names, smooth, title, *size), runs, anew=follow)
     except KeyboardInterrupt:
-        if not follow:
+        if not follow or signals.number != signal.SIGINT:
             raise
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from fabric.cli import run
+from fabric.errors import UsageError
 
 
 def command(
@@ -20,6 +20,17 @@ def command(
     threads: Annotated[
         int | None, Option("--threads", metavar="N", min=0, max=512, help="CPU threads; 0: one a core")
     ] = None,
+    epochs: Annotated[
+        float | None, Option(metavar="X", min=0.0, help="go on to so many passes over the rows, all in all")
+    ] = None,
+    steps: Annotated[int | None, Option(metavar="N", min=1, help="go on to so many steps, all in all")] = None,
 ) -> None:
-    """Continues the newest valid checkpoint of a run; the result is the one an uninterrupted run writes."""
-    run.resume(run_dir, output, metrics, threads)
+    """Continues the newest valid checkpoint of a run; the result is the one an uninterrupted run writes.
+
+    With --epochs or --steps a run, also one that has ended, goes on to a later end.
+    """
+    from fabric.cli import run
+
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps both say where the run ends: leave one out")
+    run.resume(run_dir, output, metrics, threads, epochs, steps)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from fabric.cli import console
+from fabric import interrupts
+from fabric.cli import console, signals
 from fabric.errors import InterruptedRunError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class TerminalUI:
     def __init__(self) -> None:
         self.bar: Any = None
         self.narrow = False
-        self.signal: int | None = None
         self.peak = 1.0
         self.flops = (0.0, 0.0)
         self.steps = 0.0
@@ -60,6 +59,7 @@ class TerminalUI:
             f"{info['trained_params']:,} parameters train on {device['name']} ({device['isa']}, {info['precision']}), "
             f"{console.human_bytes(info['planned_bytes'])} planned; run directory {info['run_dir']}"
         )
+        signals.acknowledge("stopping: finished steps are kept, this one is dropped; once more stops at once")
         if not console.wants_bar():
             return
         from tqdm import tqdm
@@ -79,13 +79,14 @@ class TerminalUI:
 
     def message(self, text: str) -> None:
         """A line above the bar."""
-        if self.bar is not None:
+        if self.bar is not None and not signals.hung_up():
             self.bar.clear()
-        console.note(text)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            console.note(text)
 
     def progress(self, fraction: float) -> None:
         """Moves the bar inside a step."""
-        if self.bar is not None:
+        if self.bar is not None and not signals.hung_up():
             self.bar.n = self.steps + min(fraction, 0.999)
             if time.monotonic() - self.drawn > 0.2:
                 self.bar.refresh()
@@ -94,7 +95,7 @@ class TerminalUI:
     def step(self, metrics: dict[str, Any]) -> None:
         """Shows the numbers of a finished step."""
         self.steps = float(metrics["step"])
-        if self.bar is None:
+        if self.bar is None or signals.hung_up():
             return
         work = metrics["tokens"] * self.flops[0] + metrics["trained_tokens"] * self.flops[1]
         parts = [
@@ -109,65 +110,47 @@ class TerminalUI:
 
     def interrupted(self) -> bool:
         """Whether Ctrl-C or SIGTERM came."""
-        return self.signal is not None
+        return interrupts.asked()
 
     def close(self) -> None:
         """Takes the bar away."""
-        if self.bar is not None:
+        if self.bar is not None and not signals.hung_up():
             self.bar.close()
-            self.bar = None
+        self.bar = None
 
 
 @contextmanager
 def stoppable() -> Iterator[TerminalUI]:
-    """A UI that hears Ctrl-C, SIGTERM and, but under nohup, the end of its terminal: acknowledged at once; a second
-    signal ends the process at once."""
+    """A UI whose run answers signals: it keeps its finished steps, and says how to go on."""
     ui = TerminalUI()
-    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
-        heard.append(hang_up)
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        for other in heard:
-            signal.signal(other, signal.SIG_DFL if number != hang_up else signal.SIG_IGN)
-        ui.signal = number
-        if number == hang_up:
-            ui.bar = None  # there is nothing to draw on
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping: finished steps are kept, this one is dropped; once more stops at once\n")
-
-    before = {number: signal.signal(number, hear) for number in heard}
     try:
         yield ui
     except StoppedError as error:
-        if ui.signal == signal.SIGINT:
+        if signals.number == signal.SIGINT:
             raise InterruptedRunError(str(error)) from None
         raise
     finally:
         ui.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(settings: TrainSettings) -> None:
     """Runs `train` under a bar and reports."""
     from fabric.training.run import train as run
 
-    console.refuse_terminal(settings.output)
     with stoppable() as ui:
         report = run(settings, ui)
-    tell(report, settings.output, settings.metrics)
+    tell(report)
 
 
-def resume(run_dir: str, output: str | None, metrics: str | None, threads: int | None) -> None:
+def resume(
+    run_dir: str, output: str | None, metrics: str | None, threads: int | None, epochs: float | None, steps: int | None
+) -> None:
     """Runs `resume` under a bar and reports."""
-    from fabric.training.run import resume as run
+    from fabric.training.resume import resume as run
 
-    console.refuse_terminal(output)
     with stoppable() as ui:
-        report = run(run_dir, ui, output, metrics, threads)
-    tell(report, output, metrics)
+        report = run(run_dir, ui, output, metrics, threads, epochs, steps)
+    tell(report)
 
 
 def plan(settings: TrainSettings) -> None:
@@ -196,7 +179,7 @@ def plan(settings: TrainSettings) -> None:
     console.report(values, console.table(rows, "<<"), result=True)
 
 
-def tell(report: TrainReport, *outputs: str | None) -> None:
+def tell(report: TrainReport) -> None:
     """Says what a finished run came to."""
     validation = f", validation {report.val_loss:.4f}" if report.val_loss is not None else ""
     sizes = f"{report.kind} {console.human_bytes(report.output_bytes)}, peak {console.human_bytes(report.peak_bytes)}"
@@ -204,5 +187,6 @@ def tell(report: TrainReport, *outputs: str | None) -> None:
         dataclasses.asdict(report),
         f"{report.steps:,} steps in {report.seconds:.1f} s, {report.tokens_per_s:.0f} tokens/s: loss {report.loss:.4f}"
         f"{validation}; {sizes}",
-        *outputs,
+        report.output,
+        report.metrics,
     )

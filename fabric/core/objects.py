@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fabric import paths
+from fabric import interrupts, paths
 from fabric.core._native import ffi, lib
 from fabric.errors import DataError, DeviceError, FabricError
 
@@ -122,7 +122,7 @@ class Device:
         if paths.kernel_cache and name != "cpu":
             with contextlib.suppress(OSError):
                 paths.kernel_cache.parent.mkdir(parents=True, exist_ok=True)
-        self.c = _handle(lib.fb_device_open(name.encode(), options))
+        self.c = _handle(lib.fb_device_open(os.fsencode(name), options))
 
     @property
     def info(self) -> DeviceInfo:
@@ -465,7 +465,9 @@ class Plan:
     def run(self, feed: Feed, progress: Progress | None = None) -> None:
         """One feed, forward; in a training plan backward too, its gradients added to those already there."""
         c, alive = self._feeds([feed])
-        _check(lib.fb_plan_run(self.c, c, progress.c if progress else ffi.NULL))
+        progress = progress or Progress()
+        with interrupts.cancelled_by(progress.cancel):
+            _check(lib.fb_plan_run(self.c, c, progress.c))
         del alive
 
     def read(self, t: Tensor, rows: int, cols: int, first: int = 0) -> F32Array:
@@ -481,7 +483,9 @@ class Plan:
         c, alive = self._feeds(feeds)
         settings, ranges = optimizer.as_c()
         result = ffi.new("fb_result *")
-        _check(lib.fb_plan_step(self.c, c, len(feeds), settings, result, progress.c if progress else ffi.NULL))
+        progress = progress or Progress()
+        with interrupts.cancelled_by(progress.cancel):
+            _check(lib.fb_plan_step(self.c, c, len(feeds), settings, result, progress.c))
         del alive, ranges
         return StepResult(result.loss_sum, result.trained, result.grad_norm, bool(result.finite))
 

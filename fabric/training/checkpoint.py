@@ -1,30 +1,64 @@
 """The run directory: its lock, its settings, and checkpoints that count only when whole.
 
 run.json             settings and the hashes of data and base
-data.jsonl           rows that came through stdin
+data.jsonl           rows that came through a pipe; so val.jsonl, start.gguf (an adapter) and template.jinja
 metrics.jsonl        one object a step
 step-00000042.ckpt   a line of JSON, then params, m and v as F32, then the SHA-256 of all before it
 best.ckpt            the same of the params alone, where --patience keeps the best ones
 
-Checkpoints of whole models take gigabytes, so they are written and read in pieces.
+Checkpoints of whole models take gigabytes, so they are written and read in pieces. A directory may come from a
+stranger: what has one of these names must be a regular file, and everything that a file says is checked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fabric.errors import DataError, MissingInputError, OutputError
+from fabric.errors import DataError, MissingInputError, OutputError, UsageError
 from fabric.files import open_output
 
 F32Array = npt.NDArray[np.float32]
+KEPT = {"data": "data.jsonl", "val": "val.jsonl", "adapter": "start.gguf", "template": "template.jinja"}
+RUN, LOCK, METRICS, BEST = "run.json", "lock", "metrics.jsonl", "best.ckpt"
+RESULTS = ("adapter.gguf", "model.gguf")
+_NAMES = {RUN, LOCK, METRICS, BEST, *KEPT.values(), *RESULTS}
+_STEP = re.compile(r"step-(\d{8,18})\.ckpt")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1 << 22
+_MOST_HEAD_BYTES = 1 << 16
+_MOST_RUN_BYTES = 1 << 20
+
+
+@dataclass
+class Totals:
+    """Running totals that a checkpoint carries."""
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    smooth: float = math.nan  # running mean of the loss over about ten steps
+    lowest: float = math.inf  # that it ever was
+    val_loss: float | None = None
+    validated: int = 0  # the step that val_loss is of
+    best_loss: float | None = None
+    best_step: int = 0
+    stale: int = 0  # validations since the best one
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
 
 
 class Snapshot(NamedTuple):
@@ -59,12 +93,44 @@ class Checkpoint(NamedTuple):
                 left -= len(piece)
                 yield np.frombuffer(piece, np.float32)
 
+    def checked_totals(self) -> Totals:
+        """The totals, all of them and nothing else; DataError where they are not those of a run at that step."""
+        kinds = {field.name: str(field.type) for field in fields(Totals)}
+        if self.totals.keys() != kinds.keys():
+            raise self.false("its totals are not those of a run")
+        for name, value in self.totals.items():
+            if value is None and "None" in kinds[name]:
+                continue
+            if type(value) is not int and (type(value) is not float or kinds[name] == "int"):
+                raise self.false(f"its {name} is {json.dumps(value)[:40]}")
+            if type(value) is int and not 0 <= value < 1 << 63:
+                raise self.false(f"its {name} is out of range")
+        totals = Totals(**self.totals)
+        if max(totals.validated, totals.best_step, totals.stale) > self.step or totals.trained_tokens > totals.tokens:
+            raise self.false("its totals contradict each other")
+        if not totals.seconds >= 0 or (totals.best_loss is None) != (totals.best_step == 0):
+            raise self.false("its totals contradict each other")
+        return totals
 
-def lock_run(directory: Path) -> IO[bytes]:
-    """Holds the run directory until the file is closed; OutputError when another process holds it."""
+    def false(self, what: str) -> DataError:
+        """What is wrong with a file that is whole and does not belong to the run."""
+        return DataError(f"{self.path}: not a checkpoint of this run: {what}; remove it to go on from the one before")
+
+
+def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
+    """Holds the run directory until the file is closed.
+
+    Raises OutputError when another process holds it, DataError where one of its names is not a regular file, and
+    UsageError where a `new` run would replace files that no run has made.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("ab")
+        found = _files(directory)
+        if new and found and LOCK not in found:
+            raise UsageError(
+                f"{directory} holds {min(found)} already, which the run would replace; choose another --run-dir"
+            )
+        lock = (directory / LOCK).open("ab")
     except OSError as error:
         raise OutputError(f"run directory {directory} cannot be written: {error.strerror}") from error
     try:
@@ -79,33 +145,77 @@ def lock_run(directory: Path) -> IO[bytes]:
     return lock
 
 
+def _files(directory: Path) -> set[str]:
+    """The names of a run's files that are taken there."""
+    found = {path.name for path in directory.iterdir() if path.name in _NAMES or _STEP.fullmatch(path.name)}
+    for name in sorted(found):
+        mode = (directory / name).lstat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a file"
+            raise DataError(f"{directory / name} is {what}, where a run keeps a file of its own; remove it")
+    return found
+
+
+def remove_new(directory: Path) -> None:
+    """Removes what a run made in its directory before it came to its first step."""
+    for name in _files(directory) - set(RESULTS):
+        (directory / name).unlink(missing_ok=True)
+
+
+def place_of(directory: Path) -> int:
+    """What a copy of a run directory does not have in common with it."""
+    return (directory / LOCK).stat().st_ino
+
+
 def write_run(directory: Path, values: dict[str, Any]) -> None:
-    """Settings and hashes, once, before the first step."""
-    with open_output(directory / "run.json") as out:
+    """Settings and hashes, before the first step."""
+    assert _is_hash(values["data_sha256"]) and _is_hash(values["model_sha256"])
+    with open_output(directory / RUN) as out:
         out.write(json.dumps(values, indent=1).encode() + b"\n")
 
 
 def read_run(directory: Path) -> dict[str, Any]:
     """What `write_run` wrote; MissingInputError when there is no run there, DataError when it is damaged."""
-    path = directory / "run.json"
+    path = directory / RUN
     try:
-        values = json.loads(path.read_bytes())
+        if not path.is_file():
+            raise FileNotFoundError
+        with path.open("rb") as source:
+            text = source.read(_MOST_RUN_BYTES + 1)
+        values = json.loads(text) if len(text) <= _MOST_RUN_BYTES else None
     except OSError as error:
         raise MissingInputError(f"{directory} holds no run to resume: {path.name} cannot be read") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not the settings of a run: {error}") from error
-    if not isinstance(values, dict) or not {"settings", "model_sha256", "data_sha256"} <= values.keys():
+    hashes = {f"{name}_sha256" for name in ("model", *KEPT)}
+    known = {"settings", "fingerprints", "extended", "place", *hashes}
+    if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
         raise DataError(f"{path}: not the settings of a run")
+    if unknown := sorted(values.keys() - known):
+        raise DataError(f"{path}: not the settings of a run: what is {unknown[0]!r}?")
+    for name in sorted(hashes):
+        if not _is_hash(values.get(name)) and (name in ("data_sha256", "model_sha256") or values.get(name) is not None):
+            raise DataError(f"{path}: not the settings of a run: it has no {name}")
     return values
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def write_checkpoint(directory: Path, snapshot: Snapshot, keep: int = 2) -> Path:
     """Writes one atomically, then drops all but the newest `keep`."""
     path = directory / f"step-{snapshot.step:08d}.ckpt"
     write_snapshot(path, snapshot)
-    for old in sorted(directory.glob("step-*.ckpt"))[:-keep]:
+    for old in checkpoints(directory)[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Files that are called as checkpoints, the newest first."""
+    named = ((_STEP.fullmatch(path.name), path) for path in directory.iterdir())
+    return [path for _, path in sorted(((int(name[1]), path) for name, path in named if name), reverse=True)]
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
@@ -126,26 +236,41 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """None for one that is cut or damaged."""
+    """None for one that is not there, cut or damaged; DataError for one that is whole and false."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as source:
-            left = path.stat().st_size - digest.digest_size
+            size = path.stat().st_size - digest.digest_size
+            left = size
             while left > 0 and (piece := source.read(min(left, _PIECE_BYTES))):
                 digest.update(piece)
                 left -= len(piece)
             if left or source.read() != digest.digest():
                 return None
             source.seek(0)
-            head = json.loads(source.readline())
-            return Checkpoint(path, head["step"], head["totals"], head["n"], head["arrays"], source.tell())
+            line = source.readline(_MOST_HEAD_BYTES)
+            start = source.tell()
     except OSError:
         return None
+    found = Checkpoint(path, 0, {}, 0, 0, start)
+    try:
+        head = json.loads(line)
+        found = Checkpoint(path, head.pop("step"), head.pop("totals"), head.pop("n"), head.pop("arrays"), start)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise found.false("its first line is not that of a checkpoint") from None
+    counts = (found.step, found.size, found.arrays)
+    if head or not isinstance(found.totals, dict) or any(type(n) is not int or not 0 <= n < 1 << 60 for n in counts):
+        raise found.false("its first line is not that of a checkpoint")
+    if found.arrays * found.size * 4 != size - start:
+        raise found.false(f"it does not hold {found.arrays} times {found.size} numbers")
+    if (name := _STEP.fullmatch(path.name)) and int(name[1]) != found.step:
+        raise found.false(f"it is of step {found.step}")
+    return found
 
 
 def newest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest valid one, or None where the run had not come to its first."""
-    for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
+    """The newest valid one, or None where the run had not come to its first. DataError for one that is false."""
+    for path in checkpoints(directory):
         found = read_checkpoint(path)
         if found is not None:
             return found

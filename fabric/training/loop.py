@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -16,13 +16,23 @@ from typing import Any
 import numpy as np
 
 from fabric.core import Buffer, Cancelled, Device, Feed, Optimizer, Plan, Progress, StepResult
-from fabric.data.pack import build_feed, plan_epoch
+from fabric.data.pack import build_feed, pack_in_order, plan_epoch
 from fabric.errors import DataError, DeviceError, DivergedError, StoppedError
+from fabric.interrupts import Interrupted, held
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
 from fabric.models.recorder import EMBEDDING, Recorder, Weights
 from fabric.text.encode import Example
-from fabric.training.checkpoint import Checkpoint, Snapshot, read_checkpoint, write_checkpoint, write_snapshot
+from fabric.training.checkpoint import (
+    BEST,
+    Checkpoint,
+    Snapshot,
+    Totals,
+    checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+    write_snapshot,
+)
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.noise import dropout_keys, embedding_noise
 from fabric.training.parameters import F32Array, Layout
@@ -30,26 +40,8 @@ from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 
 POLL_S = 0.05
-BEST = "best.ckpt"
 WORSE = 1.5  # times its lowest: such a loss, if it is above that of guessing too, has exploded
 _PIECE_BYTES = 1 << 22
-
-
-@dataclass
-class Totals:
-    """Running totals that a checkpoint carries."""
-
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-    smooth: float = math.nan  # running mean of the loss over about ten steps
-    lowest: float = math.inf  # that it ever was
-    val_loss: float | None = None
-    validated: int = 0  # the step that val_loss is of
-    best_loss: float | None = None
-    best_step: int = 0
-    stale: int = 0  # validations since the best one
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
@@ -186,11 +178,15 @@ class Machine:
 
     def snapshot(self, step: int, totals: Totals) -> Snapshot:
         """Everything that another process needs to go on."""
-        return Snapshot(step, dict(totals.__dict__), self.layout.size, [_pieces(b) for b in self.state])
+        return Snapshot(step, totals.to_json(), self.layout.size, [_pieces(b) for b in self.state])
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes a snapshot's place."""
-        for i in range(checkpoint.arrays):
+    def restore(self, checkpoint: Checkpoint, arrays: int | None = None) -> None:
+        """Takes a snapshot's place, or that of its first `arrays`. DataError for one of another run."""
+        arrays = arrays or self.arrays
+        if (checkpoint.size, checkpoint.arrays) != (self.layout.size, arrays):
+            what = f"{checkpoint.arrays} times {checkpoint.size} numbers, where the run has {arrays} times"
+            raise checkpoint.false(f"it holds {what} {self.layout.size}")
+        for i in range(arrays):
             at = 0
             for piece in checkpoint.pieces(i):
                 self.state[i].write(piece, at)
@@ -232,34 +228,70 @@ def time_a_step(machine: Machine, rows: list[Example]) -> tuple[int, float]:
     return sum(feed.tokens for feed in feeds), time.perf_counter() - began
 
 
+@dataclass(frozen=True)
+class Spans:
+    """How far a run goes: `ends` are the steps at which it ended, or was to end, and was told to go on, each with the
+    steps that its schedule had until then; the last one is its end now."""
+
+    ends: Sequence[tuple[int, int]]
+
+    @property
+    def last(self) -> int:
+        """The last step."""
+        return self.ends[-1][0]
+
+    def total(self, step: int) -> int:
+        """The steps of the schedule that a step belongs to."""
+        return next((total for end, total in self.ends if step <= end), self.last)
+
+    def ends_at(self, step: int) -> bool:
+        """Whether the run ended there, or does."""
+        return any(step == end == total for end, total in self.ends)
+
+
 class Loop:
-    """Runs the steps after `start` and leaves the trained parameters in the machine."""
+    """Runs the steps after `start` and leaves the trained parameters in the machine. `record` writes run.json, which
+    must be there before any checkpoint: as soon as it can, or (True) after waiting for that; whether it is there."""
 
     def __init__(
         self, machine: Machine, train: list[Example], val: list[Example], directory: Path, ui: TrainUI, start: int,
-        totals: Totals, before_checkpoint: Callable[[], None] | None = None,
+        totals: Totals, spans: Spans, record: Callable[[bool], bool],
     ) -> None:  # fmt: skip
-        self.before_checkpoint = before_checkpoint
+        self.record = record
         self.machine, self.train, self.val, self.directory, self.ui = machine, train, val, directory, ui
         self.settings = machine.settings
         self.step, self.totals = start, totals
         self.saved, self.saved_at = start, time.monotonic()
         self.per_epoch = steps_per_epoch(len(train), self.settings.batch)
-        self.last = total_steps(self.settings, len(train))
+        self.spans, self.last = spans, spans.last
         vocabulary = machine.weights.gguf.tensors[EMBEDDING].shape[0]
         self.guessing = math.log(vocabulary)  # the loss where any token is as likely as another
         self.epoch_plan: tuple[int, list[list[list[int]]]] = (-1, [])
+        lengths = [len(row.tokens) for row in val]
+        self.val_packs = pack_in_order(lengths, machine.capacity, self.settings.pack) if val else []
 
     def run(self, metrics: MetricsLog) -> None:
-        """Until the last step, a stop, or a loss that is no number; or until validation loses patience."""
-        with ThreadPoolExecutor(1, "fabric-step") as worker:
-            if self.step and self.val and self._due(self.settings.eval_every) and self.totals.validated != self.step:
-                self._validate(worker)  # the run was stopped inside this validation
-            while self.step < self.last and not self._out_of_patience():
-                if self.ui.interrupted():  # steps may be too short for the wait inside them to notice
-                    raise self._stopped()
-                self._one(worker, metrics)
-        self._checkpoint()
+        """Until the last step, a stop, or a loss that is no number; or until validation loses patience. Between steps a
+        request to stop breaks in anywhere, inside one it is asked for."""
+        try:
+            with ThreadPoolExecutor(1, "fabric-step") as worker:
+                if (
+                    self.val
+                    and self.step
+                    and self._due(self.settings.eval_every)
+                    and self.totals.validated != self.step
+                ):
+                    with held():  # the run was stopped inside this validation
+                        metrics.amend(self.step, val_loss=self._validate(worker))
+                while self.step < self.last and not self._out_of_patience():
+                    if self.ui.interrupted():
+                        raise Interrupted
+                    self._one(worker, metrics)
+        except (Interrupted, Cancelled):
+            with held():
+                raise self._stopped() from None
+        with held():
+            self._checkpoint()
         if self.settings.patience:
             self._take_best()
 
@@ -271,7 +303,7 @@ class Loop:
         best, totals = read_checkpoint(self.directory / BEST), self.totals
         if best is None or best.step != totals.best_step:
             raise DataError(f"{self.directory / BEST} is damaged: train anew")
-        self.machine.restore(best)
+        self.machine.restore(best, 1)
         if self._out_of_patience():
             self.ui.message(
                 f"stopped after step {self.step} of {self.last}: {totals.stale} validations were no better than "
@@ -279,14 +311,32 @@ class Loop:
             )
 
     def _one(self, worker: ThreadPoolExecutor, metrics: MetricsLog) -> None:
+        """A step with its validation and checkpoint, and the record of it."""
         s, began = self.settings, time.perf_counter()
-        step = self.step + 1
-        feeds = self.feeds(step)
+        feeds = self.feeds(self.step + 1)
+        self.record(False)
+        with held():
+            record = self._step(worker, feeds, began)
+            try:
+                if self._due(s.eval_every) and self.val:
+                    record["val_loss"] = self._validate(worker)
+            finally:
+                metrics.write(record)
+            self.ui.step({**record, "steps": self.last})
+            totals, minutes = self.totals, (time.monotonic() - self.saved_at) / 60
+            exploded = totals.smooth > max(self.guessing, WORSE * totals.lowest)
+            if not exploded and (self._due(s.checkpoint_every) or 0 < s.checkpoint_minutes <= minutes):
+                self._checkpoint()
+        metrics.stream()
+        if exploded:
+            what = f"the loss rose from {totals.lowest:.3g} to {totals.smooth:.3g}"
+            raise self._diverged(self.step, self.step, what)
+
+    def _step(self, worker: ThreadPoolExecutor, feeds: list[Feed], began: float) -> dict[str, Any]:
+        """An optimizer step; its metrics."""
+        s, step = self.settings, self.step + 1
         optimizer = self.machine.optimizer
-        optimizer.t = step
-        optimizer.lr = learning_rate(
-            step, self.last, s.lr, s.schedule, s.warmup_ratio, s.warmup_steps, s.lr_min
-        )  # fmt: skip
+        optimizer.t, optimizer.lr = step, rate_of(s, step, self.spans)
         progress = Progress()
         result: StepResult = self._wait(
             worker.submit(self.machine.plan.step, feeds, optimizer, progress), progress
@@ -309,36 +359,26 @@ class Loop:
         totals.tokens += tokens
         totals.trained_tokens += result.trained
         totals.seconds += seconds
-        record: dict[str, Any] = {
+        return {
             "step": step, "epoch": step / self.per_epoch, "loss": totals.loss, "lr": optimizer.lr,
             "grad_norm": result.grad_norm, "tokens": tokens, "trained_tokens": result.trained, "seconds": seconds,
             "tokens_per_s": tokens / seconds, "peak_bytes": peak_bytes(),
         }  # fmt: skip
-        try:
-            if self._due(s.eval_every) and self.val:
-                record["val_loss"] = self._validate(worker)
-        finally:
-            metrics.write(record)
-        self.ui.step({**record, "steps": self.last})
-        if totals.smooth > max(self.guessing, WORSE * totals.lowest):
-            raise self._diverged(step, step, f"the loss rose from {totals.lowest:.3g} to {totals.smooth:.3g}")
-        minutes = (time.monotonic() - self.saved_at) / 60
-        if self._due(s.checkpoint_every) or 0 < s.checkpoint_minutes <= minutes:
-            self._checkpoint()
 
     def _diverged(self, step: int, before: int, what: str) -> DivergedError:
         """Names the newest checkpoint of a step `before` which the loss had not risen."""
         good = "there is no checkpoint of before that"
-        for path in sorted(self.directory.glob("step-*.ckpt"), reverse=True):
+        for path in checkpoints(self.directory):
             found = read_checkpoint(path)
-            if found and found.step < before and found.totals["smooth"] <= 1.1 * found.totals["lowest"]:
+            totals = found.checked_totals() if found and found.step < before else None
+            if totals and totals.smooth <= 1.1 * totals.lowest:
                 good = f"the last good checkpoint is {path}"
                 break
         return DivergedError(f"step {step}: {what}; {good}; start again with a lower --lr")
 
     def _due(self, every: int) -> bool:
         """Every so many steps, or (0) at the end of each epoch; and always at the end."""
-        return self.step == self.last or self.step % (every or self.per_epoch) == 0
+        return self.spans.ends_at(self.step) or self.step % (every or self.per_epoch) == 0
 
     def feeds(self, step: int) -> list[Feed]:
         """The micro-batches of a step."""
@@ -351,18 +391,23 @@ class Loop:
         return self.epoch_plan[1][within]
 
     def _wait(self, future: Future[Any], progress: Progress) -> Any:
-        while True:
-            try:
-                return future.result(timeout=POLL_S)
-            except FutureTimeout:
-                self.ui.progress(progress.fraction)
+        """What a call into the core comes to. Cancelled where somebody asked to stop, unless it ended before that."""
+        try:
+            while True:
                 if self.ui.interrupted():
                     progress.cancel()
-            except Cancelled:
-                raise self._stopped() from None
+                try:
+                    return future.result(timeout=POLL_S)
+                except FutureTimeout:
+                    self.ui.progress(progress.fraction)
+        except BaseException:
+            progress.cancel()  # or the worker would go on
+            raise
 
     def _stopped(self) -> StoppedError:
         """Checkpoints, and says how to go on."""
+        if not self.step and not self.record(False):
+            raise Interrupted  # nothing is lost, and what run.json needs may take long
         self._checkpoint()
         return StoppedError(
             f"stopped after step {self.step} of {self.last}; continue with: fabric resume {self.directory}"
@@ -375,8 +420,7 @@ class Loop:
         totals.val_loss, totals.validated, totals.stale = loss, self.step, totals.stale + 1
         if self.settings.patience and (totals.best_loss is None or loss < totals.best_loss):
             totals.best_loss, totals.best_step, totals.stale = loss, self.step, 0
-            if self.before_checkpoint:
-                self.before_checkpoint()
+            self.record(True)
             params = self.machine.snapshot(self.step, totals)
             write_snapshot(self.directory / BEST, params._replace(arrays=params.arrays[:1]))
         return loss
@@ -385,11 +429,7 @@ class Loop:
         plan = self.machine.scorer
         assert plan is not None
         loss, trained = 0.0, 0
-        steps = plan_epoch(
-            [len(e.tokens) for e in self.val], batch=len(self.val), capacity=self.machine.capacity, accumulate=1,
-            pack=self.settings.pack, shuffle=False, seed=0, epoch=0,
-        )  # fmt: skip
-        for rows in steps[0]:
+        for rows in self.val_packs:
             feed = self.machine.feed([self.val[i] for i in rows])
             progress = Progress()
             self._wait(worker.submit(plan.run, feed, progress), progress)
@@ -400,7 +440,12 @@ class Loop:
     def _checkpoint(self) -> None:
         if self.saved == self.step and self.step:
             return
-        if self.before_checkpoint:
-            self.before_checkpoint()
+        self.record(True)
         write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals), self.settings.keep)
         self.saved, self.saved_at = self.step, time.monotonic()
+
+
+def rate_of(settings: TrainSettings, step: int, spans: Spans) -> float:
+    """The learning rate of a step."""
+    s = settings
+    return learning_rate(step, spans.total(step), s.lr, s.schedule, s.warmup_ratio, s.warmup_steps, s.lr_min)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from fabric.errors import OutputError
+from fabric.files import open_output, writes_straight
+from fabric.training.checkpoint import METRICS
+
+_MOST_LINE_BYTES = 1 << 16
 
 
 def peak_bytes() -> int:
@@ -30,46 +36,74 @@ class MetricsLog:
     """Appends records; on resume first drops those after the checkpoint's step, so that no step is told twice."""
 
     def __init__(self, directory: Path, target: str | None, after_step: int) -> None:
-        self.files: list[TextIO] = []
-        self.stdout = target == "-"
-        for path in [directory / "metrics.jsonl", *([Path(target)] if target and not self.stdout else [])]:
+        self.files: list[tuple[BinaryIO, int]] = []  # with where the last record begins
+        self.streams: list[BinaryIO] = []
+        self.last: dict[str, Any] = {}
+        self.open = contextlib.ExitStack()
+        straight = target is not None and writes_straight(target)
+        for path in [directory / METRICS, *([] if target is None or straight else [Path(target)])]:
             try:
-                kept = _length_until(path, after_step) if after_step and path.is_file() else 0
-                file = path.open("a", encoding="utf-8")
-                if path.is_file():
-                    file.truncate(kept)
+                end, begin, last = _records(path, after_step) if after_step else (0, 0, {})
+                file = self.open.enter_context(path.open("ab"))
+                file.truncate(end)
             except OSError as error:
+                self.open.close()
                 raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-            self.files.append(file)
+            self.last = self.last or last
+            self.files.append((file, begin))
+        if target is not None and straight:
+            self.streams.append(self.open.enter_context(open_output(target, text=True)))
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line, flushed."""
-        line = json.dumps(record) + "\n"
-        try:
-            for file in [*self.files, *([sys.stdout] if self.stdout else [])]:
-                file.write(line)
-                file.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"metrics cannot be written: {error.strerror}") from error
+        """One line in each file."""
+        self.files = [(file, file.seek(0, os.SEEK_END)) for file, _ in self.files]
+        self.last = record
+        _put(record, [file for file, _ in self.files])
+
+    def stream(self) -> None:
+        """The last record to where somebody reads along, who may keep us waiting."""
+        _put(self.last, self.streams)
+
+    def amend(self, step: int, **values: Any) -> None:
+        """Adds to the record of the last step."""
+        same = self.last.get("step") == step
+        for file, begin in self.files if same else []:
+            file.truncate(begin)
+        self.write({**self.last, **values} if same else {"step": step, **values})
+        self.stream()
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self.files:
-            file.close()
+        self.open.close()
 
 
-def _length_until(path: Path, step: int) -> int:
-    """Bytes of the whole records up to a step's, which come first."""
-    length = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] > step or not line.endswith(b"\n"):
+def _put(record: dict[str, Any], files: list[BinaryIO]) -> None:
+    line = json.dumps(record).encode() + b"\n"
+    try:
+        for file in files:
+            file.write(line)
+            file.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"metrics cannot be written: {error.strerror}") from error
+
+
+def _records(path: Path, step: int) -> tuple[int, int, dict[str, Any]]:
+    """Of the whole records up to a step's, which come first: where they end, and where the last one begins, and it."""
+    end, begin = 0, 0
+    last: dict[str, Any] = {}
+    if not path.exists():
+        return end, begin, last
+    with path.open("rb") as source:
+        while line := source.readline(_MOST_LINE_BYTES):
+            try:
+                record = json.loads(line)
+                if not line.endswith(b"\n") or not 0 <= record["step"] <= step:
+                    break
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break
-        except (ValueError, KeyError, TypeError):
-            break
-        length += len(line)
-    return length
+            begin, end, last = end, end + len(line), record
+    return end, begin, last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fabric.data.pack import shuffled
 from fabric.data.records import read_records
@@ -45,7 +44,7 @@ def load_rows(settings: TrainSettings, gguf: GGUF) -> Rows:
 
     try:
         train = load(settings.data, settings.stride)
-        fraction = _fraction(settings.val)
+        fraction = _fraction(settings)
         if fraction is None:
             return Rows(train, load(settings.val) if settings.val else [], notes)
     finally:
@@ -58,14 +57,11 @@ def load_rows(settings: TrainSettings, gguf: GGUF) -> Rows:
     return Rows(kept, [train[i] for i in sorted(chosen)], notes)
 
 
-def _fraction(val: str | None) -> float | None:
+def _fraction(settings: TrainSettings) -> float | None:
     """The number in `--val 0.05`; None for a file's name."""
-    if val is None or Path(val).exists():
-        return None
-    try:
-        fraction = float(val)
-    except ValueError:
-        return None
-    if not 0 < fraction < 1:
-        raise UsageError(f"--val {val}: a fraction lies between 0 and 1")
+    fraction = settings.val_fraction
+    if fraction is not None and not 0 < fraction < 1:
+        raise UsageError(
+            f"--val {settings.val}: a fraction lies between 0 and 1; a file of that name is ./{settings.val}"
+        )
     return fraction

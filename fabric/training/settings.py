@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import os
+import types
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+from fabric.errors import DataError
 
 ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
 FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
@@ -83,7 +86,7 @@ class TrainSettings:
     threads: int = 0
     device: str = "cpu"
     val: str | None = None
-    """Validation rows: a path, or a fraction of the training rows such as `0.05`."""
+    """Validation rows: a path, or a fraction of the training rows such as `0.05` (a file of that name: `./0.05`)."""
     eval_every: int = 0
     """Validate every this many steps; 0: after each epoch. Needs `val`."""
     patience: int = 0
@@ -100,36 +103,65 @@ class TrainSettings:
     """JSONL, one object a step; a path, or `-` for stdout."""
 
     @property
-    def inputs(self) -> list[str | None]:
-        """What is read."""
-        return [self.data, self.model, self.adapter, self.val, self.template]
+    def val_fraction(self) -> float | None:
+        """The number that `val` is, where it is one."""
+        try:
+            return float(self.val) if self.val else None
+        except ValueError:
+            return None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What is read, by setting; `-` is stdin."""
+        paths = {name: getattr(self, name) for name in ("data", "model", "adapter", "val", "template")}
+        return {name: path for name, path in paths.items() if path and (name != "val" or self.val_fraction is None)}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` is the inverse."""
         return dataclasses.asdict(self)
 
     def fingerprints(self) -> dict[str, str]:
-        """The start of a SHA-256 of each setting that the result depends on, so that a change can be named."""
-        none = _NO_RESULT - ({"eval_every"} if self.patience else set())
-        told = {k: v for k, v in self.to_json().items() if k not in none and (k != "val" or _is_number(v))}
+        """The start of a SHA-256 of each setting that the result depends on, or that says where it goes, so that a
+        change can be named. Files are told apart by their content."""
+        none = {*_NO_RESULT, *self.files} - ({"eval_every"} if self.patience else set())
+        told = {k: v for k, v in self.to_json().items() if k not in none}
         return {k: hashlib.sha256(f"{k}={json.dumps(v)}".encode()).hexdigest()[:16] for k, v in sorted(told.items())}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TrainSettings:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`. Raises DataError for a name that no setting has, and for a value of another type."""
+        kinds = get_type_hints(TrainSettings)
+        for name, value in values.items():
+            if name not in kinds:
+                raise DataError(f"there is no setting {name!r}")
+            if not _is_of(value, kinds[name]):
+                raise DataError(f"the setting {name} is {json.dumps(value)[:40]}")
+        missing = kinds.keys() - values.keys()
+        if missing:
+            raise DataError(f"the settings {', '.join(sorted(missing))} are missing")
         return TrainSettings(**{**values, "modules": tuple(values["modules"])})
 
 
-def _is_number(val: str | None) -> bool:
-    try:
-        return val is not None and math.isfinite(float(val))
-    except ValueError:
-        return False
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of a setting's type."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if origin is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, str):
+        try:
+            return kind is str and b"\0" not in os.fsencode(value)
+        except UnicodeError:
+            return False
+    return type(value) in ((float, int) if kind is float else (kind,))
 
 
 _NO_RESULT = {
-    "data", "model", "output", "adapter", "template", "run_dir", "metrics", "threads", "eval_every", "checkpoint_every",
-    "checkpoint_minutes", "checkpointing", "keep",
+    "run_dir", "threads", "eval_every", "checkpoint_every", "checkpoint_minutes", "checkpointing", "keep", "data",
+    "model", "adapter", "template",
 }  # fmt: skip
 
 
@@ -172,5 +204,9 @@ class TrainReport:
     """What was written: "adapter" or "model"."""
     output_bytes: int
     run_dir: str
+    output: str
+    """The file written; `-` for stdout."""
+    metrics: str | None
+    """Where metrics went, besides the run directory."""
     sha256: str
-    """Of the file written."""
+    """Of it."""

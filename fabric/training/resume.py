@@ -1,0 +1,161 @@
+"""`resume`: a run goes on from its newest checkpoint, to the end that it had or to a later one.
+
+What run.json says is checked like any input: a directory may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fabric.errors import DataError, StoppedError, UsageError
+from fabric.files import STDIO, check_streams, is_stream
+from fabric.interrupts import Interrupted
+from fabric.notices import notice
+from fabric.training.check import check_settings
+from fabric.training.checkpoint import (
+    KEPT,
+    RUN,
+    Checkpoint,
+    lock_run,
+    newest_checkpoint,
+    place_of,
+    read_run,
+    write_run,
+)
+from fabric.training.identity import Inputs
+from fabric.training.loop import Spans, rate_of, total_steps
+from fabric.training.run import Setup, check_writable, kind_of, place_of_result, run_on, set_up
+from fabric.training.settings import TrainReport, TrainSettings, TrainUI
+
+
+def resume(
+    run_dir: str,
+    ui: TrainUI,
+    output: str | None = None,
+    metrics: str | None = None,
+    threads: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+) -> TrainReport:
+    """Continues a run from its newest valid checkpoint; what it writes is what an uninterrupted run writes. With
+    `epochs` or `steps` it goes on to that end instead, on a schedule that reaches there.
+
+    Raises DataError when the base, the rows or the starting adapter are no longer those of the run.
+    """
+    directory = Path(run_dir)
+    kept = read_run(directory)
+    with lock_run(directory):
+        try:
+            settings, earlier = _kept_settings(directory, kept)
+            settings = _at_home(directory, kept, settings, output, metrics)
+            settings = replace(settings, run_dir=run_dir, threads=settings.threads if threads is None else threads)
+            check_streams(settings.files.values(), [settings.output, settings.metrics])
+            check_writable(settings)
+            inputs = Inputs(settings)
+            with set_up(settings) as setup:
+                for key, value in inputs.hashes(setup.gguf).items():
+                    if kept.get(key) != value:
+                        what = key.removesuffix("_sha256")
+                        raise DataError(
+                            f"{directory}: the {what} has changed since this run began; restore it, or train anew"
+                        )
+                found = newest_checkpoint(directory)
+                spans = _spans(setup, settings, earlier)
+                if epochs is not None or steps is not None:
+                    settings, spans = _extended(directory, kept, settings, setup, found, spans, epochs, steps, ui)
+                ui.message(f"the {kind_of(settings)} goes to {place_of_result(settings, directory)}")
+                return run_on(settings, setup, directory, ui, inputs, spans, None, found)
+        except Interrupted:
+            raise StoppedError(f"stopped before the next step; continue with: fabric resume {directory}") from None
+
+
+def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings, list[_Earlier]]:
+    """The settings of a run, and the ends that it had before it was told to go on. DataError where they are not those
+    that it began with, or no settings at all."""
+    place = directory / RUN
+    try:
+        settings = TrainSettings.from_json(kept["settings"])
+        check_settings(settings)
+        earlier = [_Earlier(*one) for one in kept.get("extended", [])]
+        if not all(type(one.step) is int and one.step > 0 for one in earlier):
+            raise DataError("the ends that it had are not steps")
+        for one in earlier:
+            check_settings(replace(settings, epochs=one.epochs, steps=one.steps))
+    except (TypeError, DataError, UsageError) as error:
+        raise DataError(f"{place}: not the settings of a run: {error}") from error
+    now, then = settings.fingerprints(), kept.get("fingerprints")
+    if now != then:
+        then = then if isinstance(then, dict) else {}
+        names = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        changed = f"the settings have changed since this run began ({', '.join(names)})"
+        raise DataError(f"{place}: {changed}; restore them")
+    here = {name: directory / file for name, file in KEPT.items() if Path(settings.files.get(name, "")).name == file}
+    settings = replace(settings, **{name: str(path) for name, path in here.items() if path.exists()})  # type: ignore[arg-type]
+    if gone := [name for name, path in settings.files.items() if name != "model" and is_stream(path)]:
+        raise DataError(f"{place}: the {gone[0]} came through a pipe and was not kept, so the run cannot go on")
+    return settings, earlier
+
+
+def _at_home(
+    directory: Path, kept: dict[str, Any], settings: TrainSettings, output: str | None, metrics: str | None
+) -> TrainSettings:
+    """The settings with the outputs that were given. Those of run.json hold only where this user made the directory: a
+    copy may come from a stranger, and writes to nothing outside itself."""
+    own = not hasattr(os, "geteuid") or directory.stat().st_uid == os.geteuid()
+    if not own or kept.get("place") != place_of(directory):
+        for name, given in (("output", output), ("metrics", metrics)):
+            place = getattr(settings, name)
+            if place not in (None, STDIO) and given is None:
+                notice(f"{directory} was not made here, so {place} is not written; --{name} says where to write")
+                settings = replace(settings, **{name: None})  # type: ignore[arg-type]
+    return replace(
+        settings,
+        output=settings.output if output is None else output,
+        metrics=settings.metrics if metrics is None else metrics,
+    )
+
+
+class _Earlier(NamedTuple):
+    """An end that a run had: the step at which it was told to go on, and what had said where it ends."""
+
+    step: int
+    epochs: float
+    steps: int | None
+
+
+def _spans(setup: Setup, settings: TrainSettings, earlier: Sequence[_Earlier]) -> Spans:
+    rows = len(setup.rows.train)
+    last = total_steps(settings, rows)
+    ends = [(one.step, total_steps(replace(settings, epochs=one.epochs, steps=one.steps), rows)) for one in earlier]
+    return Spans([*ends, (last, last)])
+
+
+def _extended(
+    directory: Path, kept: dict[str, Any], settings: TrainSettings, setup: Setup, found: Checkpoint | None,
+    spans: Spans, epochs: float | None, steps: int | None, ui: TrainUI,
+) -> tuple[TrainSettings, Spans]:  # fmt: skip
+    """The settings of a run that goes on to another end, kept in its run.json; its steps so far stay as they were."""
+    step = found.step if found else 0
+    longer = replace(settings, epochs=settings.epochs if epochs is None else epochs, steps=steps)
+    check_settings(longer)
+    last = total_steps(longer, len(setup.rows.train))
+    if (longer.epochs, longer.steps) == (settings.epochs, settings.steps):
+        return settings, spans
+    if last <= step:
+        raise UsageError(f"the run has done {step} steps already, and is to end after {last}: give more")
+    earlier = [*kept.get("extended", []), *([_Earlier(step, settings.epochs, settings.steps)] if step else [])]
+    told = TrainSettings.from_json({**kept["settings"], "epochs": longer.epochs, "steps": longer.steps})
+    new = {"settings": told.to_json(), "fingerprints": told.fingerprints(), "extended": earlier}
+    write_run(directory, {**kept, **new})
+    spans = _spans(setup, longer, [_Earlier(*one) for one in earlier])
+    rates = f"rate {rate_of(longer, step, spans):.3g} in step {step}, " if step else ""
+    rates += f"{rate_of(longer, step + 1, spans):.3g} in step {step + 1}"
+    ui.message(
+        f"going on from step {step} to {last}; the {longer.schedule} schedule is from here on that of {last} steps "
+        f"({rates}), and the optimizer keeps its state"
+    )
+    return longer, spans
