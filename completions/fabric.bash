@@ -63,10 +63,12 @@ _fabric() {
         train:--keep) return ;;
         train:--run-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        train:--config) return ;;
+        train:--config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:-o|resume:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--threads) return ;;
+        resume:--epochs) return ;;
+        resume:--steps) return ;;
         merge:-m|merge:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         merge:-a|merge:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         merge:-o|merge:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -143,7 +145,7 @@ _fabric() {
         prepare) words="-o --output --format --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --strict --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --strict --debug -h --help" ;;
         train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
-        resume) words="-o --output --metrics --threads -q --quiet --json --strict --debug -h --help" ;;
+        resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --strict --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --strict --debug -h --help" ;;
         eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;

@@ -13,18 +13,17 @@ from pathlib import Path
 import click
 
 from fabric.cli.app import COMMANDS, EPILOG, group, load
+from fabric.cli.config import names_file
 from fabric.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "FABRIC_<FLAG>": "the default of a flag, in capitals and with _ for -: FABRIC_LR_MIN",
-    "FABRIC_CONFIG": "what --config of train names",
     "NO_COLOR": "set: no colours",
     "TERM": "dumb: no bar, no colours, plain characters",
     "XDG_CONFIG_HOME": "where fabric/config.toml and fabric/profiles lie; else ~/.config",
     "XDG_CACHE_HOME": "where kernels built for a GPU are kept; else ~/.cache",
 }
-FILES = ["FILE", "GGUF", "DATA", "METRICS", "RUN_DIR", "DIR"]
 
 
 def options(name: str) -> list[click.Option]:
@@ -53,11 +52,6 @@ def values(option: click.Option) -> list[str]:
 def metavar(option: click.Option) -> str:
     """What stands behind the flag: FILE, a|b|c, or nothing for a switch."""
     return "" if option.is_flag else option.metavar or "|".join(values(option)) or "X"
-
-
-def takes_file(option: click.Option) -> bool:
-    """Whether a shell should offer files."""
-    return any(word in metavar(option) for word in FILES)
 
 
 def flags(option: click.Option) -> list[str]:
@@ -89,7 +83,7 @@ def bash() -> str:
                 value_cases.append(
                     f'        {spelled}) COMPREPLY=($(compgen -W "{" ".join(values(option))}" -- "$cur")); return ;;'
                 )
-            elif takes_file(option):
+            elif names_file(option):
                 value_cases.append(f'        {spelled}) COMPREPLY=($(compgen -f -- "$cur")); return ;;')
             elif not option.is_flag:
                 value_cases.append(f"        {spelled}) return ;;")
@@ -143,7 +137,7 @@ def zsh() -> str:
             if values(option):
                 value = f":{clean(option.name or '')}:({' '.join(values(option))})"
             elif not option.is_flag:
-                value = f":{clean(metavar(option))}:" + ("_files" if takes_file(option) else "")
+                value = f":{clean(metavar(option))}:" + ("_files" if names_file(option) else "")
             many = "*" if option.multiple else ""
             for flag in flags(option):
                 lines.append(f"      '{many}{flag}[{clean(option.help or '')}]{value}' \\")
@@ -169,7 +163,7 @@ def fish() -> str:
             spelled = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in flags(option))
             value = f" -x -a {quote(' '.join(values(option)))}" if values(option) else ""
             if not value and not option.is_flag:
-                value = " -r" + (" -F" if takes_file(option) else " -f")
+                value = " -r" + (" -F" if names_file(option) else " -f")
             seen = f"'__fish_seen_subcommand_from {name}'"
             lines.append(f"complete -c fabric -n {seen} {spelled}{value} -d {quote(option.help or '')}")
     return "\n".join([*lines, ""])

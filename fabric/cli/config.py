@@ -6,6 +6,9 @@ A file holds flags by their long names, at the top for every command or in a tab
     threads = 2
     [train]
     rank = 16
+
+What a command reads and writes is on its command line alone: a folder may be a stranger's, and a pipe must not lose to
+a file that nobody named. So operands, flags that name files, and flags that choose another task have no such defaults.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ from fabric.errors import MissingInputError, UsageError
 
 CONFIG = "config"
 PREFIX = "FABRIC_"
+MOST_BYTES = 1 << 20
+FILES = frozenset(("FILE", "GGUF", "DATA", "DIR", "TOML"))  # what stands for a file behind a flag
+TASKS = frozenset(
+    ("prompt", "chat", "check", "dry-run", "plan", "probe", "follow", "resume epochs", "resume steps")
+)  # flags that choose what is read or written, some of them in one command only
 
 
 def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -45,8 +53,34 @@ def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any
     for flag, param in flags.items():
         variable = _variable(flag)
         if variable in os.environ and isinstance(param, click.Option):
-            values[param.name or flag] = _checked(command, flag, os.environ[variable], variable)
+            owner = _owner(command, flag)
+            value = _checked(owner, flag, os.environ[variable], variable)
+            if owner is command:
+                values[param.name or flag] = value
     return values, _foreign_variables(flags)
+
+
+def names_file(param: click.Parameter) -> bool:
+    """Whether a flag's value is the name of a file."""
+    words = re.split(r"[^A-Z_]+", param.metavar or "")
+    return isinstance(param, click.Option) and not FILES.isdisjoint(words)
+
+
+def _configurable(command: click.Command, flag: str) -> bool:
+    """Whether files and the environment may give a flag's default. One that is a file or a number may be a number."""
+    param = _flags(command)[flag]
+    if not isinstance(param, click.Option) or not TASKS.isdisjoint((flag, f"{command.name} {flag}")):
+        return False
+    return not names_file(param) or "|" in (param.metavar or "")
+
+
+def _owner(command: click.Command, flag: str) -> click.Command:
+    """The command whose flag a name at the top stands for: this one, or another where only that one takes it from
+    afar."""
+    if flag in _flags(command) and _configurable(command, flag):
+        return command
+    others = [other for other in map(_load, _commands()) if flag in _flags(other)]
+    return next((other for other in others if _configurable(other, flag)), others[0])
 
 
 def bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
@@ -92,7 +126,7 @@ def kernel_cache() -> Path:
 
 def _named(args: Sequence[str]) -> Path | None:
     """The file of --config, which must be known before the other flags get their defaults."""
-    found = os.environ.get(_variable(CONFIG))
+    found = None
     for i, arg in enumerate(args):
         if arg == "--config" and i + 1 < len(args):
             found = args[i + 1]
@@ -114,7 +148,7 @@ def _foreign_variables(flags: Mapping[str, click.Parameter]) -> list[str]:
     """What to say of variables that are called as ours and of no flag: other programs have such names too, so only one
     that is nearly a flag's is refused."""
     told = []
-    ours = {_variable(flag) for flag in flags}
+    ours = {_variable(flag) for flag, param in flags.items() if isinstance(param, click.Option)}
     if strangers := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in ours):
         ours = {_variable(flag) for flag in _all_flags()}
     for name in strangers:
@@ -128,8 +162,8 @@ def _foreign_variables(flags: Mapping[str, click.Parameter]) -> list[str]:
 def _checked(command: click.Command, flag: str, value: object, place: str) -> Any:
     """A value as it would be typed, if the flag would take it: so 8.5 is no count, and true is no number."""
     param = _flags(command)[flag]
-    if flag == CONFIG and not place.startswith(PREFIX):
-        raise UsageError(f"{place}: a file names no other; give --{CONFIG} itself, or {_variable(CONFIG)}")
+    if not _configurable(command, flag) or (names_file(param) and not _is_number(value)):
+        raise UsageError(f"{place}: only the command line can set this, for it decides what is read or written")
     many = param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)
     if isinstance(value, dict) or (isinstance(value, list) and not many):
         raise UsageError(f"{place} takes one value")
@@ -152,6 +186,8 @@ def _read(path: Path, command: click.Command) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -170,12 +206,20 @@ def _read(path: Path, command: click.Command) -> dict[str, Any]:
                     table[flag] = content
         else:
             flag = name.replace("_", "-")
-            owners = {flag: command} if flag in _flags(command) else _all_flags()
-            _known(place, flag, owners, "flag")
-            value = _checked(owners[flag], flag, value, f"{place}: {flag}")
-            if owners[flag] is command:
+            if flag not in _flags(command):
+                _known(place, flag, {flag for other in map(_load, _commands()) for flag in _flags(other)}, "flag")
+            owner = _owner(command, flag)
+            value = _checked(owner, flag, value, f"{place}: {flag}")
+            if owner is command:
                 top[flag] = value
     return {**top, **table}
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(str(value)))
+    except ValueError:
+        return False
 
 
 def _line(text: str, name: str, table: str = "") -> int:
@@ -209,6 +253,7 @@ def _load(name: str) -> click.Command:
     return load(name)
 
 
-def _all_flags() -> dict[str, click.Command]:
-    """Flags of every command, and one that has them; the modules are small, and only foreign names need this."""
-    return {flag: command for command in map(_load, _commands()) for flag in _flags(command)}
+def _all_flags() -> set[str]:
+    """Flags of every command; the modules are small, and only foreign names need this."""
+    commands = map(_load, _commands())
+    return {flag for command in commands for flag, param in _flags(command).items() if isinstance(param, click.Option)}

@@ -25,6 +25,7 @@ from fabric.training.parameters import drawn, fill, lora_layout
 from fabric.training.settings import ALL_MODULES, Precision, TrainSettings
 from fabric.weights.gguf import GGUF, TensorInfo
 
+TOKEN_BYTES, ROW_BYTES = 32, 1024  # of feeds, at most
 DECODED = 48  # tokens of one sequence, of which the first third warms up
 
 
@@ -127,9 +128,11 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
         stack.callback(device.close)
         weights = Weights(gguf, device)
         stack.callback(weights.close)
-        feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
-        machine = Machine(train, weights, layout, train.alpha, [feeds[0].tokens])
+        at_once = min(settings.rows_at_once or settings.rows, settings.rows)
+        machine = Machine(train, weights, layout, train.alpha, [at_once * settings.tokens])
         stack.callback(machine.close)
+        machine.check_fits(settings.rows * (settings.tokens * TOKEN_BYTES + ROW_BYTES))
+        feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr
         factors = sum(t.n_elements for t in _factors(gguf))

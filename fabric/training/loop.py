@@ -40,6 +40,7 @@ from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 
 POLL_S = 0.05
+MOST_TOKENS = (1 << 31) - 1  # of a micro-batch
 WORSE = 1.5  # times its lowest: such a loss, if it is above that of guessing too, has exploded
 _PIECE_BYTES = 1 << 22
 
@@ -87,7 +88,7 @@ class Machine:
         s = self.settings
         self.precision = pick_precision(device, s.precision)
         self.arrays = 3 if s.optimizer == "adamw" else 1
-        self._check_fits()
+        self._check_fits(self._least_bytes())
         flat = self.layout.size * 4
         self.state = [Buffer(device, flat, seams=self.layout.seams) for _ in range(self.arrays)]
         self.params = self.state[0]
@@ -99,7 +100,7 @@ class Machine:
             if choice == choices[-1] or self._leaves_room():
                 break
             self._close_plans()
-        self._check_fits(self.planned_bytes())
+        self.check_fits()
         self.optimizer = Optimizer(
             m=self.state[1] if self.arrays > 1 else None, v=self.state[2] if self.arrays > 1 else None,
             ranges=self.layout.ranges(s.lora_plus), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
@@ -165,11 +166,19 @@ class Machine:
         """All of it."""
         return sum(self.memory().values())
 
-    def _check_fits(self, planned: int = 0) -> None:
-        """DeviceError where the flat space alone, or all that is planned, is more than the device has."""
-        needed, there = planned or (self.arrays + 1) * self.layout.size * 4, self.weights.device.info.memory_bytes
+    def _least_bytes(self) -> int:
+        """What any plan takes: the flat space, and for each token its inputs and a row of activations."""
+        row = self.weights.gguf.tensors[EMBEDDING].shape[-1] * 2 + 16
+        return (self.arrays + 1) * self.layout.size * 4 + self.capacities[-1] * row
+
+    def check_fits(self, feeds_bytes: int = 0) -> None:
+        """DeviceError where what is planned, and feeds of so many bytes, are more than the device has."""
+        self._check_fits(self.planned_bytes() + feeds_bytes)
+
+    def _check_fits(self, needed: int) -> None:
+        there = self.weights.device.info.memory_bytes
         needed += self._uploaded()
-        if there and needed > there:
+        if (there and needed > there) or self.capacities[-1] > MOST_TOKENS:
             way = "train LoRA pairs, without --full" if self.settings.full else "lower --rank"
             raise DeviceError(
                 f"this run needs {needed / 2**30:.1f} GiB of memory and the device has {there / 2**30:.1f}: "
