@@ -19,7 +19,7 @@ from typing import NoReturn
 from fabric import interrupts
 
 ANSWER_S = 0.8  # the main thread may take so long until it leaves what it does
-SAME_S = 0.1  # a signal that comes again so soon is the same one: `timeout` sends two
+SAME_S = 0.05  # a signal that comes again so soon is the same one: `timeout` sends two
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
 HEARD = {signal.SIGINT, signal.SIGTERM} | ({HANG_UP} if HANG_UP else set())
 
@@ -88,7 +88,7 @@ def _watch(source: int) -> NoReturn:
         late = seen == _round and number is None and not interrupts.is_held()  # the handler has not run yet
         if not select.select([source], [], [], ANSWER_S if late else None)[0]:
             if number is None and not interrupts.is_held():
-                os._exit(128 + first)
+                _leave(first)
             continue
         for received in os.read(source, 64):
             if received not in HEARD:  # such as that of a window that changed its size
@@ -99,4 +99,11 @@ def _watch(source: int) -> NoReturn:
                     interrupts.request()
             elif first != HANG_UP and time.monotonic() - since > SAME_S:
                 time.sleep(SAME_S)  # for the handler, so that the process ends by the signal itself
-                os._exit(128 + received)
+                _leave(received)
+
+
+def _leave(received: int) -> NoReturn:
+    """Ends the process from beside the main thread, which does not answer."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"fabric: interrupted\n")
+    os._exit(128 + received)

@@ -274,9 +274,10 @@ def _pump(process: subprocess.Popen[bytes], answers: queue.SimpleQueue[bytes]) -
     """Lines of the worker into the queue; an empty one when it ended. JSON spells a character in up to 12 bytes."""
     assert process.stdout is not None
     line = b"\n"
-    while line.endswith(b"\n"):
-        line = process.stdout.readline(12 * MAX_CHARS + (1 << 20))
-        answers.put(line)
+    with contextlib.suppress(ValueError):  # the pipe is closed where the process is ended while it answers
+        while line.endswith(b"\n"):
+            line = process.stdout.readline(12 * MAX_CHARS + (1 << 20))
+            answers.put(line)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
