@@ -45,6 +45,14 @@ def writes_straight(target: str | Path) -> bool:
     return _descriptor(str(target), _WRITTEN) is not None or _is_special(Path(target))
 
 
+def is_there(path: str) -> bool:
+    """Whether there is a file, folder or pipe of that name."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | Path | None]) -> None:
     """Raise UsageError when two inputs would share stdin, two outputs stdout or a file, or an output would take the
     place of an input. None: not given."""

@@ -1,6 +1,7 @@
 """What is read and then not used is said once, in one line; with --strict it is refused instead.
 
-Code below `cli/` calls `notice` where it sets something aside. The command line decides what becomes of it.
+Code below `cli/` calls `notice` where it sets something aside, and `remark` where it chose something for the user. The
+command line decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -29,4 +30,9 @@ def notice(text: str) -> None:
     """
     if _strict:
         raise DataError(f"{text} (refused because of --strict)")
+    _show(text)
+
+
+def remark(text: str) -> None:
+    """Says in one line what was found out where the user named nothing, such as a separator. Never an error."""
     _show(text)

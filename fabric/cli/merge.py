@@ -46,15 +46,18 @@ def command(
 
 
 def adapter_input(text: str) -> AdapterInput:
-    """PATH or PATH=SCALE."""
+    """PATH or PATH=SCALE; a file that is called so is a path."""
+    from fabric.files import is_there
     from fabric.weights.settings import AdapterInput
 
     path, _, scale = text.rpartition("=")
-    if not path:
+    if not path or is_there(text):
         return AdapterInput(text)
     try:
         number = float(scale)
     except ValueError:
+        if not is_there(path):
+            return AdapterInput(text)
         number = math.nan
     if not abs(number) <= LARGEST_SCALE:
         raise UsageError(f"--adapter {text}: after `=` comes a scale such as 0.5")

@@ -24,6 +24,10 @@ def command(
         Literal["auto", "jsonl", "json", "csv", "tsv", "text", "paragraphs"],
         Option("--format", help="text: a file is one record; paragraphs: divided at blank lines"),
     ] = "auto",
+    separator: Annotated[
+        str | None,
+        Option("--separator", metavar="CHAR", help="between the cells of a table, `tab` for a tab; default: found out"),
+    ] = None,
     as_record: Annotated[
         Literal["chat", "completion", "text"], Option("--as", help="what rows with two sides become")
     ] = "chat",
@@ -72,6 +76,7 @@ def command(
     settings = PrepareSettings(
         inputs=inputs,
         format=format,
+        separator="\t" if separator in ("tab", "\\t") else separator,
         as_record=as_record,
         fields=dict(pair(text) for text in field or ()),
         keep=None if keep_fields is None else tuple(name.strip() for name in keep_fields.split(",") if name.strip()),

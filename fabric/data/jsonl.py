@@ -1,86 +1,133 @@
-"""JSON lines in and out: orjson where it is installed, the standard module otherwise, with the same strictness.
+"""JSON lines in and out. Every line is UTF-8, at most `MAX_LINE_BYTES` long, and holds one value: no NUL characters, no
+halves of surrogate pairs, no key twice in an object, and no number larger than a double can be.
 
-Every line is UTF-8, at most `MAX_LINE_BYTES` long, and holds one value without NUL characters.
+A number keeps its spelling: what comes in as 1.50, 1e2 or with thirty digits goes out so. The standard module alone
+allows that, so there is no second, quicker reader beside it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NoReturn
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
-from fabric.errors import DataError, OutputError
+from fabric.data.lines import MAX_LINE_BYTES, Lines
+from fabric.errors import DataError
 
-MAX_LINE_BYTES = 64 << 20
 MAX_DEPTH = 100  # of lists and objects inside each other
+_BAD_CHARACTER = re.compile("[\0\ud800-\udfff]")
+_MINUS_ZERO = re.compile(r"-0\s*[,\]}]")
+_MARK = re.compile('"\ud800(\\d+)"')
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+class Number(float):
+    """A number that Python would spell otherwise than its row does."""
+
+    spelling: str
+    met: ClassVar[bool] = False  # whether there was ever one, without which nothing has to look for them
+
+    def __new__(cls, spelling: str) -> Number:
+        """The number that is spelled so in JSON."""
+        cls.met = True
+        number = super().__new__(cls, spelling)
+        number.spelling = spelling
+        return number
 
 
-def standard_loads(line: bytes) -> Any:
-    """The standard module, as strict as orjson: no NaN, no half surrogate pairs."""
-    value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    if b"\\u" in line:  # an escaped half of a surrogate pair is no character
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+def spelled(value: bool | int | float) -> str:
+    """A number or truth value as JSON spells it, and as its row did."""
+    return value.spelling if isinstance(value, Number) else json.dumps(value)
+
+
+def _float(spelling: str) -> float:
+    value = float(spelling)
+    if math.isinf(value):
+        raise ValueError(f"the number {spelling:.40} is larger than any that a double holds")
+    return value if repr(value) == spelling else Number(spelling)
+
+
+def _int(spelling: str) -> float:
+    return Number(spelling) if spelling == "-0" else int(spelling)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        for name, _ in reversed(pairs):
+            if value.pop(name, pairs) is pairs:
+                raise ValueError(f"the key {name!r:.80} stands twice in one object")
     return value
 
 
-def standard_dumps(value: Any) -> bytes:
-    """The standard module, as compact as orjson."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"the line is not JSON: {name} is no number there")
 
 
-loads: Callable[[bytes], Any] = standard_loads
-dumps: Callable[[Any], bytes] = standard_dumps
-try:
-    import orjson
-except ImportError:
-    pass
-else:
-    loads, dumps = orjson.loads, orjson.dumps
+_hooks: dict[str, Any] = {"object_pairs_hook": _object, "parse_float": _float, "parse_constant": _constant}
+_decode = json.JSONDecoder(**_hooks).decode
+_decode_minus_zero = json.JSONDecoder(**_hooks, parse_int=_int).decode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-def read_json_lines(lines: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+def dumps(value: Any) -> bytes:
+    """One line of JSON without its end. Numbers are spelled as they came. Raises ValueError for NaN, infinities and
+    halves of surrogate pairs."""
+    spellings: list[str] = []
+    text = _encode(_marked(value, spellings) if Number.met else value)
+    if spellings:  # no other string holds half of a pair, or it could not be encoded
+        text = _MARK.sub(lambda mark: spellings[int(mark[1])], text)
+    return text.encode("utf-8")
+
+
+def _marked(value: Any, spellings: list[str]) -> Any:
+    """The value with marks in place of numbers that keep their spelling."""
+    if isinstance(value, Number):
+        spellings.append(value.spelling)
+        return f"\ud800{len(spellings) - 1}"
+    if isinstance(value, dict):
+        marked = {key: _marked(item, spellings) for key, item in value.items() if isinstance(item, _HOLDERS)}
+        return {**value, **marked} if marked else value
+    if isinstance(value, list) and any(isinstance(item, _HOLDERS) for item in value):
+        return [_marked(item, spellings) for item in value]
+    return value
+
+
+_HOLDERS = (Number, dict, list)
+
+
+def read_json_lines(handle: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     """(where, value) of each line that is not blank; where is `name:line`. DataError on the first bad line."""
-    number = 0
-    while True:
-        try:
-            line = lines.readline(MAX_LINE_BYTES + 1)
-        except OSError as error:
-            raise OutputError(f"{name} cannot be read: {error.strerror or error}") from None
-        if not line:
-            return
-        number += 1
-        where = f"{name}:{number}"
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(
-                f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; one JSON object a line is read"
-            )
-        if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-            line = line[3:]
-        if line.isspace() or not line:
-            continue
-        yield where, parse_line(line, where)
+    lines = Lines(handle, name)
+    while line := lines.line():
+        if not line.isspace():
+            yield lines.where(), parse_line(line, lines.where())
 
 
 def parse_line(line: bytes, where: str) -> Any:
-    """The value of one line; DataError where it is not JSON, not UTF-8 or contains NUL."""
+    """The value of one line; DataError where it is not JSON as `fabric` writes it."""
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; one JSON object a line is read")
     try:
-        line.decode("utf-8")
-        value = loads(line.strip())
-        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        text = line.decode("utf-8")
+        value = (_decode_minus_zero if _MINUS_ZERO.search(text) else _decode)(text.strip(" \t\r\n"))
+        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
             raise RecursionError
-        nul = b"\\u0000" in line and _has_nul(value)
-    except UnicodeError:
+        bad = _bad_character(value) if "\\u" in text else None
+    except UnicodeDecodeError:
         raise DataError(f"{where}: the line is not valid UTF-8") from None
     except RecursionError:
         raise DataError(f"{where}: the line is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: the line is not JSON: {error.msg} at column {error.colno}") from None
     except ValueError as error:
-        raise DataError(f"{where}: the line is not JSON: {str(error).split(': line ')[0]}") from None
-    if nul:
+        digits = "integer string conversion" in str(error)
+        raise DataError(f"{where}: {'a number has too many digits' if digits else error}") from None
+    if bad == "\0":
         raise DataError(f"{where}: a string contains a NUL character; remove it")
+    if bad:
+        raise DataError(f"{where}: a string contains \\u{ord(bad):04x}, half of a surrogate pair and no character")
     return value
 
 
@@ -92,9 +139,11 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _has_nul(value: Any) -> bool:
+def _bad_character(value: Any) -> str | None:
+    """The first character in a value's strings that may not be there."""
     if isinstance(value, str):
-        return "\0" in value
+        found = _BAD_CHARACTER.search(value)
+        return found[0] if found else None
     if isinstance(value, dict):
-        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
-    return isinstance(value, list) and any(map(_has_nul, value))
+        return next(filter(None, (_bad_character(item) for pair in value.items() for item in pair)), None)
+    return next(filter(None, map(_bad_character, value)), None) if isinstance(value, list) else None

@@ -5,21 +5,23 @@ shuffle, a split or a balance needs all of them do they wait in a temporary file
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-from fabric.data.index import DIGEST_BYTES, Index, Rows, each
+from fabric.data.index import Index, Rows, each, split
 from fabric.data.jsonl import dumps
-from fabric.data.raw import Lines, Row, read_rows
+from fabric.data.lines import Lines
+from fabric.data.raw import TABLES, Row, format_of, read_rows
+from fabric.data.records import Unused
 from fabric.data.shapes import check_template, contents, known_fields, to_record
 from fabric.errors import DataError, OutputError, UsageError
 from fabric.files import check_streams, is_stream, open_output, read_input, shown
+from fabric.notices import notice
 
 _NAMED_BAD_ROWS = 20
 
@@ -46,6 +48,8 @@ class PrepareSettings:
     format: InputFormat = "auto"
     """auto: by the name of a file, else by its first line. json: one array of rows; text: a file is one record;
     paragraphs: text divided at blank lines."""
+    separator: str | None = None
+    """Of the cells of tables; None: found out from the header."""
     as_record: RecordKind = "chat"
     """What two-sided rows become; rows that are only a text stay texts."""
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +75,11 @@ class PrepareSettings:
     """A field: each held-out file gets its fraction of each of the field's values."""
     on_error: Literal["stop", "skip"] = "stop"
 
+    @property
+    def compares(self) -> bool:
+        """Whether anything depends on which rows are equal."""
+        return self.drop_duplicates or bool(self.hold_out) or self.balance is not None
+
 
 @dataclass
 class PrepareReport:
@@ -86,6 +95,8 @@ class PrepareReport:
     too_long: int = 0
     unbalanced: int = 0
     """Left out by `balance`."""
+    unused: dict[str, int] = field(default_factory=dict)
+    """Rows by fields without an effect, none where `keep` names those to keep."""
     bad_rows: list[str] = field(default_factory=list)
     """Why rows were bad, as `file:line: reason`; the first 20."""
 
@@ -113,7 +124,8 @@ def prepare(settings: PrepareSettings, out: BinaryIO, progress: Progress | None 
         if settings.shuffle or settings.balance is not None or files:
             with _spooled(rows) as (spool, index):
                 left = index.all() if settings.balance is None else _balanced(index, settings, report)
-                parts = _split(index, left, settings)
+                held_out = [(held.path, held.fraction) for held in settings.hold_out]
+                parts = split(index, left, held_out, settings.seed)
                 parts = [index.shuffled(part, settings.seed) for part in parts] if settings.shuffle else parts
                 report.written = len(parts[0])
                 report.held_out = {
@@ -140,6 +152,10 @@ def _check(settings: PrepareSettings) -> None:
         check_template(settings.prompt_template)
     if settings.stratify is not None and not paths:
         raise UsageError(f"stratifying by {settings.stratify!r} divides nothing: say what to hold out")
+    if settings.separator is not None and settings.format not in ("auto", "csv", "tsv"):
+        raise UsageError(f"--separator is for tables, and --format {settings.format} has no cells: leave one out")
+    if settings.separator is not None and (len(settings.separator) != 1 or settings.separator in '"\r\n'):
+        raise UsageError(f"--separator {settings.separator!r} is not one character that can stand between cells")
     if settings.max_chars is not None and settings.max_chars < settings.min_chars:
         raise UsageError(f"no row has at least {settings.min_chars} and at most {settings.max_chars} characters")
     for path in settings.inputs:
@@ -151,16 +167,18 @@ def _check(settings: PrepareSettings) -> None:
 def _passed(settings: PrepareSettings, report: PrepareReport, progress: Progress | None) -> Iterator[_Prepared]:
     """Rows that become records and pass the filters; the others are counted."""
     seen: set[bytes] = set()
+    unused = Unused()
     for where, row in _raw(settings, progress):
         report.read += 1
         try:
-            prepared, chars = _prepared(row, where, settings)
+            prepared, chars, others = _prepared(row, where, settings)
         except DataError as error:
             if settings.on_error == "stop":
                 raise
             report.bad += 1
             report.bad_rows += [str(error)] if len(report.bad_rows) < _NAMED_BAD_ROWS else []
             continue
+        unused.count(others)
         if chars < settings.min_chars:
             report.too_short += 1
         elif settings.max_chars is not None and chars > settings.max_chars:
@@ -171,16 +189,25 @@ def _passed(settings: PrepareSettings, report: PrepareReport, progress: Progress
             if settings.drop_duplicates:
                 seen.add(prepared.digest)
             yield prepared
+    report.unused = dict(unused.names)
+    unused.tell(", ".join(map(shown, settings.inputs)), "; --keep-fields says which pass through")
 
 
 def _raw(settings: PrepareSettings, progress: Progress | None) -> Iterator[Row]:
     whole = not any(map(is_stream, settings.inputs))
     total = sum(Path(path).stat().st_size for path in settings.inputs) if whole else 0
     done = told = 0
+    tables = False
+
+    def known(names: Collection[str]) -> bool:
+        return known_fields(names, settings.fields)
+
     for path in settings.inputs:
         with read_input(path) as handle:
             lines = Lines(handle, shown(path))
-            for row in read_rows(lines, settings.format, lambda names: known_fields(names, settings.fields)):
+            form = format_of(lines, settings.format, known, settings.separator)
+            tables = tables or form in TABLES
+            for row in read_rows(lines, form, known, settings.separator):
                 if progress and done + lines.bytes_read - told >= 1 << 18:
                     told = done + lines.bytes_read
                     progress(told, total)
@@ -188,21 +215,21 @@ def _raw(settings: PrepareSettings, progress: Progress | None) -> Iterator[Row]:
             done += lines.bytes_read
     if progress:
         progress(done, total)
+    if settings.separator is not None and not tables:
+        notice("--separator has no effect, as no input is a table")
 
 
-def _prepared(row: Any, where: str, settings: PrepareSettings) -> tuple[_Prepared, int]:
+def _prepared(row: Any, where: str, settings: PrepareSettings) -> tuple[_Prepared, int, list[str]]:
+    """A row as it is written, how many characters its contents have, and which of its fields have no effect."""
     if isinstance(row, DataError):
         raise row
-    record, fields = to_record(row, where, settings)
-    texts = contents(record)
+    record, fields, unused = to_record(row, where, settings)
     try:
-        line = dumps(record) + b"\n"
-        made_of = dumps([record.get(name) for name in ("messages", "tools", "prompt", "completion", "text")])
+        line, digest = dumps(record.data) + b"\n", record.digest if settings.compares else b""
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: the row cannot be written as JSON: {error}") from None
-    digest = hashlib.blake2b(made_of, digest_size=DIGEST_BYTES).digest()
     values = (_value(fields, name, where) for name in (settings.balance, settings.stratify))
-    return _Prepared(line, digest, *values), sum(map(len, texts))
+    return _Prepared(line, digest, *values), sum(map(len, contents(record.data))), unused
 
 
 def _value(fields: Mapping[str, Any], name: str | None, where: str) -> bytes:
@@ -243,37 +270,6 @@ def _balanced(index: Index, settings: PrepareSettings, report: PrepareReport) ->
     fewest = min(map(len, groups), default=0)
     report.unbalanced = sum(map(len, groups)) - fewest * len(groups)
     return np.sort(np.concatenate([group[:fewest] for group in groups] or [index.all()]))
-
-
-def _split(index: Index, rows: Rows, settings: PrepareSettings) -> list[Rows]:
-    """What stays and what each file gets, in the order of the rows. Every file gets its fraction of all the rows, and
-    of each stratum as nearly as whole rows allow; copies of a row follow the first."""
-    ranked_rows = index.ranked(rows, settings.seed, "hold out") if settings.hold_out else rows
-    left = dict(sorted(index.stratum.groups(ranked_rows)))
-    sizes = {stratum: len(group) for stratum, group in left.items()}
-    parts = []
-    for held in settings.hold_out:
-        share = {stratum: held.fraction * sizes[stratum] for stratum in left}
-        count = {stratum: int(rows) for stratum, rows in share.items()}
-        missing = round(held.fraction * len(rows)) - sum(count.values())
-        roomy = (stratum for stratum in left if count[stratum] < len(left[stratum]))
-        for stratum in sorted(roomy, key=lambda stratum: count[stratum] - share[stratum])[:missing]:
-            count[stratum] += 1
-        part: list[Rows] = []
-        for stratum, ranked in left.items():
-            end = min(count[stratum], len(ranked))
-            while 0 < end < len(ranked) and index.digest(ranked[end]) == index.digest(ranked[end - 1]):
-                end += 1
-            part.append(ranked[:end])
-            left[stratum] = ranked[end:]
-        if not sum(map(len, part)) and len(rows):
-            raise DataError(f"{held.fraction} of {len(rows)} rows is no row for {held.path}: hold out more")
-        parts.append(_in_order(part))
-    return [_in_order(list(left.values())), *parts]
-
-
-def _in_order(parts: list[Rows]) -> Rows:
-    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
 
 def _nothing_left(report: PrepareReport, settings: PrepareSettings) -> str:

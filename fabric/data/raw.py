@@ -1,5 +1,5 @@
-"""Raw rows as `prepare` finds them: JSON lines, a JSON array, CSV and TSV with a header, plain text. A row that cannot
-be read comes as the DataError that says why, so that the caller may stop or go on; an unreadable file raises it.
+"""Raw rows as `prepare` finds them: JSON lines, a JSON array, tables with a header, plain text. A row that cannot be
+read comes as the DataError that says why, so that the caller may stop or go on; an unreadable file raises it.
 """
 
 from __future__ import annotations
@@ -10,82 +10,46 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from fabric.data.jsonl import MAX_LINE_BYTES, parse_line
-from fabric.errors import DataError, OutputError, UsageError
+from fabric.data.jsonl import parse_line
+from fabric.data.lines import MAX_LINE_BYTES, SNIFFED_BYTES, Lines
+from fabric.errors import DataError, UsageError
+from fabric.notices import remark
 
 Row = tuple[str, Any]  # `file:line`, and a value (a dict, if the row is good) or a DataError
+IsHeader = Callable[[Collection[str]], bool]
 
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+TABLES = {"csv": ",", "tsv": "\t"}  # and what usually stands between their cells
 _CELL_CHARS = 16 << 20  # an unclosed quote swallows no more than this
-_SNIFFED_BYTES = 1 << 16
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".txt": "text", ".text": "text", ".md": "text"}
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _BAD_CHARACTER = re.compile("[\0\udc80-\udcff]")  # a lone surrogate stands for a byte that is not UTF-8
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # Excel's own way of saying what separates cells
+_LONE_RETURN = re.compile(r"(?<=\r)(?!\n)")
 
 
-class Lines:
-    """The lines of an input, as bytes without a byte-order mark. `number` counts them, `bytes_read` their bytes."""
+def format_of(lines: Lines, form: str, is_header: IsHeader, separator: str | None = None) -> str:
+    """The format of an input, of `PrepareSettings.format`; "auto" is found out from its name, or its first line.
 
-    def __init__(self, handle: BinaryIO, name: str) -> None:
-        self.handle, self.name = handle, name
-        self.number = self.bytes_read = 0
-        self._ahead = self._read(3)
-        if self._ahead == codecs.BOM_UTF8:
-            self._ahead = b""
-
-    def peek(self) -> bytes:
-        """The first line that is not blank, if it begins within the first 64 KiB; nothing is consumed."""
-        while not self._ahead.strip() and len(self._ahead) < _SNIFFED_BYTES:
-            line = self._read(_SNIFFED_BYTES)
-            self._ahead += line
-            if not line:
-                return b""
-        if not self._ahead.endswith(b"\n"):
-            self._ahead += self._read(_SNIFFED_BYTES)
-        return self._ahead.lstrip().partition(b"\n")[0]
-
-    def line(self) -> bytes:
-        """The next line with its end, b"" after the last; of one that is too long the first MAX_LINE_BYTES + 1."""
-        ahead, end, self._ahead = self._ahead.partition(b"\n")
-        line = ahead + end
-        if not end:
-            line += self._read(MAX_LINE_BYTES + 1 - len(line))
-        rest = line
-        while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
-            rest = self._read(MAX_LINE_BYTES)
-        self.number += bool(line)
-        return line
-
-    def chunk(self, size: int) -> bytes:
-        """The next bytes, up to the end of a line or `size` of them; b"" at the end."""
-        ahead, self._ahead = self._ahead, b""
-        return ahead or self._read(size)
-
-    def where(self, number: int = 0) -> str:
-        """A line by its number, else the one just read."""
-        return f"{self.name}:{number or self.number}"
-
-    def _read(self, size: int) -> bytes:
-        try:
-            line = self.handle.readline(size)
-        except OSError as error:
-            raise OutputError(f"{self.name} cannot be read: {error.strerror or error}") from None
-        self.bytes_read += len(line)
-        return line
+    is_header: whether rows with such fields are known, by which a table without a telling name is recognised. Raises
+    UsageError when the format cannot be told.
+    """
+    return _told(lines, is_header, separator) if form == "auto" else form
 
 
-def read_rows(lines: Lines, form: str, is_header: Callable[[Collection[str]], bool]) -> Iterator[Row]:
-    """Rows of an input in a format of `PrepareSettings.format`. is_header: whether rows with such fields are known,
-    by which a table without a telling name is recognised. Raises UsageError when the format cannot be told."""
-    form = _told(lines, is_header) if form == "auto" else form
-    if form in ("csv", "tsv"):
-        return _table(lines, "," if form == "csv" else "\t")
+def read_rows(lines: Lines, form: str, is_header: IsHeader, separator: str | None = None) -> Iterator[Row]:
+    """Rows of an input in a format of `format_of`. separator: of a table's cells; None: found out from its header."""
+    if form in TABLES:
+        return _table(lines, form, is_header, separator)
+    if lines.encoding == "UTF-16":
+        remark(f"{lines.name}: read as UTF-16")
     return {"jsonl": _json_lines, "json": _json_array, "text": _document, "paragraphs": _paragraphs}[form](lines)
 
 
-def _told(lines: Lines, is_header: Callable[[Collection[str]], bool]) -> str:
+def _told(lines: Lines, is_header: IsHeader, separator: str | None) -> str:
     suffix = Path(lines.name).suffix.lower()
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
@@ -94,13 +58,19 @@ def _told(lines: Lines, is_header: Callable[[Collection[str]], bool]) -> str:
         return "json"
     if suffix in _JSON_SUFFIXES or first.startswith(b"{") or not first:
         return "jsonl"
-    for form, delimiter in (("tsv", "\t"), ("csv", ",")):
-        if is_header(_header(first.decode("utf-8", "replace"), delimiter)):
-            return form
+    line = first.decode("utf-8", "replace")
+    if separator or _SEPARATOR_LINE.match(f"{line}\n") or is_header(_header(line, _separator(line, "\t", is_header))):
+        return "csv"
     raise UsageError(
         f"the format of {lines.name} cannot be told from its name or its first line: "
         "name it (jsonl, json, csv, tsv, text or paragraphs)"
     )
+
+
+def _separator(line: str, usual: str, is_header: IsHeader) -> str:
+    """What separates the cells of a header: what gives known names, then what gives most, then what is usual."""
+    names = {separator: _header(line, separator) for separator in SEPARATORS}
+    return max(SEPARATORS, key=lambda it: (bool(names[it]) and is_header(names[it]), len(names[it]), it == usual))
 
 
 def _header(line: str, delimiter: str) -> list[str]:
@@ -128,12 +98,12 @@ def _parsed(line: bytes, where: str) -> Any:
 def _json_array(lines: Lines) -> Iterator[Row]:
     """Items one at a time; `where` names the line an item begins on. After bad JSON nothing can be read."""
     utf8 = codecs.getincrementaldecoder("utf-8")()
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)  # only the ends of items are looked for
     text, at, number = "", 0, 1
 
     def more() -> bool:
         nonlocal text, at
-        chunk, size = b"", max(_SNIFFED_BYTES, len(text) - at)
+        chunk, size = b"", max(SNIFFED_BYTES, len(text) - at)
         while len(chunk) < size and (part := lines.chunk(size)):
             chunk += part
         try:
@@ -194,17 +164,27 @@ def _json_array(lines: Lines) -> Iterator[Row]:
         raise DataError(f"{lines.where(number)}: more text after the end of the JSON array")
 
 
-def _table(lines: Lines, delimiter: str) -> Iterator[Row]:
+def _table(lines: Lines, form: str, is_header: IsHeader, given: str | None) -> Iterator[Row]:
     """Cells are strings. `where` names the line a row begins on, for quoted cells may hold lines of their own."""
+    first, usual = lines.peek().decode("utf-8", "replace"), TABLES[form]
+    returns = bool(_LONE_RETURN.search(first.rstrip("\r")))  # as old spreadsheets end lines
+    first = _LONE_RETURN.split(first)[0].rstrip("\r")
+    said = _SEPARATOR_LINE.match(f"{first}\n")
+    separator = given or (said[1] if said else _separator(first, usual, is_header))
+    pieces = _decoded(lines, returns)
+    before = bool(said and next(pieces))
+    if not given and (separator != usual or lines.encoding != "UTF-8"):
+        found = SEPARATORS.get(separator, repr(separator))
+        remark(f"{lines.name}: read as {lines.encoding}, with {found} between cells; --separator names others")
     csv.field_size_limit(_CELL_CHARS)
-    table = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
+    table = csv.reader(pieces, delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
-        where = lines.where(lines.number + 1)
+        where = lines.where((before + table.line_num if returns else lines.number) + 1)
         try:
             cells = next(table, None)
         except csv.Error as error:
-            yield where, DataError(f"{where}: the row is not {'CSV' if delimiter == ',' else 'TSV'}: {error}")
+            yield where, DataError(f"{where}: the row is not {form.upper()}: {_explained(error)}")
             continue
         if cells is None:
             return
@@ -216,8 +196,23 @@ def _table(lines: Lines, delimiter: str) -> Iterator[Row]:
                 raise DataError(f"{where}: {problem}; correct the header")
         elif header and cells:
             if len(cells) != len(header):
-                problem = f"the row has {len(cells)} cells, the header {len(header)}"
+                problem = (
+                    f"the row has {len(cells)} cells, the header {len(header)}; "
+                    f"{SEPARATORS.get(separator, repr(separator))} separate them unless --separator says otherwise"
+                )
             yield where, DataError(f"{where}: {problem}") if problem else dict(zip(header, cells, strict=True))
+
+
+def _explained(error: csv.Error) -> str:
+    """What the csv module found, in words of tables."""
+    reasons = {
+        "unexpected end of data": "a quoted cell has no end",
+        "expected after": "a quote inside a quoted cell is not doubled",
+        "larger than field limit": f"a cell is longer than {_CELL_CHARS >> 20} Mi characters",
+        "new-line": "a carriage return stands outside quotes",
+        "NUL": "a cell contains a NUL character",
+    }
+    return next((reason for told, reason in reasons.items() if told in str(error)), str(error))
 
 
 def _cell_problem(cells: list[str]) -> str | None:
@@ -227,11 +222,12 @@ def _cell_problem(cells: list[str]) -> str | None:
     return "a cell contains a NUL character" if bad[0] == "\0" else "the row is not valid UTF-8"
 
 
-def _decoded(lines: Lines) -> Iterator[str]:
+def _decoded(lines: Lines, returns: bool) -> Iterator[str]:
     while line := lines.line():
         if len(line) > MAX_LINE_BYTES:
             raise DataError(f"{lines.where()}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
-        yield line.decode("utf-8", "surrogateescape")
+        text = line.decode("utf-8", "surrogateescape")
+        yield from filter(None, _LONE_RETURN.split(text)) if returns else (text,)
 
 
 def _document(lines: Lines) -> Iterator[Row]:

@@ -2,27 +2,44 @@
 
 chat `{"messages": [...], "tools": [...]}`, completion `{"prompt", "completion"}`, text `{"text"}`, rendered
 `{"text", "train": [[start, end], ...], "literal": [[start, end], ...]}` in characters, tokens `{"tokens", "train"}`.
-Fields beyond these (such as `label`) are kept and passed on.
+A prompt and completion that are lists of messages are a chat. Fields beyond these (such as `label`) are kept and passed
+on; those that nothing uses are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fabric.data.jsonl import read_json_lines
+from fabric.data.jsonl import dumps, read_json_lines
+from fabric.data.messages import Message, kind_of, other_parts, read_messages, two_sides
 from fabric.errors import DataError
 from fabric.files import read_input, shown
+from fabric.notices import notice
 
-ROLES = ("system", "user", "assistant", "tool")
 Kind = Literal["chat", "completion", "prompt", "text", "rendered", "tokens"]
-_OWN_FIELDS = frozenset(("messages", "tools", "prompt", "completion", "text", "train", "literal", "tokens"))
+DIGEST_BYTES = 16
+
+_FIELDS: dict[Kind, tuple[str, ...]] = {
+    "chat": ("messages", "tools"),
+    "completion": ("prompt", "completion"),
+    "prompt": ("prompt",),
+    "text": ("text",),
+    "rendered": ("text", "train", "literal"),
+    "tokens": ("tokens", "train"),
+}
+RECORD_FIELDS = frozenset(name for names in _FIELDS.values() for name in names)
+LABEL = "label"  # the one further field with a meaning: the beginning of the right answer
+_MOST_NAMED = 8
+_MOST_COUNTED = 1000  # names of fields; rows may use them for keys of their own
 
 
 @dataclass(frozen=True)
 class Record:
-    """One checked row: `data` is the JSON object as it came, `source` names it (`file:line`)."""
+    """One checked row: `data` is the JSON object, messages made one way; `source` names it (`file:line`)."""
 
     kind: Kind
     data: dict[str, Any]
@@ -31,30 +48,69 @@ class Record:
     @property
     def extra(self) -> dict[str, Any]:
         """The fields that no record kind owns."""
-        return {key: value for key, value in self.data.items() if key not in _OWN_FIELDS}
+        return {key: value for key, value in self.data.items() if key not in RECORD_FIELDS}
+
+    @property
+    def unused(self) -> list[str]:
+        """The fields that this kind of record does not have."""
+        return [key for key in self.data if key not in _FIELDS[self.kind] and key != LABEL]
+
+    @property
+    def digest(self) -> bytes:
+        """A hash of what the record is made of; further fields do not count."""
+        made_of = dumps([self.data.get(name) for name in _FIELDS[self.kind]])
+        return hashlib.blake2b(made_of, digest_size=DIGEST_BYTES).digest()
+
+
+class Unused:
+    """Counts the rows that have fields which nothing uses, to say so in one line."""
+
+    def __init__(self) -> None:
+        self.rows = self.all = 0
+        self.names: Counter[str] = Counter()
+
+    def count(self, names: Iterable[str]) -> None:
+        """A row and those of its fields."""
+        names = list(names)
+        self.all += 1
+        self.rows += bool(names)
+        self.names.update(name for name in names if name in self.names or len(self.names) < _MOST_COUNTED)
+
+    def tell(self, source: str, what_to_do: str = "") -> None:
+        """Raises DataError with --strict."""
+        if self.rows:
+            named = ", ".join(f"{name!r:.60} ({count:,})" for name, count in self.names.most_common(_MOST_NAMED))
+            more = f" and {len(self.names) - _MOST_NAMED:,} more" if len(self.names) > _MOST_NAMED else ""
+            notice(f"{source}: {self.rows:,} of {self.all:,} rows have unused fields: {named}{more}{what_to_do}")
 
 
 def read_records(path: str, prompts: bool = False) -> Iterator[Record]:
     """Records of a JSONL file or `-`, one after the other. prompts: also rows with a prompt and no completion.
 
-    Raises MissingInputError, and DataError naming `file:line`.
+    Fields that nothing uses are told after the last row. Raises MissingInputError, and DataError naming `file:line`.
     """
+    unused = Unused()
     with read_input(path) as lines:
         for where, value in read_json_lines(lines, shown(path)):
-            yield parse_record(value, where, prompts)
+            record = parse_record(value, where, prompts)
+            inside = [other_parts(value.get(side)) for side in ("messages", "prompt", "completion")]
+            unused.count(sorted({*record.unused}.union(*inside)))
+            yield record
+    unused.tell(shown(path))
 
 
 def parse_record(value: Any, where: str, prompts: bool = False) -> Record:
     """Tells what kind of record a JSON value is and checks its fields; DataError names `where`."""
     if not isinstance(value, dict):
-        raise DataError(f"{where}: a record is a JSON object, this is {_kind_of(value)}")
+        raise DataError(f"{where}: a record is a JSON object, this is {kind_of(value)}")
     if "messages" in value:
-        _check_chat(value, where)
-        return Record("chat", value, where)
+        return _chat(value, read_messages(value["messages"], "messages", where), where)
     if "tokens" in value:
         _check_tokens(value, where)
         return Record("tokens", value, where)
     if "prompt" in value and ("completion" in value or prompts):
+        if isinstance(value["prompt"], list) or isinstance(value.get("completion"), list):
+            return _sided_chat(value, where)
         _check_string(value, "prompt", where)
         if "completion" not in value:
             return Record("prompt", value, where)
@@ -73,25 +129,24 @@ def parse_record(value: Any, where: str, prompts: bool = False) -> Record:
     )
 
 
-def _check_chat(value: dict[str, Any], where: str) -> None:
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: 'messages' is {_kind_of(messages)}; it must be a list of at least one message")
-    for number, message in enumerate(messages, 1):
-        place = f"{where}: message {number}"
-        if not isinstance(message, dict):
-            raise DataError(f"{place} is {_kind_of(message)}; it must be an object with 'role' and 'content'")
-        role = message.get("role")
-        if role not in ROLES:
-            raise DataError(f"{place} has the role {role!r}; roles are {', '.join(ROLES)}")
-        calls = message.get("tool_calls")
-        if calls is not None and not (isinstance(calls, list) and all(isinstance(c, dict) for c in calls)):
-            raise DataError(f"{place}: 'tool_calls' is not a list of objects")
-        if not isinstance(message.get("content"), str) and not (calls and message.get("content") is None):
-            raise DataError(f"{place}: 'content' is {_kind_of(message.get('content'))}; it must be a string")
-    tools = value.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+def _chat(value: Mapping[str, Any], messages: list[Message], where: str) -> Record:
+    data = {**value, "messages": messages}
+    tools = data.pop("tools", None)
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise DataError(f"{where}: 'tools' is not a list of objects")
+    return Record("chat", {**data, "tools": tools} if tools else data, where)
+
+
+def _sided_chat(value: dict[str, Any], where: str) -> Record:
+    """Messages to answer, and those of the answer if it is there."""
+    fields = ("prompt", "completion")
+    others = {name: item for name, item in value.items() if name not in fields}
+    for field in fields:
+        if field in value and not isinstance(value[field], list):
+            _check_string(value, field, where)
+    if "completion" in value:
+        return _chat(others, two_sides(value["prompt"], value["completion"], fields, where), where)
+    return _chat(others, read_messages(value["prompt"], "prompt", where), where)
 
 
 def _check_tokens(value: dict[str, Any], where: str) -> None:
@@ -107,7 +162,7 @@ def _check_tokens(value: dict[str, Any], where: str) -> None:
 
 def _check_spans(spans: Any, field: str, length: int, where: str) -> None:
     if not isinstance(spans, list):
-        raise DataError(f"{where}: {field!r} is {_kind_of(spans)}; it must be a list of [start, end]")
+        raise DataError(f"{where}: {field!r} is {kind_of(spans)}; it must be a list of [start, end]")
     last = 0
     for span in spans:
         if not isinstance(span, list) or len(span) != 2 or not all(type(s) is int for s in span):
@@ -122,13 +177,4 @@ def _check_spans(spans: Any, field: str, length: int, where: str) -> None:
 
 def _check_string(value: dict[str, Any], field: str, where: str) -> None:
     if not isinstance(value[field], str):
-        raise DataError(f"{where}: {field!r} is {_kind_of(value[field])}; it must be a string")
-
-
-def _kind_of(value: Any) -> str:
-    if value is None:
-        return "missing or null"
-    if isinstance(value, (list, dict, str)) and not value:
-        return "an empty " + ("string" if isinstance(value, str) else "list" if isinstance(value, list) else "object")
-    names = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "an object")
+        raise DataError(f"{where}: {field!r} is {kind_of(value[field])}; it must be a string")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fabric.data.records import Record, read_records
+from fabric.data.records import LABEL, Record, read_records
 from fabric.errors import DataError, UsageError
 from fabric.evaluation.decoding import FEED_TOKENS, answers
-from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_test, labelled_row
+from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_test, labelled_row, spellings
 from fabric.evaluation.model import Model, Text, open_model, open_text
 from fabric.evaluation.scoring import Done, Loras, costs, score
 from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, GenerateSettings, Paired, Score
@@ -103,7 +103,7 @@ class _Meter:
 
 
 def _read(settings: EvalSettings, text: Text) -> _Rows:
-    rows, with_label = _Rows([], [], [], EncodeReport(), []), 0
+    rows, with_label, odd = _Rows([], [], [], EncodeReport(), []), 0, 0
     for record in read_records(settings.data):
         if settings.llama_perplexity:
             examples = _llama_windows(settings, record, text, rows.report)
@@ -114,7 +114,10 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
         if record.kind == "text" and settings.stride:
             examples = [*examples[:1], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
         rows.examples += examples
-        if examples and record.data.get("label") is not None:
+        label = record.data.get(LABEL)
+        if examples and label is not None and not spellings(label):
+            odd += 1
+        elif examples and label is not None:
             with_label += 1
             found = _labelled(settings, record, examples[-1], text)
             rows.labelled += [found] if found else []
@@ -129,6 +132,7 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
             with_label - len(rows.labelled),
             "have a label that is none of the labels asked for or does not begin the answer",
         ),
+        (odd, "have a label that is empty, or no text, number or truth value, and is not compared"),
     ]
     rows.notes += [f"{name}: {n} of {report.rows} rows {sentence}" for n, sentence in what if n]
     return rows

@@ -12,10 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fabric.data.records import Record
+from fabric.data.jsonl import spelled
+from fabric.data.records import LABEL, Record
 from fabric.evaluation.scoring import Choice, Ids
 from fabric.evaluation.settings import Accuracy, LabelCount
 from fabric.evaluation.statistics import wilson
@@ -44,10 +46,9 @@ class LabelledRow:
 
 def labelled_row(record: Record, example: Example, tokenizer: Tokenizer) -> LabelledRow | None:
     """The row for scoring labels; None where its last answer does not begin with its label."""
-    label = record.data["label"]
-    if not isinstance(label, str) or not label.strip() or record.kind == "text":
+    names = spellings(record.data[LABEL])
+    if not names or record.kind == "text":
         return None
-    label = label.strip()
     last = int(np.flatnonzero(example.train)[-1]) + 1
     first = int(np.flatnonzero(example.train[:last] == 0)[-1]) + 1
     ids = tuple(int(token) for token in example.tokens)
@@ -55,11 +56,23 @@ def labelled_row(record: Record, example: Example, tokenizer: Tokenizer) -> Labe
     answer = tokenizer.decode(ids[first:stop], follows=ids[first - 1])
     found = _LEAD.match(answer)
     space = found.group() if found else ""
-    rest = answer[len(space) + len(label) :]
-    if not begins_with(answer, label):
+    label = next((name for name in names if begins_with(answer, name)), None)
+    if label is None:
         return None
+    rest = answer[len(space) + len(label) :]
     found = _PUNCTUATION.match(rest)
     return LabelledRow(label, ids[:first], space, found.group() if found and rest.strip() else None, ids[stop:last])
+
+
+def spellings(label: Any) -> list[str]:
+    """How a label may stand in an answer: a text as it is; a number or truth value as JSON spells it, as Python does,
+    and a whole number without its fraction. None for what is no label."""
+    if isinstance(label, str):
+        return [label.strip()] if label.strip() else []
+    if not isinstance(label, (bool, int, float)):
+        return []
+    whole = not isinstance(label, bool) and label == int(label)
+    return list(dict.fromkeys([spelled(label), str(label), *([str(int(label))] if whole else [])]))
 
 
 @dataclass(frozen=True)

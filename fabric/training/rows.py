@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fabric.data.pack import shuffled
+from fabric.data.index import Index, each, split
+from fabric.data.index import Rows as IndexRows
 from fabric.data.records import read_records
 from fabric.errors import DataError, UsageError
+from fabric.notices import notice
 from fabric.text.encode import EncodeReport, Example, encode_rows
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
@@ -29,32 +31,57 @@ def load_rows(settings: TrainSettings, gguf: GGUF) -> Rows:
     template = ChatTemplate.choose(tokenizer, settings.template)
     notes: list[str] = []
 
-    def load(path: str, stride: int | None = None) -> list[Example]:
-        report = EncodeReport()
-        examples = list(encode_rows(read_records(path), tokenizer, template, settings.ctx, report, stride))
+    def load(path: str, stride: int | None = None) -> _Loaded:
+        report, loaded = EncodeReport(), _Loaded([], Index())
+        for record in read_records(path):
+            examples = list(encode_rows([record], tokenizer, template, settings.ctx, report, stride))
+            if examples:
+                loaded.rows.append(examples)
+                loaded.index.append(0, record.digest, b"", b"")
         what = [
             (report.cut, f"cut to {settings.ctx} tokens: raise --ctx to keep them whole"),
             (report.nothing_to_train, "left out: nothing to train on (no answer, or it lies beyond the context)"),
         ]
         notes.extend(f"{path}: {n} of {report.rows} rows {text}" for n, text in what if n)
-        if not examples:
+        if not loaded.rows:
             cut = f": {report.cut} were cut to {settings.ctx} tokens, raise --ctx" if report.cut else ""
             raise DataError(f"{path}: none of {report.rows} rows has anything to train on{cut}")
-        return examples
+        return loaded
 
     try:
         train = load(settings.data, settings.stride)
         fraction = _fraction(settings)
-        if fraction is None:
-            return Rows(train, load(settings.val) if settings.val else [], notes)
+        val = load(settings.val) if settings.val and fraction is None else None
     finally:
         template.close()
-    held = max(1, round(len(train) * fraction))
-    if held >= len(train):
-        raise DataError(f"{settings.data}: {len(train)} rows are too few to hold out a fraction of {fraction:g}")
-    chosen = set(shuffled(len(train), settings.seed, -1)[:held])
-    kept = [e for i, e in enumerate(train) if i not in chosen]
-    return Rows(kept, [train[i] for i in sorted(chosen)], notes)
+    if val:
+        known = train.index.known()
+        both = sum(val.index.digest(row) in known for row in each(val.index.all()))
+        if both:
+            notice(f"{settings.val}: {both:,} of {len(val.rows):,} validation rows also train")
+        return Rows(train.examples(), val.examples(), notes)
+    if fraction is None:
+        return Rows(train.examples(), [], notes)
+    if len(train.rows) < 2:
+        what = "one row cannot be divided, as the windows of a text stay together: name a file with --val"
+        raise DataError(f"{settings.data}: {what}")
+    kept, held = split(train.index, train.index.all(), [(f"--val {fraction:g}", fraction)], settings.seed)
+    if not len(kept):
+        what = f"{len(train.rows):,} rows, equal ones kept together, are too few to hold out a fraction of {fraction:g}"
+        raise DataError(f"{settings.data}: {what}")
+    return Rows(train.examples(kept), train.examples(held), notes)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The examples of each row that has any, and the index of those rows."""
+
+    rows: list[list[Example]]
+    index: Index
+
+    def examples(self, rows: IndexRows | None = None) -> list[Example]:
+        """Of these rows, or of all."""
+        return [e for row in each(self.index.all() if rows is None else rows) for e in self.rows[row]]
 
 
 def _fraction(settings: TrainSettings) -> float | None:

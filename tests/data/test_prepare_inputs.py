@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.data import jsonl, raw
+from fabric.data import raw
+from fabric.data.lines import Lines
 from fabric.data.prepare import PrepareSettings, prepare
-from fabric.data.raw import Lines, read_rows
+from fabric.data.raw import format_of, read_rows
 from fabric.errors import DataError, FabricError, MissingInputError, UsageError
 from tests.data.preparing import chat, prepared, run, write
 
@@ -45,6 +46,70 @@ JSONL = "".join(json.dumps(row) + "\n" for row in PAIRS)
 )
 def test_the_format_of_a_file_is_told(tmp_path: Path, name: str, content: str) -> None:
     assert prepared(tmp_path / name, content) == RECORDS
+
+
+SEMICOLONS = 'question;answer\r\nHi;Hello\r\n\r\n"1, 2?";"three\n""3"""\r\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.csv", CSV.encode(), []),
+        ("rows.csv", b"\xef\xbb\xbf" + CSV.encode(), ["UTF-8 with a byte-order mark, with commas"]),
+        ("rows.csv", SEMICOLONS.encode(), ["UTF-8, with semicolons"]),
+        ("rows", SEMICOLONS.encode(), ["UTF-8, with semicolons"]),
+        ("rows.csv", SEMICOLONS.replace(";", "|").encode(), ["UTF-8, with bars"]),
+        ("rows.csv", SEMICOLONS.replace(";", "\t").encode(), ["UTF-8, with tabs"]),
+        ("rows.tsv", CSV.encode(), ["UTF-8, with commas"]),
+        ("rows.csv", b"\xef\xbb\xbfsep=;\r\n" + SEMICOLONS.encode(), ["UTF-8 with a byte-order mark, with semicolons"]),
+        ("rows", b"sep=,\n" + CSV.encode(), []),
+        ("rows.csv", CSV.encode("utf-16"), ["UTF-16, with commas"]),
+        ("rows", SEMICOLONS.encode("utf-16-be"), ["UTF-16, with semicolons"]),
+        ("rows.csv", b"\xfe\xff" + SEMICOLONS.replace(";", "\t").encode("utf-16-be"), ["UTF-16, with tabs"]),
+        ("rows.jsonl", JSONL.encode("utf-16-le"), ["UTF-16"]),
+        ("rows.json", json.dumps(PAIRS).encode("utf-16"), ["UTF-16"]),
+    ],
+)
+def test_tables_of_any_office_are_read_and_what_was_found_is_said(
+    tmp_path: Path, name: str, content: bytes, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr("fabric.notices._show", heard.append)
+    assert prepared(tmp_path / name, content) == RECORDS
+    assert [text.partition("read as ")[2].partition(" between")[0] for text in heard if "unused" not in text] == said
+
+
+def test_a_separator_that_is_given_is_not_guessed_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    odd = "question~answer\nHi, you;~Hello\n"
+    assert prepared(path, odd, separator="~") == [chat("Hi, you;", "Hello")]
+    assert prepared(tmp_path / "rows", odd, separator="~") == [chat("Hi, you;", "Hello")]
+    with pytest.raises(DataError, match=r"rows.csv:2: the fields \('question~answer'\)"):
+        prepared(path, "question~answer\nHi~Hello\n", format="csv")
+    for wrong in ({"separator": ";;"}, {"separator": '"'}, {"separator": ";", "format": "jsonl"}):
+        with pytest.raises(UsageError, match="--separator"):
+            prepared(path, odd, **wrong)
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_lines(tmp_path: Path) -> None:
+    content = 'question,answer\rHi,Hello\r"a\rb",c\r,\r'
+    records, report = run_lenient(tmp_path / "rows.csv", content)
+    assert records == [chat("Hi", "Hello"), chat("a\rb", "c")]
+    assert report.bad_rows[0].startswith(f"{tmp_path}/rows.csv:5: ")
+    with pytest.raises(DataError, match=r"rows.csv:2: the row is not CSV: a carriage return stands outside quotes"):
+        prepared(tmp_path / "rows.csv", "question,answer\nHi,Hel\rlo\n")
+
+
+def run_lenient(path: Path, content: str) -> tuple[list[dict[str, Any]], Any]:
+    write(path, content)
+    return run(PrepareSettings(inputs=(str(path),), on_error="skip"))
+
+
+def test_text_that_is_not_what_its_mark_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.csv:5: from about here on the text is not valid UTF-16"):
+        prepared(tmp_path / "a.csv", CSV.encode("utf-16")[:-1])
+    with pytest.raises(DataError, match=r"not valid UTF-16"):
+        prepared(tmp_path / "a.jsonl", b"\xff\xfe\x00\xd8a\x00")
 
 
 def test_a_table_without_a_telling_name_is_known_by_mapped_fields(tmp_path: Path) -> None:
@@ -87,6 +152,8 @@ def test_rows_of_a_named_pipe_are_read_once(tmp_path: Path) -> None:
         ("a.jsonl", JSONL.encode() + b'{"text": "\xff"}\n' + JSONL.encode(), "a.jsonl:3: the line is not valid UTF-8"),
         ("a.jsonl", JSONL + '{"text": "\\u0000"}\n' + JSONL, "a.jsonl:3: a string contains a NUL"),
         ("a.jsonl", JSONL + '{"text": NaN}\n' + JSONL, "a.jsonl:3: the line is not JSON"),
+        ("a.jsonl", JSONL + '{"text": "\\ud83d"}\n' + JSONL, "a.jsonl:3: a string contains \\ud83d, half of a"),
+        ("a.jsonl", JSONL + '{"text": "a", "text": "b"}\n' + JSONL, "a.jsonl:3: the key 'text' stands twice"),
         ("a.jsonl", JSONL + '{"x": ' + "[" * 900 + "]" * 900 + ', "text": "a"}\n' + JSONL, "a.jsonl:3: "),
         ("a.json", "[" + '\n{"question": 1},' + JSONL.replace("\n", ",\n") + "{}]", "a.json:2: the fields"),
         ("a.csv", CSV + "Hi\n" + CSV.partition("\n")[2], "a.csv:6: the row has 1 cells, the header 2"),
@@ -134,7 +201,7 @@ def test_an_unclosed_quote_loses_no_more_than_the_rest_of_the_file(tmp_path: Pat
     write(tmp_path / "a.csv", CSV + '"Hi,Hello\n' + "x,y\n" * 100)
     records, report = run(PrepareSettings(inputs=(str(tmp_path / "a.csv"),), on_error="skip"))
     assert records == RECORDS
-    assert report.bad_rows == [f"{tmp_path}/a.csv:6: the row is not CSV: unexpected end of data"]
+    assert report.bad_rows == [f"{tmp_path}/a.csv:6: the row is not CSV: a quoted cell has no end"]
 
 
 def test_lines_beyond_the_limit_are_refused_and_the_next_ones_read(
@@ -169,12 +236,17 @@ def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
     assert len(calls) > 2 and calls == sorted(calls) and calls[-1] == (size, size)
 
 
-def test_the_standard_json_module_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [*PAIRS, {"text": "é\u2028\U0001f600", "n": [1, 2.5, None, True]}]
-    quick = prepared(tmp_path / "a.jsonl", rows)
-    monkeypatch.setattr(jsonl, "loads", jsonl.standard_loads)
-    monkeypatch.setattr("fabric.data.prepare.dumps", jsonl.standard_dumps)
-    assert prepared(tmp_path / "a.jsonl", rows) == quick
+def test_numbers_that_pass_through_keep_their_spelling(tmp_path: Path) -> None:
+    numbers = "[123456789012345678901,0.1234567890123456789,1.0e2,-0,-0.0,1E+400]"
+    line = f'{{"text":"a","n":{numbers},"o":{{"p":[1.50]}}}}\n'
+    (tmp_path / "a.jsonl").write_text(line.replace(",1E+400", ""))
+    out = io.BytesIO()
+    prepare(PrepareSettings(inputs=(str(tmp_path / "a.jsonl"),)), out)
+    assert out.getvalue().decode() == line.replace(",1E+400", "")
+    with pytest.raises(DataError, match=r"a.jsonl:1: the number 1E\+400 is larger than any that a double holds"):
+        prepared(tmp_path / "a.jsonl", line)
+    table = prepared(tmp_path / "a.jsonl", '{"question":"How much?","answer":1.50}\n')
+    assert table == [chat("How much?", "1.50")]
 
 
 @settings(deadline=None)
@@ -191,7 +263,8 @@ def test_a_json_array_gives_the_same_rows_however_it_is_cut_into_chunks(
 ) -> None:
     content = json.dumps(items, indent=indent, ensure_ascii=escaped).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw, "_SNIFFED_BYTES", sniffed)
+        patch.setattr(raw, "SNIFFED_BYTES", sniffed)
+        patch.setattr("fabric.data.lines.SNIFFED_BYTES", sniffed)
         rows = list(read_rows(Lines(io.BytesIO(content), "a"), "json", lambda names: False))
     assert [row for _, row in rows] == items
 
@@ -204,7 +277,8 @@ def test_a_json_array_gives_the_same_rows_however_it_is_cut_into_chunks(
 )
 def test_any_bytes_end_in_rows_or_in_one_sentence(content: bytes, form: str, name: str) -> None:
     try:
-        rows = list(read_rows(Lines(io.BytesIO(content), name), form, lambda names: "a" in names))
+        lines, known = Lines(io.BytesIO(content), name), lambda names: "a" in names
+        rows = list(read_rows(lines, format_of(lines, form, known), known))
     except FabricError as error:
         rows = [(name, error)]
     for where, row in rows:

@@ -18,6 +18,10 @@ from tests.data.preparing import chat, prepared, run
 from tests.support.paths import shared
 
 HELLO = chat("Hi", "Hello")
+BRIEF = {"messages": [{"role": "system", "content": "Be brief."}, *HELLO["messages"]]}
+TURNS = {"messages": [*chat("First?", "Pellmoor.")["messages"], *chat("And then?", "Tarn Quay.")["messages"]]}
+CALL = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Pellmoor", "hours": 1.5}}}
+TOOL = {"type": "function", "function": {"name": "tide"}}
 
 
 @pytest.mark.parametrize(
@@ -39,8 +43,32 @@ HELLO = chat("Hi", "Hello")
         ({"text": "Once."}, {"text": "Once."}),
         ({"text": "Once.", "title": "T"}, {"text": "Once.", "title": "T"}),
         ({"prompt": "Hi", "completion": "Hello", "label": "x", "n": 3}, {**HELLO, "label": "x", "n": 3}),
-        ({"prompt": "Hi", "completion": "Hello", "system": "Be brief."},
-         {"messages": [{"role": "system", "content": "Be brief."}, *HELLO["messages"]]}),
+        ({"prompt": "Hi", "completion": "Hello", "system": "Be brief."}, BRIEF),
+        ({"system_prompt": "Be brief.", "question": "Hi", "response": "Hello"}, BRIEF),
+        ({"instruction": "", "input": "Hi", "output": "Hello"}, HELLO),
+        ({"instruction": "Hi", "input": None, "output": "Hello", "history": [], "system": ""}, HELLO),
+        ({"query": "Hi", "response": "Hello"}, HELLO),
+        ({"problem": "Hi", "solution": "Hello"}, HELLO),
+        ({"instruction": "Who?", "input": "Ann", "context": ["A.", "B."], "output": "x"},
+         chat("Who?\n\nAnn\n\nA.\n\nB.", "x")),
+        *(({prompt: "Who?", below: "Ann ran.", answer: "Ann"}, chat("Who?\n\nAnn ran.", "Ann"))
+          for prompt, below, answer in (("question", "context", "answer"), ("prompt", "context", "completion"),
+                                        ("prompt", "input", "response"), ("query", "input", "response"),
+                                        ("input", "context", "output"), ("question", "context", "response"))),
+        ({"instruction": "And then?", "output": "Tarn Quay.", "history": [["First?", "Pellmoor."]]}, TURNS),
+        ({"instruction": "And then?", "output": "Tarn Quay.", "history": '[["First?", "Pellmoor."]]'}, TURNS),
+        ({"prompt": "And then?", "response": "Tarn Quay.", "history": TURNS["messages"][:2]}, TURNS),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+          "system": "Be brief."}, BRIEF),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, *HELLO["messages"]]},
+         {"messages": [{"role": "developer", "content": "Be brief."}, *HELLO["messages"]]}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+                       {"role": "assistant", "content": ["Hello"], "name": None}]}, HELLO),
+        ({"prompt": HELLO["messages"][:1], "completion": HELLO["messages"][1:]}, HELLO),
+        ({"prompt": "Hi", "completion": HELLO["messages"][1:]}, HELLO),
+        ({"prompt": TURNS["messages"][:3], "completion": TURNS["messages"][3:], "tools": [{"name": "t"}]},
+         {"messages": [TURNS["messages"][0], {**TURNS["messages"][1], "train": False}, *TURNS["messages"][2:]],
+          "tools": [{"name": "t"}]}),
     ],
 )  # fmt: skip
 def test_rows_of_known_data_sets_need_no_flags(tmp_path: Path, row: dict[str, Any], record: dict[str, Any]) -> None:
@@ -60,6 +88,84 @@ def test_tools_calls_and_names_of_a_chat_survive(tmp_path: Path) -> None:
     }
     assert prepared(tmp_path / "rows.jsonl", [row]) == [row]
     assert prepared(tmp_path / "rows.jsonl", [row], normalize=True) == [row]
+
+
+SPOKEN = [
+    {"role": "user", "content": "Tide?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "Ask.", "weight": 0},
+    {"role": "tool", "content": "low", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "Low.", "train": False},
+    {"role": "assistant", "content": "Low at six.", "weight": 1},
+]
+SHAREGPT = [
+    {"from": "human", "value": "Tide?"},
+    {"from": "gpt", "value": "", "tool_calls": [CALL], "reasoning_content": "Ask.", "weight": 0},
+    {"from": "observation", "value": "low", "tool_call_id": "c1"},
+    {"from": "gpt", "value": "Low.", "train": False},
+    {"from": "gpt", "value": "Low at six.", "weight": 1},
+]
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+@pytest.mark.parametrize("turns", [SPOKEN, SHAREGPT])
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)]])
+def test_calls_thoughts_tools_and_weights_survive_in_every_spelling(
+    tmp_path: Path, field: str, turns: list[Any], tools: Any
+) -> None:
+    assert prepared(tmp_path / "rows.jsonl", [{field: turns, "tools": tools}]) == [
+        {"messages": SPOKEN, "tools": [TOOL]}
+    ]
+
+
+def test_calls_that_are_turns_of_their_own_become_calls(tmp_path: Path) -> None:
+    asked = json.dumps(CALL["function"])
+    spoken = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    rest = [
+        {"from": "human", "value": "Tide?"},
+        {"from": "observation", "value": "low"},
+        {"from": "gpt", "value": "Low."},
+    ]
+    turns = [rest[0], {"from": "function_call", "value": asked}, *rest[1:]]
+    (record,) = prepared(tmp_path / "rows.jsonl", [{"conversations": turns}])
+    assert record["messages"][1] == spoken and record["messages"][2] == {"role": "tool", "content": "low"}
+    old = {"role": "assistant", "content": None, "function_call": CALL["function"]}
+    (record,) = prepared(tmp_path / "rows.jsonl", [{"messages": [rest[0], old, *rest[1:]]}])
+    assert record["messages"][1] == {**spoken, "content": None}
+    turns[1]["value"] = "tide(Pellmoor)"
+    with pytest.raises(DataError, match=r"rows.jsonl:1: 'conversations': message 2 is a string, and not JSON"):
+        prepared(tmp_path / "rows.jsonl", [{"conversations": turns}])
+
+
+def test_what_only_a_chat_can_hold_is_never_lost_in_other_records(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    thought = {"messages": [HELLO["messages"][0], {**HELLO["messages"][1], "reasoning_content": "Greet."}]}
+    masked = {"messages": [*TURNS["messages"][:1], {**TURNS["messages"][1], "weight": 0}, *TURNS["messages"][2:]]}
+    for row, said in (({**HELLO, "tools": [TOOL]}, "'tools'"), (thought, "'reasoning_content'")):
+        for kind in ("completion", "text"):
+            with pytest.raises(DataError, match=f"rows.jsonl:1: {said} can only be in a chat"):
+                prepared(path, [row], as_record=kind)
+    with pytest.raises(DataError, match="one answer of this row must not"):
+        prepared(path, [masked], as_record="text")
+
+
+def test_fields_without_effect_are_counted_by_name(tmp_path: Path) -> None:
+    rows = [
+        {**HELLO, "id": 1, "label": "x"},
+        {"prompt": "Hi", "completion": "Hello", "id": 2, "text": "Hi Hello", "empty": []},
+        {"messages": [{**HELLO["messages"][0], "mood": "good"}, HELLO["messages"][1]], "system": None},
+        {"conversations": [{"from": "human", "value": "Hi", "lang": "en"}, {"from": "gpt", "value": "Hello"}]},
+        {**BRIEF, "system": "Be long."},
+        {**BRIEF, "system": "Be brief."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    records = prepared(path, rows)
+    unused = run(PrepareSettings(inputs=(str(path),)))[1].unused
+    assert unused == {"id": 2, "text": 1, "mood": 1, "lang": 1, "system": 1}
+    assert records[0]["id"] == 1 and records[2]["messages"][0]["mood"] == "good" and records[4]["system"] == "Be long."
+    kept = run(PrepareSettings(inputs=(str(path),), keep=("id",)))[1].unused
+    assert kept == {"mood": 1, "lang": 1}, "what was named is used, and what was not is left out as asked for"
+    template = PrepareSettings(inputs=(str(path),), prompt_template="{id}: {prompt}", on_error="skip")
+    assert run(template)[1].unused == {"text": 1}
 
 
 def test_the_biomedical_rows_become_question_and_labelled_answer(tmp_path: Path) -> None:
@@ -113,6 +219,9 @@ def test_a_prompt_template_builds_prompts_from_fields(tmp_path: Path) -> None:
     assert prepared(path, [row], **settings) == [chat("{Title} On tea: Hot {prompt}.", "food")]
     row = {"instruction": "Add", "input": "1 2", "output": "3"}
     assert prepared(path, [row], prompt_template="Task: {prompt}") == [chat("Task: Add\n\n1 2", "3")]
+    row = {"question": "Who?", "context": "Ann ran.", "answer": "Ann"}
+    placed = prepared(path, [row], prompt_template="{context}\n{prompt}")
+    assert placed == [chat("Ann ran.\nWho?", "Ann")], "what a template places is not put below the prompt as well"
     with pytest.raises(DataError, match=r"rows.jsonl:1: the prompt template names 'titel'"):
         prepared(path, [row], prompt_template="{titel}")
 
@@ -125,7 +234,8 @@ def test_a_prompt_template_builds_prompts_from_fields(tmp_path: Path) -> None:
         ({}, r"the fields \(none\)"),
         ({"prompt": "Hi", "completion": "  "}, "the assistant says nothing"),
         ({"prompt": "\n", "completion": "Hello"}, "the prompt is empty"),
-        ({"prompt": "Hi", "completion": ["Hello"]}, "'completion' is not a text"),
+        ({"prompt": "Hi", "completion": ["Hello"]}, "'completion': message 1 is a string"),
+        ({"prompt": "Hi", "completion": {"a": 1}}, "'completion' is not a text"),
         ({"prompt": "Hi", "completion": None}, "'completion' is not a text"),
         ({"prompt": "Hi", "completion": True}, "'completion' is not a text"),
         ({"text": " \n"}, "the text is empty"),
@@ -136,12 +246,17 @@ def test_a_prompt_template_builds_prompts_from_fields(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": "Hi"}]}, "the assistant says nothing"),
         ({"messages": [{"role": "boss", "content": "Hi"}]}, "boss"),
         ({"messages": "Hi"}, "'messages' is"),
-        ({"conversations": {"from": "human"}}, "'conversations' is not a list"),
-        ({"conversations": []}, "the assistant says nothing"),
-        ({"conversations": [{"from": "alien", "value": "Hi"}]}, "turn 1 of the conversation"),
-        ({"conversations": [{"from": ["human"], "value": "Hi"}]}, "turn 1 of the conversation"),
-        ({"conversations": ["Hi"]}, "turn 1 of the conversation"),
-        ({**HELLO, "tools": "add"}, "'tools' is not a list"),
+        ({"conversations": {"from": "human"}}, "'conversations' is an object; it must be a list"),
+        ({"conversations": []}, "'conversations' is an empty list"),
+        ({"conversations": [{"from": "alien", "value": "Hi"}]}, "'conversations': message 1 has the role 'alien'"),
+        ({"conversations": [{"from": ["human"], "value": "Hi"}]}, "message 1 has the role"),
+        ({"conversations": [{"from": "human", "value": 1}]}, "message 1: 'content' is a number"),
+        ({"conversations": ["Hi"]}, "message 1 is a string"),
+        ({"prompt": "a", "completion": "b", "history": [["a"]]}, "'history' holds ..a'., which is no pair"),
+        ({"prompt": "a", "completion": "b", "history": "none"}, "'history' is a string, and not JSON"),
+        ({"question": "a", "context": {"b": 1}, "answer": "c"}, "'context' is not a text"),
+        ({**HELLO, "tools": "add"}, "'tools' is a string, and not JSON"),
+        ({**HELLO, "tools": {"a": 1}}, "'tools' is not a list"),
     ],
 )
 def test_a_row_without_sense_is_named_with_its_line(tmp_path: Path, row: Any, reason: str) -> None:
