@@ -343,6 +343,11 @@ void fb_gate_wake(fb_gate *gate) {
     gate_unlock(gate);
 }
 
+void fb_os_rest(double seconds, const volatile int32_t *cancel) {
+    double end = fb_os_seconds() + seconds;
+    for (double left; (left = end - fb_os_seconds()) > 0 && !(cancel && *cancel);) fb_os_sleep(left < 0.05 ? left : 0.05);
+}
+
 int fb_os_arm_bf16(void) {
 #if defined(__aarch64__) && defined(__linux__)
     enum { CAPABILITIES_2 = 26, BF16 = 1 << 14 }; /* AT_HWCAP2, HWCAP2_BF16: older headers have no names for them */

@@ -8,6 +8,7 @@
 
 double fb_os_seconds(void); /* monotonic */
 void fb_os_sleep(double seconds);
+void fb_os_rest(double seconds, const volatile int32_t *cancel); /* sleeps; ends early once *cancel is set, unless NULL */
 int fb_os_arm_bf16(void);   /* whether 64-bit ARM has bf16 products */
 int fb_os_cpu_count(void);  /* that this process may use, at least 1 */
 uint64_t fb_os_memory_bytes(void);

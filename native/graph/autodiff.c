@@ -28,7 +28,7 @@ static fb_tensor now(const fb_autodiff *d, fb_tensor x) { return x < 0 ? FB_NONE
 static fb_tensor fresh(fb_autodiff *d, fb_tensor like, int32_t cols, int32_t type) {
     fb_tensor_info from = d->p->tensors[like];
     return fb_program_tensor(d->p, (fb_tensor_info){.type = type, .rows = from.rows, .cols = cols,
-                                                     .symbol = from.symbol, .first = from.first,
+                                                     .count = from.count, .first = from.first,
                                                      .place = FB_IN_ARENA, .base = FB_NONE});
 }
 

@@ -15,6 +15,9 @@ typedef struct fb_mem {
     uint64_t bytes;
 } fb_mem;
 
+/* What the rows in use of a matrix are counted by. The counts of a feed are all that changes between two replays. */
+enum { FB_COUNT_NONE, FB_COUNT_TOKENS, FB_COUNT_TRAINED, FB_COUNTS };
+
 /* A matrix inside some memory: row r, column c is element r * ld + c after `offset`. Of block formats whole rows only
  * (cols == ld); a kernel that works on a stretch of such a row cuts it at multiples of 32, the unit of decoding, which
  * may lie inside a super-block of 256. An absent operand has mem == NULL. */
@@ -22,9 +25,16 @@ typedef struct fb_view {
     const fb_mem *mem;
     uint64_t offset; /* bytes */
     int32_t type;
-    int32_t rows, cols;
-    int64_t ld; /* elements */
+    int32_t rows, cols;           /* rows: capacity */
+    int64_t ld;                   /* elements */
+    int32_t count, factor, first; /* rows in use: clamp(counts[count] * factor - first, 0, rows); of FB_COUNT_NONE all */
 } fb_view;
+
+static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_COUNTS]) {
+    if (v->count == FB_COUNT_NONE) return v->rows;
+    int64_t n = (int64_t)counts[v->count] * v->factor - v->first;
+    return n < 0 ? 0 : n < v->rows ? (int32_t)n : v->rows;
+}
 
 /*  Ops and their operands, in order. "act": F32 or BF16, each operand its own; kernels sum in F32.
  *  out: written; io: read and written; everything else is read. [x]: may be absent.
@@ -114,7 +124,7 @@ FB_VIEWS_OF_OPS(FB_VIEWS_OF)
 typedef struct fb_launch {
     fb_op op;
     fb_attr attr;
-    union { /* rows are already those in use; a launch of no rows is never made */
+    union {
         fb_view v[FB_MAX_OPERANDS];
         FB_VIEWS_OF_OPS(FB_VIEWS_IN_LAUNCH)
     };
@@ -123,7 +133,27 @@ typedef struct fb_launch {
 #undef FB_VIEWS_OF
 #undef FB_VIEWS_IN_LAUNCH
 
-/* What a device is. Every function returns FB_OK or a code, and sets fb_error through fb_fail. */
+/* The launch as it runs with these counts: `rows` are those in use. 0 where an operand has none: then it does nothing. */
+static inline int fb_launch_in_use(const fb_launch *launch, const int32_t counts[FB_COUNTS], fb_launch *out) {
+    *out = *launch;
+    for (int k = 0; k < FB_MAX_OPERANDS; k++) {
+        if (!out->v[k].mem) continue;
+        out->v[k].rows = fb_rows_in_use(&out->v[k], counts);
+        if (out->v[k].rows == 0) return 0;
+    }
+    return 1;
+}
+
+/* How a program is replayed; what is NULL is not asked for. */
+typedef struct fb_run {
+    const volatile int32_t *cancel; /* once it is set, replay soon ends with FB_E_CANCELLED */
+    volatile int32_t *done;         /* goes up by one for each launch that has finished or was submitted */
+    double *seconds;                /* one a launch: its time; then replay waits */
+    double duty;                    /* share of the time that is worked, the rest is slept (fb_os_rest); 1: all of it */
+} fb_run;
+
+/* What a device is. Every function returns FB_OK or a code, and sets fb_error through fb_fail. Whatever is given to a device
+ * takes effect in order: writes, replays and reads see all that came before them. */
 typedef struct fb_backend {
     const char *name;
     int (*count)(void); /* 0 after fb_fail where there is none */
@@ -133,17 +163,18 @@ typedef struct fb_backend {
     int (*alloc)(void *self, uint64_t bytes, fb_mem *mem);                   /* zeroed */
     int (*wrap)(void *self, const void *host, uint64_t bytes, fb_mem *mem);  /* read-only; may upload at first use */
     void (*free)(void *self, fb_mem *mem);
-    int (*write)(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes);
+    int (*write)(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes); /* src is free afterwards */
     int (*read)(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes);
     /* Bytes of scratch that the launch needs; asked once, with every row in use, and must then do for any fewer rows.
      * UINT64_MAX after fb_fail: it cannot run. */
     uint64_t (*scratch)(void *self, const fb_launch *launch);
-    /* Runs launches in order, each seeing what those before it wrote. May return before they finish.
-     * seconds: NULL, or n entries to which each launch's time is written (then it does wait). */
-    int (*submit)(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds);
+    /* Makes a program of launches that run in order, each seeing what those before it wrote. The memory that they name stays
+     * where it is until the program is released, and so does the workspace, scratch for any of them. */
+    int (*prepare)(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **program);
+    /* Runs it with these counts, as often as wanted. May return before it has finished. */
+    int (*replay)(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run);
+    void (*release)(void *self, void *program); /* waits until it has finished */
     int (*wait)(void *self);
-    /* NULL, or: from now on submit ends with FB_E_CANCELLED soon after *cancel is set; NULL ends that. */
-    void (*watch)(void *self, const volatile int32_t *cancel);
     int (*peak)(void *self, int kind, double seconds, double *per_second);
 } fb_backend;
 

@@ -1,4 +1,4 @@
-/* device.c - the registry of backends, open devices and their memory. */
+/* device.c - the registry of backends; open devices, their memory and their programs. */
 #include <stdlib.h>
 #include <string.h>
 #include "graph.h"
@@ -235,4 +235,41 @@ int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes
 
 void fb_buffer_free(fb_buffer *buffer) {
     if (buffer && buffer->parts) let_go(buffer);
+}
+
+/* ---- programs ---- */
+
+int fb_prepare(fb_device *device, const fb_launch *launches, int32_t n, const fb_mem *workspace, fb_prepared *out) {
+    memset(out, 0, sizeof *out);
+    int code = device->backend->prepare(device->self, launches, n, workspace, &out->program);
+    if (code) return code;
+    out->n = n;
+    if (!device->profile || !n) return FB_OK;
+    out->launches = malloc(sizeof *launches * (size_t)n);
+    out->seconds = malloc(sizeof *out->seconds * (size_t)n);
+    if (out->launches && out->seconds) {
+        memcpy(out->launches, launches, sizeof *launches * (size_t)n);
+        return FB_OK;
+    }
+    fb_release(device, out);
+    return fb_fail(FB_E_MEMORY, "out of memory");
+}
+
+void fb_release(fb_device *device, fb_prepared *prepared) {
+    if (prepared->program) device->backend->release(device->self, prepared->program);
+    free(prepared->launches);
+    free(prepared->seconds);
+    memset(prepared, 0, sizeof *prepared);
+}
+
+int fb_run_once(fb_device *device, const fb_launch *launch) {
+    static const int32_t none[FB_COUNTS];
+    const fb_run run = {.duty = 1};
+    fb_prepared once;
+    int code = fb_prepare(device, launch, 1, &(fb_mem){0}, &once);
+    if (code) return code;
+    code = device->backend->replay(device->self, once.program, none, &run);
+    if (code == FB_OK) code = device->backend->wait(device->self);
+    fb_release(device, &once);
+    return code;
 }

@@ -138,7 +138,7 @@ fb_tensor fb_input(fb_graph *g, int32_t type, int32_t rows, int32_t cols) {
     if (!inputs) return -fb_fail(FB_E_MEMORY, "out of memory");
     g->inputs = inputs;
     fb_tensor t = fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = most, .cols = cols,
-                                                                   .symbol = rows < 0 ? rows : 0, .base = FB_NONE,
+                                                                   .count = rows < 0 ? -rows : FB_COUNT_NONE, .base = FB_NONE,
                                                                    .place = FB_IN_INPUTS, .offset = g->input_bytes});
     if (t < 0 || g->input_bytes > FB_MOST_BYTES) return -fb_fail(FB_E_MEMORY, "inputs larger than any memory");
     g->input_bytes += (fb_tensor_bytes(&g->program.tensors[t]) + 255) / 256 * 256;
@@ -195,7 +195,7 @@ static const fb_tensor_info *get_ints(fb_graph *g, fb_tensor tensor, const char 
 static fb_tensor output(fb_graph *g, fb_tensor like, int32_t cols, int32_t type) {
     fb_tensor_info from = g->program.tensors[like];
     return fb_program_tensor(&g->program, (fb_tensor_info){.type = type, .rows = from.rows, .cols = cols,
-                                                            .symbol = from.symbol, .first = from.first,
+                                                            .count = from.count, .first = from.first,
                                                             .place = FB_IN_ARENA, .base = FB_NONE});
 }
 
@@ -398,7 +398,7 @@ fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_t
     REQUIRE(!g->has_loss, "a graph has one loss");
     REQUIRE(a->cols == w->cols, "a head of %d x %d over rows of %d", (int)w->rows, (int)w->cols, (int)a->cols);
     REQUIRE(g->trained > 0, "a loss needs room for a trained position");
-    REQUIRE(i->symbol == FB_ROWS_TRAINED && t->symbol == FB_ROWS_TRAINED,
+    REQUIRE(i->count == FB_COUNT_TRAINED && t->count == FB_COUNT_TRAINED,
             "trained positions and targets have FB_ROWS_TRAINED rows");
     if (lora.a >= 0 || lora.b >= 0) {
         const fb_tensor_info *la = get_f32(g, lora.a, "lora a"), *lb = get_f32(g, lora.b, "lora b");

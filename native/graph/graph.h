@@ -4,7 +4,8 @@
  *   autodiff.c  turns a recording into a program: lowered loss, backward pass, recomputed blocks
  *   tiles.c     splits nodes whose operands pass a limit
  *   memory.c    lays the program's tensors into one arena by liveness
- *   plan.c      binds and runs the program               (fb_plan)
+ *   plan.c      binds the program to memory              (fb_plan)
+ *   run.c       runs it: feeds in, steps, kept rows back
  *   optimizer.c clips and updates the flat parameters
  */
 #ifndef FB_GRAPH_H
@@ -43,8 +44,8 @@ typedef struct fb_tensor_info {
     int32_t type;
     int32_t rows;     /* capacity */
     int32_t cols;
-    int32_t symbol;   /* FB_ROWS_TOKENS, FB_ROWS_TRAINED, or 0: all rows are always in use */
-    int32_t first;    /* rows in use = clamp(count of symbol - first, 0, rows) */
+    int32_t count;    /* FB_COUNT_...: what its rows in use are counted by */
+    int32_t first;    /* rows in use = clamp(counts[count] - first, 0, rows) */
     fb_place place;
     int kind;         /* of a leaf: FB_FROZEN FB_PARAM FB_STATE */
     fb_tensor base;   /* a slice of rows of this tensor, or FB_NONE */
@@ -104,6 +105,31 @@ struct fb_graph {
     fb_loss_spec loss;
 };
 
+/* Launches that a device has made ready; of a device that times them, what they are and the time of each. */
+typedef struct fb_prepared {
+    void *program;
+    int32_t n;
+    fb_launch *launches;
+    double *seconds;
+} fb_prepared;
+
+struct fb_plan {
+    fb_device *device;
+    fb_program program;
+    fb_plan_options options;
+    int32_t tokens, trained, n_inputs;
+    fb_tensor *inputs;
+    int32_t *bounds; /* (n_inputs,) I32 values of an input must lie in 0 .. bounds - 1; 0: any */
+    fb_tensor nll;
+    uint64_t arena_bytes, scratch_bytes, input_bytes;
+    fb_buffer *arena;
+    fb_mem scratch, staged;
+    fb_prepared feed; /* a feed forward, and in training backward */
+    int ready;
+    char *text;
+    fb_op_stats ops[FB_OP_COUNT];
+};
+
 struct fb_autodiff;
 
 /* One row an op. roles, a letter an operand: o written, x read and written, i read.
@@ -132,8 +158,11 @@ void fb_program_release(const fb_program *p);
 
 /* autodiff.c */
 int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_program *out);
-/* device.c: the part of a buffer in which an offset lies */
+/* device.c: the part of a buffer in which an offset lies; launches made ready, and run once */
 int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset);
+int fb_prepare(fb_device *device, const fb_launch *launches, int32_t n, const fb_mem *workspace, fb_prepared *out);
+void fb_release(fb_device *device, fb_prepared *prepared);
+int fb_run_once(fb_device *device, const fb_launch *launch);
 /* Users count, so that handles may be closed in any order: what is left of a closed one is refused, not reached. */
 fb_device *fb_device_hold(fb_device *device);
 void fb_device_release(fb_device *device);
@@ -145,6 +174,10 @@ int fb_tile_program(fb_program *p, const fb_device_info *limits);
 int fb_plan_memory(fb_program *p, uint64_t *arena_bytes);
 /* Where a row begins, in bytes of what the tensor lies in. */
 uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row);
+/* plan.c: memory and programs, at the first run; the memory of a row, and where in it the row begins */
+int fb_plan_allocate(fb_plan *plan);
+const fb_mem *fb_plan_locate(const fb_plan *plan, const fb_tensor_info *t, int32_t row, uint64_t *offset);
+void fb_count_launch(fb_op_stats *stats, const fb_launch *launch, double seconds);
 /* optimizer.c */
 int fb_buffers_alike(const fb_buffer *a, const fb_buffer *b); /* in size and parts */
 int fb_optimizer_check(const fb_buffer *params, const fb_optimizer *o); /* before anything is written */

@@ -39,7 +39,7 @@ static int sum_squares(fb_device *device, fb_buffer *grads, uint64_t count, doub
         n = segment(grads, at, count);
         uint64_t p = (n + PIECE - 1) / PIECE;
         fb_launch launch = {.op = FB_OP_SUMSQ, .v = {part(partial, 0, p), part(grads, at, n)}};
-        code = backend->submit(device->self, &launch, 1, &(fb_mem){0}, NULL);
+        code = fb_run_once(device, &launch);
         if (code == FB_OK) code = backend->wait(device->self);
         if (code == FB_OK) code = fb_buffer_read(partial, 0, host, p * 4);
         for (uint64_t i = 0; i < p && code == FB_OK; i++) *sum += host[i];
@@ -95,7 +95,7 @@ int fb_optimizer_update(fb_device *device, fb_buffer *params, fb_buffer *grads, 
             launch.v[1] = part(o->m, at, n);
             launch.v[2] = o->kind == FB_ADAMW ? part(o->v, at, n) : part(grads, at, n);
             if (o->kind == FB_ADAMW) launch.v[3] = part(grads, at, n);
-            code = device->backend->submit(device->self, &launch, 1, &(fb_mem){0}, NULL);
+            code = fb_run_once(device, &launch);
             if (code) return code;
         }
     }

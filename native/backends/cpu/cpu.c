@@ -1,6 +1,6 @@
-/* cpu.c - the CPU as a backend: memory is the host's own, a submission runs on the pool, and the kernels are those of
- * the best instruction set there is. Which one is fixed by the processor's kind, never by timing, so bits stay the same
- * from run to run. */
+/* cpu.c - the CPU as a backend: memory is the host's own, a program is replayed in one run of the pool, and the kernels
+ * are those of the best instruction set there is. Which one is fixed by the processor's kind, never by timing, so bits
+ * stay the same from run to run. */
 #include "cpu.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +11,7 @@
 #endif
 
 enum { MOST_THREADS = 512 };
+static const double LEAST_REST = 0.01; /* seconds: shorter ones add up first */
 
 typedef struct cpu {
     fb_pool *pool;
@@ -160,43 +161,80 @@ static uint64_t cpu_scratch(void *self, const fb_launch *launch) {
     return device->kernels->scratch(launch, fb_pool_threads(device->pool));
 }
 
-typedef struct batch {
-    const fb_kernels *kernels;
-    const fb_launch *launches;
-    int n;
+/* Launches made ready: their memory and scratch, the same for all counts. */
+typedef struct cpu_program {
     char *scratch;
-    double start, *seconds; /* NULL when nobody asks */
-} batch;
+    int n;
+    fb_launch launches[];
+} cpu_program;
 
-static void run_batch(fb_worker *w, void *arg) {
-    const batch *b = arg;
-    double before = b->start;
-    for (int i = 0; i < b->n; i++) {
-        b->kernels->run[b->launches[i].op](w, &b->launches[i], b->scratch);
-        fb_sync(w);
-        if (!b->seconds || w->index != 0) continue;
-        double now = fb_os_seconds();
-        b->seconds[i] = now - before;
-        before = now;
-    }
-}
-
-static int cpu_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
-    cpu *device = self;
+static int cpu_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
     for (int i = 0; i < n; i++) {
         if ((unsigned)launches[i].op >= FB_OP_COUNT)
             return fb_fail(FB_E_INTERNAL, "Launch %d is of an op (%d) that the CPU does not know.", i, (int)launches[i].op);
-        if (cpu_scratch(self, &launches[i]) > (scratch ? scratch->bytes : 0))
+        if (cpu_scratch(self, &launches[i]) > workspace->bytes)
             return fb_fail(FB_E_INTERNAL, "Launch %d needs more scratch than was planned.", i);
     }
-    batch b = {device->kernels, launches, n, scratch ? scratch->host : NULL, fb_os_seconds(), seconds};
-    fb_pool_run(device->pool, run_batch, &b);
-    return fb_pool_cancelled(device->pool) ? fb_fail(FB_E_CANCELLED, "cancelled") : FB_OK;
+    cpu_program *p = malloc(sizeof *p + (size_t)n * sizeof *launches);
+    if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
+    p->scratch = workspace->host;
+    p->n = n;
+    memcpy(p->launches, launches, (size_t)n * sizeof *launches);
+    *out = p;
+    return FB_OK;
 }
 
-static void cpu_watch(void *self, const volatile int32_t *cancel) {
+static void cpu_release(void *self, void *p) {
+    (void)self;
+    free(p);
+}
+
+/* One replay. Thread 0 looks at the clock and at what was asked for, between two launches; the others only see `end`. */
+typedef struct pass {
+    const cpu_program *program;
+    const fb_kernels *kernels;
+    const int32_t *counts;
+    const fb_run *run;
+    double before, owed; /* when the last launch ended; seconds of rest */
+    atomic_int end;      /* launches to run. In launch i it may become i + 1, which all see after they have met */
+} pass;
+
+static void note_time(pass *p, int i) {
+    double now = fb_os_seconds(), took = now - p->before;
+    if (p->run->seconds) p->run->seconds[i] = took;
+    p->owed += took * (1 / p->run->duty - 1);
+    if (p->owed > LEAST_REST || (i + 1 == p->program->n && p->owed > 0)) {
+        fb_os_rest(p->owed, p->run->cancel);
+        p->owed = 0;
+        now = fb_os_seconds();
+    }
+    p->before = now;
+}
+
+static void run_pass(fb_worker *w, void *arg) {
+    pass *p = arg;
+    const fb_run *run = p->run;
+    const int first = w->index == 0, timed = run->seconds || run->duty < 1;
+    fb_launch launch;
+    for (int i = 0; i < atomic_load_explicit(&p->end, memory_order_relaxed); i++) {
+        const int busy = fb_launch_in_use(&p->program->launches[i], p->counts, &launch);
+        if (first && run->done) ++*run->done;
+        if (first && run->seconds) run->seconds[i] = 0;
+        if (!busy) continue;
+        p->kernels->run[launch.op](w, &launch, p->program->scratch);
+        if (timed) fb_sync(w);
+        if (timed && first) note_time(p, i);
+        if (first && run->cancel && *run->cancel) atomic_store_explicit(&p->end, i + 1, memory_order_relaxed);
+        fb_sync(w);
+    }
+}
+
+static int cpu_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run) {
     cpu *device = self;
-    fb_pool_watch(device->pool, cancel);
+    const volatile int32_t *cancel = run->cancel;
+    pass p = {program, device->kernels, counts, run, fb_os_seconds(), 0, ((cpu_program *)program)->n};
+    if (!cancel || !*cancel) fb_pool_run(device->pool, run_pass, &p, cancel);
+    return cancel && *cancel ? fb_fail(FB_E_CANCELLED, "cancelled") : FB_OK;
 }
 
 static int cpu_wait(void *self) {
@@ -245,7 +283,7 @@ static int cpu_peak(void *self, int kind, double seconds, double *per_second) {
     measure m = {device->kernels, kind, 2000, memory, (int64_t)(bytes / sizeof(float) / PEAK_ITEMS), done};
     for (double start = fb_os_seconds(), now = start; now - start < seconds || best == 0;) {
         double before = now, sum = 0;
-        fb_pool_run(device->pool, run_measure, &m);
+        fb_pool_run(device->pool, run_measure, &m, NULL);
         now = fb_os_seconds();
         for (int i = 0; i < threads; i++) sum += done[i * 8];
         if (sum / (now - before) > best) best = sum / (now - before);
@@ -269,8 +307,9 @@ const fb_backend fb_backend_cpu = {
     .write = cpu_write,
     .read = cpu_read,
     .scratch = cpu_scratch,
-    .submit = cpu_submit,
-    .watch = cpu_watch,
+    .prepare = cpu_prepare,
+    .replay = cpu_replay,
+    .release = cpu_release,
     .wait = cpu_wait,
     .peak = cpu_peak,
 };

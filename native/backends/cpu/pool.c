@@ -55,12 +55,9 @@ void fb_sync(fb_worker *worker) {
     atomic_fetch_sub(&pool->asleep, 1);
 }
 
-void fb_pool_watch(fb_pool *pool, const volatile int32_t *cancel) { pool->cancel = cancel; }
-
-int fb_pool_cancelled(const fb_pool *pool) { return pool->cancel && *pool->cancel; }
-
 int64_t fb_next(fb_worker *worker) {
-    if (fb_pool_cancelled(worker->pool)) return NO_ITEM;
+    const volatile int32_t *cancel = worker->pool->cancel;
+    if (cancel && *cancel) return NO_ITEM;
     return atomic_fetch_add_explicit(&worker->pool->next, 1, memory_order_relaxed);
 }
 
@@ -74,9 +71,10 @@ static void worker_main(void *arg) {
     }
 }
 
-void fb_pool_run(fb_pool *pool, void (*body)(fb_worker *, void *), void *arg) {
+void fb_pool_run(fb_pool *pool, void (*body)(fb_worker *, void *), void *arg, const volatile int32_t *cancel) {
     pool->body = body;
     pool->arg = arg;
+    pool->cancel = cancel;
     fb_sync(&pool->workers[0]);
     if (!body) return;
     body(&pool->workers[0], arg);
@@ -110,7 +108,7 @@ void fb_pool_free(fb_pool *pool) {
     if (!pool) return;
     if (pool->started) {
         for (int i = 0; i < pool->count - pool->started; i++) atomic_fetch_add(&pool->arrived, 1); /* never born */
-        fb_pool_run(pool, NULL, NULL);
+        fb_pool_run(pool, NULL, NULL, NULL);
         for (int i = 1; i < pool->started; i++) fb_thread_join(pool->threads[i]);
     }
     fb_gate_free(pool->gate);

@@ -15,12 +15,9 @@ typedef struct fb_worker {
 fb_pool *fb_pool_new(int threads); /* NULL when threads or memory ran out */
 void fb_pool_free(fb_pool *pool);
 int fb_pool_threads(const fb_pool *pool);
-/* Runs body on every thread and returns when all have finished. */
-void fb_pool_run(fb_pool *pool, void (*body)(fb_worker *, void *), void *arg);
-
-/* NULL, or: once *cancel is set, fb_next finds no more items. */
-void fb_pool_watch(fb_pool *pool, const volatile int32_t *cancel);
-int fb_pool_cancelled(const fb_pool *pool);
+/* Runs body on every thread and returns when all have finished. Once *cancel is set, unless it is NULL, fb_next finds no
+ * more items. */
+void fb_pool_run(fb_pool *pool, void (*body)(fb_worker *, void *), void *arg, const volatile int32_t *cancel);
 
 /* Inside a body: the next unclaimed item (0, 1, 2 ...) since the last fb_sync. */
 int64_t fb_next(fb_worker *worker);

@@ -487,7 +487,7 @@ static int run(vulkan *vk, const fb_dispatch *d) {
     return code;
 }
 
-static int run_launch(vulkan *vk, const fb_launch *launch, fb_mem *scratch) {
+static int run_launch(vulkan *vk, const fb_launch *launch, const fb_mem *scratch) {
     fb_dispatch parts[FB_MOST_DISPATCHES];
     int count = fb_lower(launch, scratch, &vk->limits, parts), code = count ? FB_OK : FB_E_DEVICE;
     for (int k = 0; k < count && code == FB_OK; k++) code = run(vk, &parts[k]);
@@ -505,7 +505,7 @@ static int stamp(vulkan *vk, int i) {
 }
 
 /* At most STAMPS - 1 launches, with the time of each by the device's clock, or by the host's where that is missing. */
-static int run_timed(vulkan *vk, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
+static int run_timed(vulkan *vk, const fb_launch *launches, int n, const fb_mem *scratch, double *seconds) {
     uint64_t at[STAMPS];
     int code = vk_wait(vk);
     if (code == FB_OK && vk->stamps) code = stamp(vk, 0);
@@ -523,18 +523,57 @@ static int run_timed(vulkan *vk, const fb_launch *launches, int n, fb_mem *scrat
     return code;
 }
 
-static int vk_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
-    vulkan *vk = self;
-    int code = FB_OK;
-    for (int i = 0; seconds && i < n && code == FB_OK; i += STAMPS - 1)
-        code = run_timed(vk, launches + i, n - i < STAMPS - 1 ? n - i : STAMPS - 1, scratch, seconds + i);
-    for (int i = 0; !seconds && i < n && code == FB_OK; i++) code = run_launch(vk, &launches[i], scratch);
-    return code; /* a command buffer is submitted when it is full; a wait submits the last */
+/* Launches as they were given: each replay records them anew, with the rows in use. */
+typedef struct vk_program {
+    const fb_mem *scratch;
+    int n;
+    fb_launch launches[];
+} vk_program;
+
+static int vk_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
+    (void)self;
+    vk_program *p = malloc(sizeof *p + (size_t)n * sizeof *launches);
+    if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
+    p->scratch = workspace;
+    p->n = n;
+    memcpy(p->launches, launches, (size_t)n * sizeof *launches);
+    *out = p;
+    return FB_OK;
 }
 
-static void vk_watch(void *self, const volatile int32_t *cancel) {
+static void vk_release(void *self, void *program) {
+    vk_wait(self);
+    free(program);
+}
+
+/* A command buffer is submitted when it is full; a wait submits the last. */
+static int vk_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run) {
+    enum { GROUP = STAMPS - 1, RESTED = 8 }; /* launches that are timed at once, or between two rests */
     vulkan *vk = self;
-    vk->cancel = cancel;
+    const vk_program *p = program;
+    fb_launch group[GROUP];
+    double seconds[GROUP];
+    int at[GROUP], code = FB_OK;
+    vk->cancel = run->cancel;
+    for (int i = 0, n; i < p->n && code == FB_OK;) {
+        const double before = fb_os_seconds();
+        for (n = 0; n < (run->duty < 1 ? RESTED : GROUP) && i < p->n; i++) {
+            if (run->seconds) run->seconds[i] = 0;
+            if (run->done) ++*run->done;
+            at[n] = i;
+            n += fb_launch_in_use(&p->launches[i], counts, &group[n]);
+        }
+        if (run->cancel && *run->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
+        else if (run->seconds) code = run_timed(vk, group, n, p->scratch, seconds);
+        for (int k = 0; k < n && code == FB_OK; k++)
+            if (run->seconds) run->seconds[at[k]] = seconds[k];
+            else code = run_launch(vk, &group[k], p->scratch);
+        if (run->duty == 1 || code) continue;
+        code = vk_wait(vk);
+        fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
+    }
+    vk->cancel = NULL;
+    return code;
 }
 
 static uint64_t vk_scratch(void *self, const fb_launch *launch) {
@@ -603,8 +642,9 @@ const fb_backend fb_backend_vulkan = {
     .write = vk_write,
     .read = vk_read,
     .scratch = vk_scratch,
-    .submit = vk_submit,
+    .prepare = vk_prepare,
+    .replay = vk_replay,
+    .release = vk_release,
     .wait = vk_wait,
-    .watch = vk_watch,
     .peak = vk_peak,
 };

