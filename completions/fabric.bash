@@ -9,6 +9,7 @@ _fabric() {
     case "$command:$prev" in
         prepare:-o|prepare:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         prepare:--format) COMPREPLY=($(compgen -W "auto jsonl json csv tsv text paragraphs" -- "$cur")); return ;;
+        prepare:--separator) return ;;
         prepare:--as) COMPREPLY=($(compgen -W "chat completion text" -- "$cur")); return ;;
         prepare:--field) return ;;
         prepare:--keep-fields) return ;;
@@ -142,7 +143,7 @@ _fabric() {
         plot:--height) return ;;
     esac
     case "$command" in
-        prepare) words="-o --output --format --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --strict --debug -h --help" ;;
+        prepare) words="-o --output --format --separator --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --strict --debug -h --help" ;;
         template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --strict --debug -h --help" ;;
         train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
         resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;

@@ -15,6 +15,7 @@ complete -c fabric -n __fish_use_subcommand -a bench -d 'measure training speed 
 complete -c fabric -n __fish_use_subcommand -a plot -d 'draw the metrics of training runs'
 complete -c fabric -n '__fish_seen_subcommand_from prepare' -s o -l output -r -F -d 'where the result goes; `-`: stdout'
 complete -c fabric -n '__fish_seen_subcommand_from prepare' -l format -x -a 'auto jsonl json csv tsv text paragraphs' -d 'text: a file is one record; paragraphs: divided at blank lines'
+complete -c fabric -n '__fish_seen_subcommand_from prepare' -l separator -r -f -d 'between the cells of a table, `tab` for a tab; default: found out'
 complete -c fabric -n '__fish_seen_subcommand_from prepare' -l as -x -a 'chat completion text' -d 'what rows with two sides become'
 complete -c fabric -n '__fish_seen_subcommand_from prepare' -l field -r -f -d 'what a field is called in the rows; may be given again'
 complete -c fabric -n '__fish_seen_subcommand_from prepare' -l keep-fields -r -f -d 'fields that pass through; default: all'

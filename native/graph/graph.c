@@ -207,7 +207,7 @@ static fb_node *record(fb_graph *g, fb_op op, int n, const fb_tensor *operands) 
 
 /* A matrix of a fixed number of rows goes with a full feed. */
 static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) {
-    return a->rows == b->rows && (a->symbol == b->symbol || !a->symbol || !b->symbol);
+    return a->rows == b->rows && (a->count == b->count || !a->count || !b->count);
 }
 
 #define REQUIRE(condition, ...)                                        \
