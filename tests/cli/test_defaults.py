@@ -35,11 +35,10 @@ def test_flag_beats_environment_beats_project_beats_user(tmp_path: Path) -> None
 
 def test_a_file_of_train_stands_between_environment_and_project(tiny: Path, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "fabric.toml").write_text("[train]\nrank = 2\nctx = 40\nalpha = 3\n")
-    (tmp_path / "run.toml").write_text(
-        f"data = '{rows}'\nmodel = '{tiny}'\nrank = 3\nlora-plus = 2\nctx = 41\nsteps = 2\n"
-    )
+    (tmp_path / "run.toml").write_text("rank = 3\nlora-plus = 2\nctx = 41\nsteps = 2\n")
     env = {"FABRIC_LORA_PLUS": "4"}
-    ended = fabric("train", "--config", "run.toml", "--run-dir", "run", "--ctx", "42", env=env, cwd=tmp_path)
+    command = ("train", rows, "-m", tiny, "--config", "run.toml", "--run-dir", "run", "--ctx", "42")
+    ended = fabric(*command, env=env, cwd=tmp_path)
     assert ended.code == 0, ended.err
     told = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert {name: told[name] for name in ("rank", "lora_plus", "ctx", "alpha", "steps")} == {
@@ -68,7 +67,7 @@ def test_what_a_file_says_is_checked_where_it_is_overridden_and_of_other_command
     for flags, env in (([], {"FABRIC_HEIGHT": "30"}), (["--height", "30"], {})):
         one_sentence(fabric("plot", run, *flags, env=env, cwd=tmp_path), 2, "fabric.toml:2: height")
     one_sentence(fabric("plot", run, "--height", "30", env={"FABRIC_HEIGHT": "tall"}), 2, "FABRIC_HEIGHT: 'tall'")
-    for text, said in (("rank = 'x'", "'x'"), ("rnak = 8", "'rank'"), ("config = 'x.toml'", "no other")):
+    for text, said in (("rank = 'x'", "'x'"), ("rnak = 8", "'rank'"), ("config = 'x.toml'", "only the command line")):
         (tmp_path / "fabric.toml").write_text(f"[train]\n{text}\n")
         one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml:2", said)
         assert fabric("plot", "--help", cwd=tmp_path).code == 0
