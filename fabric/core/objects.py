@@ -252,13 +252,13 @@ class Graph:
         return self._tensor(lib.fb_rope(self.c, x, table, head_dim, layout))
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, *, n_head: int, n_kv_head: int, head_dim: int,
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, *, n_head: int, n_kv_head: int, head_dim: int,
         scale: float, window: int = 0, softcap: float = 0.0,
     ) -> Tensor:  # fmt: skip
-        """Query t sees keys lo[t] <= s < hi[t]."""
+        """Query t sees keys[t, 0] <= s < keys[t, 1]."""
         shape = {"n_head": n_head, "n_kv_head": n_kv_head, "head_dim": head_dim, "window": window, "scale": scale,
                  "softcap": softcap}  # fmt: skip
-        return self._tensor(lib.fb_attention(self.c, q, k, v, lo, hi, shape))
+        return self._tensor(lib.fb_attention(self.c, q, k, v, keys, shape))
 
     def append(self, cache: Tensor, x: Tensor, slots: Tensor) -> Tensor:
         """cache[slots[t]] = x[t]."""

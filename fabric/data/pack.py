@@ -28,13 +28,12 @@ class Row(Protocol):
 
 
 class PackedRows(NamedTuple):
-    """One micro-batch as int32 arrays: (n,) tokens, positions in their own row, and keys lo .. hi-1 that each token
-    sees; (m,) index of the positions that predict a trained token, and those targets."""
+    """One micro-batch as int32 arrays: (n,) tokens and positions in their own row; (n, 2) the first key that each token
+    sees and the one after the last; (m,) index of the positions that predict a trained token, and those targets."""
 
     tokens: I32Array
     positions: I32Array
-    lo: I32Array
-    hi: I32Array
+    seen: I32Array
     index: I32Array  # type: ignore[assignment]  # hides the method of tuples
     targets: I32Array
 
@@ -119,4 +118,4 @@ def build_feed(rows: Sequence[Row]) -> PackedRows:
     train = np.concatenate([row.train for row in rows]).astype(bool)
     train[starts] = False
     targets_at = np.flatnonzero(train).astype(np.int32)
-    return PackedRows(tokens, at - lo, lo, at + 1, targets_at - 1, tokens[targets_at])
+    return PackedRows(tokens, at - lo, np.stack((lo, at + 1), axis=1), targets_at - 1, tokens[targets_at])

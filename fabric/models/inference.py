@@ -104,7 +104,7 @@ class Decoder:
         self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array
     ) -> F32Array:
         """(len(index), vocab) after the tokens at `index`; every array but that one is (T,)."""
-        self.plan.run(Feed(len(tokens), len(index), (tokens, positions, lo, hi, slots, index)))
+        self.plan.run(Feed(len(tokens), len(index), (tokens, positions, np.stack((lo, hi), axis=1), slots, index)))
         return self.plan.read(self.logits_tensor, len(index), self.vocab_size)
 
     def copy(self, source: int, target: int, rows: int) -> None:

@@ -106,8 +106,7 @@ class Recorder:
         self.leaves: dict[str, Tensor] = {}
         self.tokens = self.graph.input(I32, TOKENS)
         self.positions = self.graph.input(I32, TOKENS)
-        self.lo = self.graph.input(I32, TOKENS)
-        self.hi = self.graph.input(I32, TOKENS)
+        self.seen = self.graph.input(I32, TOKENS, 2)
         if cache_rows:
             self.slots = self.graph.input(I32, TOKENS)
         self.index = self.graph.input(I32, TRAINED)
@@ -187,7 +186,7 @@ class Recorder:
         if self.cache_rows:
             k, v = self._cached(k, n_kv_head * head_dim), self._cached(v, n_kv_head * head_dim)
         return self.graph.attention(
-            q, k, v, self.lo, self.hi, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim, scale=scale,
+            q, k, v, self.seen, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim, scale=scale,
             window=window, softcap=softcap,
         )  # fmt: skip
 

@@ -226,6 +226,7 @@ def _feeds(settings: BenchSettings, vocab: int) -> list[Feed]:
         at, start = np.tile(np.arange(n, dtype=np.int32), rows), np.repeat(np.arange(rows, dtype=np.int32) * n, n)
         index = np.flatnonzero((at + 1) % settings.trained_every == 0).astype(np.int32)
         targets = tokens[:, 1:].reshape(-1)[index]
-        inputs = (np.ascontiguousarray(tokens[:, :-1]).reshape(-1), at, start, start + at + 1, index, targets)
+        seen = np.stack((start, start + at + 1), axis=1)
+        inputs = (np.ascontiguousarray(tokens[:, :-1]).reshape(-1), at, seen, index, targets)
         feeds.append(Feed(rows * n, len(index), inputs))
     return feeds

@@ -133,15 +133,13 @@ static void grad_rope(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
 }
 
 static void grad_attention(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
-    fb_tensor o = n->v[0].tensor, lse = n->v[1].tensor, q = n->v[2].tensor, k = n->v[3].tensor, v = n->v[4].tensor;
-    fb_tensor lo = n->v[5].tensor, hi = n->v[6].tensor;
-    fb_tensor dq = fresh_grad(d, q), delta = fresh(d, lse, d->p->tensors[lse].cols, FB_F32);
-    EMIT(FB_OP_ATTENTION_DQ, dq, delta, now(d, q), now(d, k), now(d, v), now(d, o), now(d, lse), dy, lo, hi)->attr =
-        n->attr;
+    fb_tensor o = n->v[0].tensor, stats = n->v[1].tensor, q = n->v[2].tensor, k = n->v[3].tensor, v = n->v[4].tensor;
+    fb_tensor range = n->v[5].tensor, dq = fresh_grad(d, q);
+    EMIT(FB_OP_ATTENTION_DQ, dq, now(d, stats), now(d, q), now(d, k), now(d, v), now(d, o), dy, range)->attr = n->attr;
     contribute(d, q, dq);
     if (!needs(d, k) && !needs(d, v)) return;
     fb_tensor dk = fresh_grad(d, k), dv = fresh_grad(d, v);
-    EMIT(FB_OP_ATTENTION_DKV, dk, dv, now(d, q), now(d, k), now(d, v), now(d, lse), delta, dy, lo, hi)->attr = n->attr;
+    EMIT(FB_OP_ATTENTION_DKV, dk, dv, now(d, q), now(d, k), now(d, v), now(d, stats), dy, range)->attr = n->attr;
     contribute(d, k, dk);
     contribute(d, v, dv);
 }
@@ -197,9 +195,9 @@ const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_EMBED_DW]      = {"embed_dw",      "xii",        "nmm",        0, NULL},
     [FB_OP_ROPE_TABLE]    = {"rope_table",    "oii",        "mm.",        0, NULL},
     [FB_OP_ROPE]          = {"rope",          "oiii",       "mmmm",       3, grad_rope},
-    [FB_OP_ATTENTION]     = {"attention",     "ooiiiii",    "mmm..mm",    0, grad_attention},
-    [FB_OP_ATTENTION_DQ]  = {"attention_dq",  "ooiiiiiiii", "mmm..mmmmm", 0, NULL},
-    [FB_OP_ATTENTION_DKV] = {"attention_dkv", "ooiiiiiiii", "nn.nn.....", 0, NULL},
+    [FB_OP_ATTENTION]     = {"attention",     "ooiiii",     "mmm..m",     0, grad_attention},
+    [FB_OP_ATTENTION_DQ]  = {"attention_dq",  "oxiiiiii",   "mmm..mmm",   0, NULL},
+    [FB_OP_ATTENTION_DKV] = {"attention_dkv", "ooiiiiii",   "nn.nn...",   0, NULL},
     [FB_OP_GLU]           = {"glu",           "oii",        "mmm",        0, grad_glu},
     [FB_OP_GLU_GRAD]      = {"glu_grad",      "ooiii",      "mmmmm",      0, NULL},
     [FB_OP_ADD]           = {"add",           "oii",        "mmm",        0, grad_add},

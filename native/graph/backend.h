@@ -54,11 +54,14 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *  EMBED_DW       io dw f32(V,D); dy act(T,D); ids i32(T,1)             dw[ids - first] += scale * dy
  *  ROPE_TABLE     out table f32(T,n_rot); pos i32(T,1); inv_freq f32(1,n_rot/2)   [t][2i]=cos*scale, [2i+1]=sin*scale
  *  ROPE           out y act(T,H*head_dim); x act; table f32(T,n_rot); [acc]       inverse = 1 rotates back
- *  ATTENTION      out o act(T,Hq*hd); out lse f32(T,Hq); q act; k act(S,Hkv*hd); v act; lo i32(T,1); hi i32(T,1)
- *                                                                       a query that sees no key gives 0, lse -inf
- *  ATTENTION_DQ   out dq act(T,Hq*hd); out delta f32(T,Hq); q; k; v; o; lse; dout act; lo; hi
- *                                                                       delta = rowsum(dout * o) per head
- *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; lse; delta; dout; lo; hi
+ *  ATTENTION      out o act(T,Hq*hd); out stats f32(T,2*Hq); q act; k act(S,Hkv*hd); v act; range i32(T,2)
+ *                                                                       range: the first key that a query sees and the
+ *                                                                       one after the last; one that sees none gives 0.
+ *                                                                       stats: the log-sum-exp of each head, or -inf;
+ *                                                                       the other half is left for the gradient
+ *  ATTENTION_DQ   out dq act(T,Hq*hd); io stats; q; k; v; o; dout act; range
+ *                                                                       stats, other half = rowsum(dout * o) per head
+ *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; stats; dout; range
  *                                                                       k, v, dk, dv start at key `first`
  *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH
  *  GLU_GRAD       out dgate act; out dup act; dy act; gate act; up act

@@ -186,9 +186,9 @@ static const fb_tensor_info *get_f32(fb_graph *g, fb_tensor tensor, const char *
     return only(t, t && t->type == FB_F32, what, "F32");
 }
 
-static const fb_tensor_info *get_ints(fb_graph *g, fb_tensor tensor, const char *what) {
+static const fb_tensor_info *get_ints(fb_graph *g, fb_tensor tensor, const char *what, int32_t cols) {
     const fb_tensor_info *t = get(g, tensor, what);
-    return only(t, t && t->type == FB_I32 && t->cols == 1, what, "an I32 column");
+    return only(t, t && t->type == FB_I32 && t->cols == cols, what, cols == 1 ? "an I32 column" : "two I32 columns");
 }
 
 /* A fresh output with the rows of `like`. */
@@ -216,7 +216,7 @@ static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) {
     } while (0)
 
 fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale) {
-    const fb_tensor_info *w = get_weight(g, weight, "the embedding"), *i = get_ints(g, ids, "ids");
+    const fb_tensor_info *w = get_weight(g, weight, "the embedding"), *i = get_ints(g, ids, "ids", 1);
     if (!w || !i) return -FB_E_ARGUMENT;
     fb_tensor y = output(g, ids, w->cols, FB_F32);
     record(g, FB_OP_EMBED, 3, (fb_tensor[]){y, weight, ids})->attr.scale = scale;
@@ -236,7 +236,7 @@ fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps) {
 /* x as a pair's first matrix sees it; x itself where nothing is dropped. The salt is the op's place in the recording. */
 static fb_tensor dropped(fb_graph *g, fb_tensor x, fb_lora lora) {
     if (!(lora.dropout > 0)) return x;
-    const fb_tensor_info *a = get_act(g, x, "x"), *k = get_ints(g, lora.keys, "dropout's keys");
+    const fb_tensor_info *a = get_act(g, x, "x"), *k = get_ints(g, lora.keys, "dropout's keys", 1);
     if (!a || !k) return -FB_E_ARGUMENT;
     REQUIRE(lora.dropout < 1 && same_rows(a, k), "dropout takes a share below 1 and a key a row");
     fb_tensor y = output(g, x, a->cols, a->type);
@@ -291,7 +291,7 @@ fb_tensor fb_linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, 
 }
 
 fb_tensor fb_rope_table(fb_graph *g, fb_tensor positions, fb_tensor inv_freq, float magnitude) {
-    const fb_tensor_info *p = get_ints(g, positions, "positions"), *f = get_f32(g, inv_freq, "inv_freq");
+    const fb_tensor_info *p = get_ints(g, positions, "positions", 1), *f = get_f32(g, inv_freq, "inv_freq");
     if (!p || !f) return -FB_E_ARGUMENT;
     REQUIRE(f->rows == 1 && f->cols <= INT32_MAX / 2, "a RoPE table needs a row of frequencies");
     fb_tensor y = output(g, positions, f->cols * 2, FB_F32);
@@ -312,25 +312,24 @@ fb_tensor fb_rope(fb_graph *g, fb_tensor x, fb_tensor table, int32_t head_dim, i
     return done(g, y);
 }
 
-fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor lo, fb_tensor hi,
-                       fb_attention_shape s) {
+fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor range, fb_attention_shape s) {
     const fb_tensor_info *tq = get_act(g, q, "q"), *tk = get_act(g, k, "k"), *tv = get_act(g, v, "v");
-    const fb_tensor_info *tl = get_ints(g, lo, "lo"), *th = get_ints(g, hi, "hi");
-    if (!tq || !tk || !tv || !tl || !th) return -FB_E_ARGUMENT;
-    REQUIRE(s.n_head > 0 && s.n_kv_head > 0 && s.n_head % s.n_kv_head == 0, "%d heads over %d key heads",
+    const fb_tensor_info *tr = get_ints(g, range, "the range of keys", 2);
+    if (!tq || !tk || !tv || !tr) return -FB_E_ARGUMENT;
+    REQUIRE(s.n_head > 0 && s.n_head <= INT32_MAX / 2 && s.n_kv_head > 0 && s.n_head % s.n_kv_head == 0, "%d heads over %d key heads",
             (int)s.n_head, (int)s.n_kv_head);
     REQUIRE(s.head_dim > 0 && tq->cols == (int64_t)s.n_head * s.head_dim &&
                 tk->cols == (int64_t)s.n_kv_head * s.head_dim && tv->cols == tk->cols && same_rows(tk, tv) &&
-                same_rows(tq, tl) && same_rows(tq, th),
+                same_rows(tq, tr),
             "attention's operands do not fit %d heads of %d", (int)s.n_head, (int)s.head_dim);
     fb_tensor y = output(g, q, tq->cols, g->precision);
-    fb_tensor lse = output(g, q, s.n_head, FB_F32);
-    record(g, FB_OP_ATTENTION, 7, (fb_tensor[]){y, lse, q, k, v, lo, hi})->attr.attention = s;
+    fb_tensor stats = output(g, q, 2 * s.n_head, FB_F32);
+    record(g, FB_OP_ATTENTION, 6, (fb_tensor[]){y, stats, q, k, v, range})->attr.attention = s;
     return done(g, y);
 }
 
 fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots) {
-    const fb_tensor_info *c = get_act(g, cache, "the cache"), *a = get_act(g, x, "x"), *s = get_ints(g, slots, "slots");
+    const fb_tensor_info *c = get_act(g, cache, "the cache"), *a = get_act(g, x, "x"), *s = get_ints(g, slots, "slots", 1);
     if (!c || !a || !s) return -FB_E_ARGUMENT;
     REQUIRE(c->place == FB_IN_BUFFER && c->kind == FB_STATE && c->cols == a->cols && same_rows(a, s),
             "appending rows of %d to a cache of %d", (int)a->cols, (int)c->cols);
@@ -375,7 +374,7 @@ fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap) {
 }
 
 fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index) {
-    const fb_tensor_info *a = get_act(g, x, "x"), *i = get_ints(g, index, "index");
+    const fb_tensor_info *a = get_act(g, x, "x"), *i = get_ints(g, index, "index", 1);
     if (!a || !i) return -FB_E_ARGUMENT;
     fb_tensor y = output(g, index, a->cols, a->type);
     record(g, FB_OP_GATHER, 3, (fb_tensor[]){y, x, index});
@@ -393,7 +392,7 @@ fb_tensor fb_logits(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb
 fb_tensor fb_loss(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, fb_tensor targets,
                   float softcap) {
     const fb_tensor_info *a = get_act(g, x, "x"), *w = get_weight(g, weight, "the head");
-    const fb_tensor_info *i = get_ints(g, index, "index"), *t = get_ints(g, targets, "targets");
+    const fb_tensor_info *i = get_ints(g, index, "index", 1), *t = get_ints(g, targets, "targets", 1);
     if (!a || !w || !i || !t) return -FB_E_ARGUMENT;
     REQUIRE(!g->has_loss, "a graph has one loss");
     REQUIRE(a->cols == w->cols, "a head of %d x %d over rows of %d", (int)w->rows, (int)w->cols, (int)a->cols);

@@ -95,7 +95,6 @@ static void bound_inputs(fb_plan *plan) {
         case FB_OP_XENT: bound(plan, v[2].tensor, v[1].cols); break;
         case FB_OP_ATTENTION:
             bound(plan, v[5].tensor, v[3].rows + 1);
-            bound(plan, v[6].tensor, v[3].rows + 1);
             break;
         default: break;
         }

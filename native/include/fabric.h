@@ -188,10 +188,9 @@ typedef struct fb_attention_shape {
     float softcap;  /* c * tanh(s / c), 0: none */
 } fb_attention_shape;
 /* q (T, n_head*head_dim); k, v (S, n_kv_head*head_dim): this feed's rows, or a cache. Query t sees keys
- * lo[t] <= s < hi[t] (both (T, 1) I32), the last `window` of them if a window is set. Packed rows, caches and
- * batched decoding are all told through lo and hi. No score matrix is ever stored. */
-fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor lo, fb_tensor hi,
-                       fb_attention_shape shape);
+ * range[t][0] <= s < range[t][1] ((T, 2) I32), the last `window` of them if a window is set. Packed rows, caches and
+ * batched decoding are all expressed by that range. No score matrix is ever stored. */
+fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor range, fb_attention_shape shape);
 /* cache[slots[t]] = x[t]; returns the cache, for the ops that read it afterwards. */
 fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots);
 

@@ -127,8 +127,8 @@ LOWER(attention) {
     (void)scratch;
     const struct fb_attention_views *v = &l->attention;
     begin(d, FB_KERNEL_attention, 128);
-    d->operand.attention = (struct fb_attention_operands){.O = v->o, .LSE = v->lse, .Q = v->q, .K = v->k, .V = v->v,
-                                                          .LO = v->lo, .HI = v->hi};
+    d->operand.attention = (struct fb_attention_operands){.O = v->o, .STATS = v->stats, .Q = v->q, .K = v->k, .V = v->v,
+                                                          .RANGE = v->range};
     attend(d, l, &v->q, &v->k);
     if (v->q.rows <= FEW && l->attr.attention.head_dim <= 256) attend_few(d, limits);
     else fb_lower_matrix_attention(d, limits);
@@ -138,9 +138,8 @@ LOWER(attention_dq) {
     (void)scratch;
     const struct fb_attention_dq_views *v = &l->attention_dq;
     begin(d, FB_KERNEL_attention_dq, 128);
-    d->operand.attention_dq = (struct fb_attention_dq_operands){.DQ = v->dq, .DELTA = v->delta, .Q = v->q, .K = v->k, .V = v->v,
-                                                                .O = v->o, .LSE = v->lse, .DO = v->dout,
-                                                                .LO = v->lo, .HI = v->hi};
+    d->operand.attention_dq = (struct fb_attention_dq_operands){.DQ = v->dq, .STATS = v->stats, .Q = v->q, .K = v->k, .V = v->v,
+                                                                .O = v->o, .DO = v->dout, .RANGE = v->range};
     attend(d, l, &v->q, &v->k);
     fb_lower_matrix_attention(d, limits);
     return 1;
@@ -151,8 +150,7 @@ LOWER(attention_dkv) {
     const struct fb_attention_dkv_views *v = &l->attention_dkv;
     begin(d, FB_KERNEL_attention_dkv, 128);
     d->operand.attention_dkv = (struct fb_attention_dkv_operands){.DK = v->dk, .DV = v->dv, .Q = v->q, .K = v->k, .V = v->v,
-                                                                  .LSE = v->lse, .DELTA = v->delta, .DO = v->dout,
-                                                                  .LO = v->lo, .HI = v->hi};
+                                                                  .STATS = v->stats, .DO = v->dout, .RANGE = v->range};
     attend(d, l, &v->q, &v->k);
     d->argument.attention_dkv.PARTS = 1;
     if (fb_lower_matrix_attention(d, limits)) return 1;

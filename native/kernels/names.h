@@ -55,19 +55,16 @@
 
 /* Of keys and values `kind`: the kernels of matrix units take the same as rows of 16-bit floats. */
 #define fb_attention_operands(BIND, kind) \
-    BIND(0, O, ACT, WRITTEN) BIND(1, LSE, WORDS, WRITTEN) \
-    BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) \
-    BIND(5, LO, WORDS, READ) BIND(6, HI, WORDS, READ)
+    BIND(0, O, ACT, WRITTEN) BIND(1, STATS, WORDS, WRITTEN) \
+    BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) BIND(5, RANGE, WORDS, READ)
 #define fb_attention_dq_operands(BIND, kind) \
-    BIND(0, DQ, ACT, WRITTEN) BIND(1, DELTA, WORDS, WRITTEN) \
+    BIND(0, DQ, ACT, WRITTEN) BIND(1, STATS, WORDS, WRITTEN) \
     BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) \
-    BIND(5, O, ACT, READ) BIND(6, LSE, WORDS, READ) BIND(7, DO, kind, READ) \
-    BIND(8, LO, WORDS, READ) BIND(9, HI, WORDS, READ)
+    BIND(5, O, ACT, READ) BIND(6, DO, kind, READ) BIND(7, RANGE, WORDS, READ)
 #define fb_attention_dkv_operands(BIND, kind) \
     BIND(0, DK, ACT, WRITTEN) BIND(1, DV, ACT, WRITTEN) \
     BIND(2, Q, kind, READ) BIND(3, K, kind, READ) BIND(4, V, kind, READ) \
-    BIND(5, LSE, WORDS, READ) BIND(6, DELTA, WORDS, READ) BIND(7, DO, kind, READ) \
-    BIND(8, LO, WORDS, READ) BIND(9, HI, WORDS, READ)
+    BIND(5, STATS, WORDS, READ) BIND(6, DO, kind, READ) BIND(7, RANGE, WORDS, READ)
 
 #define attention_OPERANDS(BIND) fb_attention_operands(BIND, ACT)
 #define attention_CONSTANTS(SPEC, TILE) TILE(3, HD, 256u) /* columns of a head */

@@ -46,9 +46,9 @@ class Lab:
         return self.graph.leaf(FROZEN, buffer, 0, dtype, array.shape[0], cols or array.shape[1])
 
     def ints(self, values: np.ndarray) -> int:
-        """An input column, the same in every run."""
+        """An input, a column or a matrix, the same in every run."""
         self.extra.append(np.asarray(values, np.int32))
-        return self.graph.input(I32, TOKENS)
+        return self.graph.input(I32, TOKENS, 1 if values.ndim == 1 else values.shape[1])
 
     def loss(self, y: int, cols: int, softcap: float = 0.0) -> int:
         """Cross-entropy of y through a random frozen head."""

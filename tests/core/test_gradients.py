@@ -67,9 +67,9 @@ def rope(lab: Lab, layout: int) -> int:
 
 
 def attention(lab: Lab, window: int = 0, softcap: float = 0.0) -> int:
-    lo, hi = lab.ints(LO), lab.ints(HI)
+    seen = lab.ints(np.stack((LO, HI), axis=1))
     o = lab.graph.attention(
-        lab.param(T, 16), lab.param(T, 8), lab.param(T, 8), lo, hi, n_head=4, n_kv_head=2, head_dim=4, scale=0.5,
+        lab.param(T, 16), lab.param(T, 8), lab.param(T, 8), seen, n_head=4, n_kv_head=2, head_dim=4, scale=0.5,
         window=window, softcap=softcap,
     )  # fmt: skip
     return lab.loss(o, 16)

@@ -136,14 +136,15 @@ class Recorded:
         self.ids, self.index = g.input(I32, TOKENS), g.input(I32, TRAINED)
         self.wide = g.input(I32, TOKENS, 32)
         self.x = g.input(F32, TOKENS, 32)
+        self.seen = g.input(I32, TOKENS, 2)
         self.table = g.rope_table(self.ids, self.short)
 
     def loss(self) -> int:
         return self.graph.loss(self.x, self.weight, self.index, self.index)
 
-    def attend(self, q: int, n_head: int, n_kv_head: int, head_dim: int, lo: int | None = None) -> int:
+    def attend(self, q: int, n_head: int, n_kv_head: int, head_dim: int, seen: int | None = None) -> int:
         return self.graph.attention(
-            q, self.x, self.x, self.ids if lo is None else lo, self.ids, n_head=n_head, n_kv_head=n_kv_head,
+            q, self.x, self.x, self.seen if seen is None else seen, n_head=n_head, n_kv_head=n_kv_head,
             head_dim=head_dim, scale=1.0,
         )  # fmt: skip
 
@@ -212,6 +213,7 @@ class Training:
         return Feed(tokens, trained, (
             np.zeros(sizes.get("ids", tokens), np.int32), np.zeros(trained, np.int32),
             np.zeros((tokens, 32), np.int32), np.ones((tokens, sizes.get("cols", 32)), np.float32),
+            np.zeros((tokens, 2), np.int32),
         ))  # fmt: skip
 
     def optimizer(self) -> Optimizer:

@@ -119,7 +119,6 @@ def test_packed_rows_cannot_see_each_other_and_predict_their_own_tokens(rows: li
         targets += [(start + i - 1, token) for i, (token, trained) in enumerate(row) if i and trained]
     assert feed.tokens.tolist() == tokens
     assert feed.positions.tolist() == positions
-    assert feed.lo.tolist() == lo
-    assert feed.hi.tolist() == list(range(1, len(tokens) + 1))
+    assert feed.seen.tolist() == [[first, at + 1] for at, first in enumerate(lo)]
     assert list(zip(feed.index.tolist(), feed.targets.tolist(), strict=True)) == targets
     assert {array.dtype for array in feed} == {np.dtype(np.int32)}

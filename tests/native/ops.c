@@ -238,9 +238,9 @@ static const sized SIZED[] = {
     {"linear_dw", FB_OP_LINEAR_DW, {40, 700, 40}, ".mm", {700}},
     {"rms_norm_dw", FB_OP_RMS_NORM_DW, {8, 64, 64}, ".mm", {1}},
     {"rope", FB_OP_ROPE, {128, 128, 64}, "mmm", {0}},
-    {"attention", FB_OP_ATTENTION, {128, 2, 128, 64, 64, 1, 1}, "mmmmmmm", {0}},
-    {"attention_dq", FB_OP_ATTENTION_DQ, {128, 2, 128, 64, 64, 128, 2, 128, 1, 1}, "mmmmmmmmmm", {0}},
-    {"attention_dkv", FB_OP_ATTENTION_DKV, {64, 64, 128, 64, 64, 2, 2, 128, 1, 1}, "mmmmmmmmmm", {0}},
+    {"attention", FB_OP_ATTENTION, {128, 4, 128, 64, 64, 2}, "mmmmmm", {0}},
+    {"attention_dq", FB_OP_ATTENTION_DQ, {128, 4, 128, 64, 64, 128, 128, 2}, "mmmmmmmm", {0}},
+    {"attention_dkv", FB_OP_ATTENTION_DKV, {64, 64, 128, 64, 64, 4, 128, 2}, "mmmmmmmm", {0}},
 };
 
 static uint64_t need_of(void *device, const sized *row, int rows, int type) {

@@ -78,39 +78,37 @@ static void speed_lora(const fb_backend *b, void *device, int act, int tokens) {
 
 static void speed_attention(const fb_backend *b, void *device, int act, double peak) {
     int heads = 16, kv = 8, hd = 128;
-    fb_mem m[14];
+    fb_mem m[9];
     fb_view q = make_view(b, device, &m[0], act, TOKENS, heads * hd), o = make_view(b, device, &m[1], act, TOKENS, heads * hd);
     fb_view k = make_view(b, device, &m[2], act, TOKENS, kv * hd), v = make_view(b, device, &m[3], act, TOKENS, kv * hd);
-    fb_view lse = make_view(b, device, &m[4], FB_F32, TOKENS, heads), delta = make_view(b, device, &m[5], FB_F32, TOKENS, heads);
-    fb_view lo = make_view(b, device, &m[6], FB_I32, TOKENS, 1), hi = make_view(b, device, &m[7], FB_I32, TOKENS, 1);
-    fb_view dk = make_view(b, device, &m[8], act, TOKENS, kv * hd), dv = make_view(b, device, &m[9], act, TOKENS, kv * hd);
-    fb_view dq = make_view(b, device, &m[10], act, TOKENS, heads * hd);
-    for (int32_t i = 0, end; i < COPIES * TOKENS; i++) end = i % TOKENS + 1, b->write(device, &m[7], (uint64_t)i * 4, &end, 4);
+    fb_view stats = make_view(b, device, &m[4], FB_F32, TOKENS, 2 * heads), range = make_view(b, device, &m[5], FB_I32, TOKENS, 2);
+    fb_view dk = make_view(b, device, &m[6], act, TOKENS, kv * hd), dv = make_view(b, device, &m[7], act, TOKENS, kv * hd);
+    fb_view dq = make_view(b, device, &m[8], act, TOKENS, heads * hd);
+    for (int32_t i = 0, end; i < COPIES * TOKENS; i++) end = i % TOKENS + 1, b->write(device, &m[5], (uint64_t)i * 8 + 4, &end, 4);
     fb_attr attr = {.attention = {heads, kv, hd, 0, 0.01f, 0}};
-    fb_launch l[3] = {{.op = FB_OP_ATTENTION, .attr = attr, .v = {o, lse, q, k, v, lo, hi}},
-                      {.op = FB_OP_ATTENTION_DQ, .attr = attr, .v = {dq, delta, q, k, v, o, lse, o, lo, hi}},
-                      {.op = FB_OP_ATTENTION_DKV, .attr = attr, .v = {dk, dv, q, k, v, lse, delta, o, lo, hi}}};
+    fb_launch l[3] = {{.op = FB_OP_ATTENTION, .attr = attr, .v = {o, stats, q, k, v, range}},
+                      {.op = FB_OP_ATTENTION_DQ, .attr = attr, .v = {dq, stats, q, k, v, o, o, range}},
+                      {.op = FB_OP_ATTENTION_DKV, .attr = attr, .v = {dk, dv, q, k, v, stats, o, range}}};
     static const char *const names[] = {"forward", "dQ", "dK, dV"};
     for (int i = 0; i < 3; i++) {
         double flops = (4.0 + 2 * i) * hd * heads * TOKENS * TOKENS / 2, s = best_of(b, device, &l[i], 0.3);
         printf("  attention %-7s %6.2f ms, %6.1f GFLOP/s %3.0f %%\n", names[i], s * 1e3, flops / s / 1e9, 100 * flops / s / peak);
     }
-    for (int i = 0; i < 11; i++) b->free(device, &m[i]);
+    for (int i = 0; i < 9; i++) b->free(device, &m[i]);
 }
 
 /* One query over a cache. */
 static void speed_cache(const fb_backend *b, void *device) {
     enum { KEYS = 1024, HEADS = 16, KV = 8, HD = 128 };
-    fb_mem m[7];
+    fb_mem m[6];
     int32_t end = KEYS;
     fb_view q = make_view(b, device, &m[0], FB_F32, 1, HEADS * HD), o = make_view(b, device, &m[1], FB_F32, 1, HEADS * HD);
     fb_view k = make_view(b, device, &m[2], FB_BF16, KEYS, KV * HD), v = make_view(b, device, &m[3], FB_BF16, KEYS, KV * HD);
-    fb_view lse = make_view(b, device, &m[4], FB_F32, 1, HEADS);
-    fb_view lo = make_view(b, device, &m[5], FB_I32, 1, 1), hi = make_view(b, device, &m[6], FB_I32, 1, 1);
-    for (int i = 0; i < COPIES; i++) b->write(device, &m[6], (uint64_t)i * 4, &end, 4);
-    fb_launch l = {.op = FB_OP_ATTENTION, .attr = {.attention = {HEADS, KV, HD, 0, 0.1f, 0}}, .v = {o, lse, q, k, v, lo, hi}};
+    fb_view stats = make_view(b, device, &m[4], FB_F32, 1, 2 * HEADS), range = make_view(b, device, &m[5], FB_I32, 1, 2);
+    for (int i = 0; i < COPIES; i++) b->write(device, &m[5], (uint64_t)i * 8 + 4, &end, 4);
+    fb_launch l = {.op = FB_OP_ATTENTION, .attr = {.attention = {HEADS, KV, HD, 0, 0.1f, 0}}, .v = {o, stats, q, k, v, range}};
     printf(" one token over a cache of %d keys, 16 / 8 heads of 128: %.1f us\n", KEYS, best_of(b, device, &l, 0.1) * 1e6);
-    for (int i = 0; i < 7; i++) b->free(device, &m[i]);
+    for (int i = 0; i < 6; i++) b->free(device, &m[i]);
 }
 
 static void speed(const fb_backend *b, const char *isa, int threads, int weight) {

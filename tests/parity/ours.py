@@ -77,8 +77,8 @@ def packed(rows: Sequence[Row]) -> Feed:
         wanted = [i for i in range(1, len(row.tokens)) if row.train[i]]
         index += [start + i - 1 for i in wanted]
         targets += [row.tokens[i] for i in wanted]
-    hi = range(1, len(tokens) + 1)
-    arrays = [np.array(column, np.int32) for column in (tokens, positions, lo, hi, index, targets)]
+    seen = list(zip(lo, range(1, len(tokens) + 1), strict=True))
+    arrays = [np.array(values, np.int32) for values in (tokens, positions, seen, index, targets)]
     return Feed(len(tokens), len(index), arrays)
 
 

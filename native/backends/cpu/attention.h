@@ -15,7 +15,7 @@
 enum { CHUNK_TILES = 6, CHUNK_ROWS = CHUNK_TILES * MR };
 
 typedef struct attention {
-    const fb_view *q, *k, *v, *lo, *hi;
+    const fb_view *q, *k, *v, *range;
     int64_t hd, heads, kv_heads, group;
     int64_t keys, first;      /* rows of k, and the number of the first */
     int64_t from, to;         /* rows of k that any query sees */
@@ -31,15 +31,16 @@ typedef struct attention_room {
 
 /* Keys that query t sees: [*a, *b), numbered from the first row of k. */
 static inline void keys_of(const attention *at, int64_t t, int32_t *a, int32_t *b) {
-    int32_t lo = row_id(at->lo, t), hi = row_id(at->hi, t);
+    const int32_t *range = (const int32_t *)fb_row(at->range, t);
+    int32_t lo = range[0], hi = range[1];
     if (at->window > 0 && hi - lo > at->window) lo = hi - at->window;
     *a = lo - (int32_t)at->first;
     *b = hi - (int32_t)at->first;
 }
 
-static attention attention_of(const fb_launch *l, const fb_view *lo, const fb_view *hi, const fb_view *q) {
+static attention attention_of(const fb_launch *l, const fb_view *q, const fb_view *range, const fb_view *grad) {
     const fb_attention_shape *s = &l->attr.attention;
-    attention at = {.q = q, .k = q + 1, .v = q + 2, .lo = lo, .hi = hi, .hd = s->head_dim, .heads = s->n_head};
+    attention at = {.q = q, .k = q + 1, .v = q + 2, .range = range, .hd = s->head_dim, .heads = s->n_head};
     at.kv_heads = s->n_kv_head;
     at.group = s->n_head / s->n_kv_head;
     at.keys = at.k->rows;
@@ -48,16 +49,16 @@ static attention attention_of(const fb_launch *l, const fb_view *lo, const fb_vi
     at.scale = s->scale;
     at.softcap = s->softcap;
 #ifdef FB_SIMD_DP
-    const fb_view *grad = l->op == FB_OP_ATTENTION ? NULL : &l->v[7];
     at.bf16 = is_16bit(at.q) && is_16bit(at.k) && is_16bit(at.v) && (!grad || is_16bit(grad));
 #endif
+    (void)grad;
     return at;
 }
 
 /* Needs the operands themselves, so it is no part of planning. */
 static void attention_range(attention *at) {
     int64_t from = at->keys, to = 0;
-    for (int64_t t = 0; t < at->lo->rows; t++) {
+    for (int64_t t = 0; t < at->range->rows; t++) {
         int32_t a, b;
         keys_of(at, t, &a, &b);
         if (a >= b) continue;
@@ -257,7 +258,7 @@ static void attention_item(const attention *at, const fb_launch *l, int64_t item
     }
     for (int64_t i = 0; i < NR; i++) {
         fade[i] = sum[i] > 0 ? 1.0f / sum[i] : 0;
-        if (i < n) ((float *)fb_row(&l->v[1], r0 + i))[h] = sum[i] > 0 ? top[i] + logf(sum[i]) : -INFINITY;
+        if (i < n) ((float *)fb_row(&l->attention.stats, r0 + i))[h] = sum[i] > 0 ? top[i] + logf(sum[i]) : -INFINITY;
     }
     store_lanes(&o, r0, n, hd, room.result, fade);
 }
@@ -311,14 +312,14 @@ static void attention_few(const attention *at, const fb_launch *l, int64_t item,
             a_store(o, FB_F32, d, hd - d, x);
         }
     }
-    ((float *)fb_row(&l->v[1], t))[h] = sum > 0 ? top + logf(sum) : -INFINITY;
+    ((float *)fb_row(&l->attention.stats, t))[h] = sum > 0 ? top + logf(sum) : -INFINITY;
     for (int64_t d = 0; d < hd; d += VW)
         a_store(fb_row(&l->v[0], t), l->v[0].type, h * hd + d, hd - d,
                 a_load(o, FB_F32, d, hd - d) * (sum > 0 ? 1.0f / sum : 0));
 }
 
 static void run_attention(fb_worker *w, const fb_launch *l, char *scratch) {
-    attention at = attention_of(l, &l->v[5], &l->v[6], &l->v[2]);
+    attention at = attention_of(l, &l->attention.q, &l->attention.range, NULL);
     attention_range(&at);
     float *k_dots = (float *)scratch, *v_sums = k_dots + at.kv_heads * dots_floats(at.hd, at.keys);
     attention_room room = room_of(w, v_sums + at.kv_heads * sums_floats(at.hd, at.keys), at.hd);
@@ -362,8 +363,8 @@ static void dq_item(const attention *at, const fb_launch *l, int64_t item, const
     const int64_t kv = h / at->group;
     const query_lanes lanes = query_lanes_of(at, r0);
     float lse[NR] = {0}, delta[NR] = {0}, one[NR];
-    fb_view q = head_of(at->q, h, hd), o = head_of(&l->v[5], h, hd), out = head_of(&l->v[0], h, hd);
-    fb_view grad = head_of(&l->v[7], h, hd);
+    fb_view q = head_of(at->q, h, hd), o = head_of(&l->attention_dq.o, h, hd);
+    fb_view out = head_of(&l->attention_dq.dq, h, hd), grad = head_of(&l->attention_dq.dout, h, hd);
     k_dots += kv * dots_floats(hd, at->keys);
     v_dots += kv * dots_floats(hd, at->keys);
     k_sums += kv * sums_floats(hd, at->keys);
@@ -374,8 +375,9 @@ static void dq_item(const attention *at, const fb_launch *l, int64_t item, const
             sum = v_fma(a_load(fb_row(&o, r0 + i), o.type, d, hd - d),
                         a_load(fb_row(&grad, r0 + i), grad.type, d, hd - d), sum);
         delta[i] = v_sum(sum);
-        lse[i] = ((const float *)fb_row(&l->v[6], r0 + i))[h];
-        ((float *)fb_row(&l->v[1], r0 + i))[h] = delta[i];
+        float *stats = (float *)fb_row(&l->attention_dq.stats, r0 + i);
+        lse[i] = stats[h];
+        stats[at->heads + h] = delta[i];
     }
     pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
     pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, at->bf16, NULL);
@@ -392,7 +394,7 @@ static void dq_item(const attention *at, const fb_launch *l, int64_t item, const
 }
 
 static void run_attention_dq(fb_worker *w, const fb_launch *l, char *scratch) {
-    attention at = attention_of(l, &l->v[8], &l->v[9], &l->v[2]);
+    attention at = attention_of(l, &l->attention_dq.q, &l->attention_dq.range, &l->attention_dq.dout);
     attention_range(&at);
     float *k_dots = (float *)scratch, *v_dots = k_dots + at.kv_heads * dots_floats(at.hd, at.keys);
     float *k_sums = v_dots + at.kv_heads * dots_floats(at.hd, at.keys);
@@ -420,8 +422,9 @@ static void dkv_chunk(const attention *at, const fb_launch *l, int64_t h, int64_
         float base[2] = {0}, minus[2] = {0};
         for (int i = 0; i < 2 && t0 + r + i < at->q->rows; i++) {
             keys_of(at, t0 + r + i, &a[i], &b[i]);
-            base[i] = ((const float *)fb_row(&l->v[5], t0 + r + i))[h];
-            minus[i] = ((const float *)fb_row(&l->v[6], t0 + r + i))[h];
+            const float *stats = (const float *)fb_row(&l->attention_dkv.stats, t0 + r + i);
+            base[i] = stats[h];
+            minus[i] = stats[at->heads + h];
         }
         for (int j = 0; j < NR; j += VW) {
             vf p[2], ds[2];
@@ -483,7 +486,7 @@ static void dkv_item(const attention *at, const fb_launch *l, int64_t item, cons
 }
 
 static void run_attention_dkv(fb_worker *w, const fb_launch *l, char *scratch) {
-    attention at = attention_of(l, &l->v[8], &l->v[9], &l->v[2]);
+    attention at = attention_of(l, &l->attention_dkv.q, &l->attention_dkv.range, &l->attention_dkv.dout);
     const int64_t rows = at.q->rows, dots = at.heads * dots_floats(at.hd, rows), sums = at.heads * sums_floats(at.hd, rows);
     packed_queries packed;
     packed.q_dots = (float *)scratch;
@@ -492,14 +495,14 @@ static void run_attention_dkv(fb_worker *w, const fb_launch *l, char *scratch) {
     packed.do_sums = packed.q_sums + sums;
     attention_room room = room_of(w, packed.do_sums + sums, at.hd);
     pack_dots(w, packed.q_dots, at.q, at.heads, at.hd, 0, rows, at.bf16);
-    pack_dots(w, packed.do_dots, &l->v[7], at.heads, at.hd, 0, rows, at.bf16);
+    pack_dots(w, packed.do_dots, &l->attention_dkv.dout, at.heads, at.hd, 0, rows, at.bf16);
     pack_sums(w, packed.q_sums, at.q, at.heads, at.hd, 0, rows, at.bf16);
-    pack_sums(w, packed.do_sums, &l->v[7], at.heads, at.hd, 0, rows, at.bf16);
+    pack_sums(w, packed.do_sums, &l->attention_dkv.dout, at.heads, at.hd, 0, rows, at.bf16);
     for (int64_t i; (i = fb_next(w)) < at.kv_heads * ((at.keys + NR - 1) / NR);) dkv_item(&at, l, i, &packed, room);
 }
 
 static uint64_t attention_scratch(const fb_launch *l, int threads) {
-    attention at = attention_of(l, NULL, NULL, &l->v[2]);
+    attention at = attention_of(l, &l->v[2], NULL, NULL);
     const int64_t keys = at.keys, rows = at.q->rows, hd = at.hd;
     int64_t floats = threads * room_floats(hd);
     if (l->op == FB_OP_ATTENTION_DKV) floats += 2 * at.heads * (dots_floats(hd, rows) + sums_floats(hd, rows));

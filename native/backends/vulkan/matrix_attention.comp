@@ -50,7 +50,7 @@ MAIN {
         float all = row_top(top);
         sum = row_sum(sum * exp(top - all));
         lse = all + log(sum);
-        if (TID % PER_ROW == 0u && t < T) LSE[AT(LSE, t, h)] = sum > 0.0f ? as_uint(lse) : 0xff800000u;
+        if (TID % PER_ROW == 0u && t < T) STATS[AT(STATS, t, h)] = sum > 0.0f ? as_uint(lse) : 0xff800000u;
     }
     WRITE(sums, O, t0, T, col)
 }

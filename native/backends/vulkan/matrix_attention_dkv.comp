@@ -37,7 +37,7 @@ MAIN {
             if (TID < BLOCK) {
                 uint t = t0 + TID;
                 keys[TID] = ivec2(seen_from(t), seen_to(t));
-                numbers[TID] = t < T ? vec2(as_float(LSE[AT(LSE, t, h)]), as_float(DELTA[AT(DELTA, t, h)])) : vec2(0.0f);
+                numbers[TID] = t < T ? vec2(as_float(STATS[AT(STATS, t, h)]), as_float(STATS[AT(STATS, t, HEADS + h)])) : vec2(0.0f);
             }
             BARRIER;
             UNROLL for (uint f = 0u; f < BLOCK / 16u; f++) PRODUCT(mine, SIDE, SIDE, f)

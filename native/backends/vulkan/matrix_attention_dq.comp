@@ -15,14 +15,14 @@ MAIN {
     UNROLL for (uint f = 0u; f < HALF; f++) CLEAR(sums[f]);
     float delta = 0.0f, lse = 0.0f, w[4];
     if (t < T) {
-        lse = as_float(LSE[AT(LSE, t, h)]);
+        lse = as_float(STATS[AT(STATS, t, h)]);
         for (uint d = TID % PER_ROW * 8u; d < HD; d += PER_ROW * 8u) {
             uvec4 eight = DO[EIGHT(DO, t, col + d)];
             UNROLL for (uint i = 0u; i < 8u; i++) delta += bf16_in(eight[i / 2u], i) * get_O(AT(O, t, col + d + i));
         }
     }
     delta = row_sum(delta);
-    if (TID % PER_ROW == 0u && t < T) DELTA[AT(DELTA, t, h)] = as_uint(delta);
+    if (TID % PER_ROW == 0u && t < T) STATS[AT(STATS, t, HEADS + h)] = as_uint(delta);
     int a = seen_from(t), b = min(seen_to(t), int(S)), from = a < b ? max(a, 0) : int(S), to = a < b ? b : 0;
     range_of_all(from, to);
     for (uint s0 = uint(from) / BLOCK * BLOCK; int(s0) < to; s0 += BLOCK) {
