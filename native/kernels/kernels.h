@@ -41,7 +41,7 @@ FB_MATRIX_KERNEL_NAMES(FB_STRUCTURES)
 
 typedef struct fb_dispatch {
     fb_kernel_id kernel;
-    uint32_t groups;
+    uint64_t groups; /* all their threads together can be counted in 32 bits */
     union fb_operands {
         fb_view at[FB_BINDINGS];
         FB_KERNEL_NAMES(FB_OPERANDS_OF)

@@ -119,7 +119,7 @@ static void attend_few(dispatch *d, const fb_kernel_limits *limits) {
         c->THREADS *= 2;
     c->WHOLE = hd % 4 == 0;
     for (int i = 0; i < 3; i++) c->WHOLE &= read[i]->offset % 4 == 0 && read[i]->ld % 2 == 0;
-    d->groups = a->HEADS * a->T;
+    d->groups = (uint64_t)a->HEADS * a->T;
     d->rounds = up(a->S, 32) * (16.0 + up(hd, 4)) + 2 * c->THREADS;
 }
 
@@ -188,7 +188,7 @@ static int normed(dispatch *d, const fb_kernel_limits *limits, uint32_t op, stru
         c->THREADS *= 2;
     d->argument.norm = (struct fb_norm_arguments){.ROWS = (uint32_t)v.X.rows, .COLS = (uint32_t)v.X.cols, .G = (uint32_t)group,
                                                   .EPS = eps};
-    d->groups = (uint32_t)v.X.rows * (uint32_t)(v.X.cols / group);
+    d->groups = (uint64_t)v.X.rows * (uint64_t)(v.X.cols / group);
     d->work = 8.0 * v.X.rows * v.X.cols;
     d->rounds = 2.0 * up((uint64_t)group, 128) + 128;
     return 1;
@@ -487,13 +487,25 @@ static int alone(fb_kernel_id kernel) {
            kernel == FB_KERNEL_rows || kernel == FB_KERNEL_parts || kernel == FB_KERNEL_matrix_pack;
 }
 
+/* Kernels count elements, or bytes of blocks, in 32 bits, from the start of a binding on, which is aligned and so lies before
+ * the operand; and they read four neighbours at a time. */
+static int reachable(const fb_view *v, int blocks) {
+    const uint64_t most = UINT32_MAX - 1024, ld = (uint64_t)v->ld, between = blocks ? fb_type_bytes(v->type, v->ld) : ld;
+    const uint64_t row = blocks ? fb_type_bytes(v->type, v->cols) : (uint64_t)v->cols;
+    if (ld <= most && between <= most && (v->rows < 2 || (uint64_t)(v->rows - 1) * between <= most - row)) return FB_OK;
+    return fb_fail(FB_E_LIMIT, "An operand of %d rows, %lld elements apart, is larger than kernels of this device can address, which "
+                   "is 4 Gi%s; lower max_binding_bytes in the device's profile.", (int)v->rows, (long long)v->ld,
+                   blocks ? "B" : " elements");
+}
+
 /* Fills in the constants that say which operands there are and of which types. */
 static int describe(dispatch *d) {
     uint32_t *types = &d->constant.at[1], *has = &d->constant.at[2];
     const fb_kernel *kernel = &fb_kernels[d->kernel];
     for (uint32_t k = 0; k < kernel->operands; k++) {
         const fb_view *v = &d->operand.at[k];
-        const int blocks = (int)(kernel->blocks >> k & 1u);
+        const int blocks = (int)(kernel->blocks >> k & 1u), code = v->mem ? reachable(v, blocks) : FB_OK;
+        if (code) return code;
         if (!v->mem) continue;
         *has |= 1u << k;
         if (!blocks && v->type == FB_BF16) *types |= 1u << k;
@@ -515,8 +527,12 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
         dispatch *d = &out[i];
         /* Where threads need not meet, large workgroups are started sooner than many. */
         if (alone(d->kernel) && limits->threads >= 256) d->constant.at[0] = 256, d->groups = up(d->groups, 4);
-        const int code = describe(d);
-        if (code) return 0;
+        if (describe(d)) return 0;
+        if (d->groups * d->constant.at[0] > UINT32_MAX) {
+            fb_fail(FB_E_LIMIT, "A launch of %s needs %.0f threads, and kernels count them in 32 bits; use a smaller context.",
+                    fb_kernels[d->kernel].name, (double)d->groups * d->constant.at[0]);
+            return 0;
+        }
         if (limits->rounds && d->rounds > limits->rounds) {
             fb_fail(FB_E_LIMIT, "A thread of %s may take %.0f rounds through its loops here, and this driver ends them after %u; "
                     "use a smaller context.", fb_kernels[d->kernel].name, d->rounds, limits->rounds);

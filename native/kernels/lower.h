@@ -6,7 +6,7 @@
 
 typedef fb_dispatch dispatch;
 
-static inline uint32_t up(uint64_t n, uint32_t by) { return (uint32_t)((n + by - 1) / by); }
+static inline uint64_t up(uint64_t n, uint64_t by) { return (n + by - 1) / by; }
 
 static inline void begin(dispatch *d, fb_kernel_id kernel, uint32_t threads) {
     memset(d, 0, sizeof *d);
@@ -36,11 +36,11 @@ static inline room scratch_of(const fb_mem *mem, const fb_kernel_limits *limits)
 
 /* Parts of a reduction of `depth` for `tiles` workgroups that would not fill a device, none shorter than `least`; the
  * depth of each is a multiple of 32. */
-static inline uint32_t parts_of(uint32_t tiles, uint32_t wanted, uint32_t depth, uint32_t least, uint32_t *each) {
-    uint32_t parts = tiles * 3 > wanted * 2 ? 1 : up(wanted, tiles), most = depth / least;
+static inline uint32_t parts_of(uint64_t tiles, uint32_t wanted, uint32_t depth, uint32_t least, uint32_t *each) {
+    uint32_t parts = tiles * 3 > wanted * 2 ? 1 : (uint32_t)up(wanted, tiles), most = depth / least;
     if (parts > most) parts = most ? most : 1;
-    *each = up(up(depth, parts), 32) * 32;
-    return up(depth, *each);
+    *each = (uint32_t)up(up(depth, parts), 32) * 32;
+    return (uint32_t)up(depth, *each);
 }
 
 /* The dispatch that adds up such parts. */

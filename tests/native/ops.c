@@ -269,10 +269,38 @@ static int check_scratch(void *device) {
     return wrong;
 }
 
+/* ---- what 32 bits cannot count is refused, whichever operand it is ---- */
+
+static int check_reach(void *device) {
+    static const fb_mem any = {.bytes = UINT64_MAX / 2};
+    int wrong = 0;
+    for (int i = 0; i < N_ROWS; i++) {
+        test_case t = {.launch.op = TABLE[i].op, .weight = FB_F32};
+        seed = 1;
+        TABLE[i].make(&t, TABLE[i].s[1][0] ? TABLE[i].s[1] : TABLE[i].s[0]);
+        for (int k = -1; k < t.n; k++) {
+            fb_launch l = t.launch;
+            for (int n = 0; n < t.n; n++) {
+                l.v[n] = t.o[n].view;
+                l.v[n].mem = t.o[n].image ? &any : NULL;
+            }
+            if (k >= 0 && !l.v[k].mem) continue;
+            if (k >= 0) l.v[k].ld = 3000000000, l.v[k].rows = l.v[k].rows < 3 ? 3 : l.v[k].rows;
+            const int refused = backend->scratch(device, &l) == UINT64_MAX;
+            if (refused == (k >= 0) && (!refused || strstr(fb_error(), "can address"))) continue;
+            printf("  %s, %s operand %d: %s: WRONG\n", TABLE[i].name, k < 0 ? "no" : "a huge", k, refused ? fb_error() : "not refused");
+            wrong++;
+        }
+        free_case(&t);
+    }
+    return wrong;
+}
+
 static int check(int quick, int portable, const char *only) {
     void *devices[N_ISAS][N_THREADS] = {{NULL}};
     int wrong = 0;
     if (portable) devices[0][0] = open_portable();
+    if (portable && (!only || !strcmp(only, "reach"))) wrong += check_reach(devices[0][0]);
     for (int i = 0; i < N_ISAS && !portable; i++) {
         for (int n = 0; n < N_THREADS; n++) devices[i][n] = open_device(ISAS[i], THREADS[n]);
         if (!devices[i][0]) continue;
