@@ -1,11 +1,14 @@
-"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, chat templates.
+"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, chat templates; and
+of what is computed from them (`models`), which a core built with sanitizers should run.
 
     python -m tests.fuzz.fuzz gguf                  # until Ctrl-C
     python -m tests.fuzz.fuzz rows --runs 5000      # a fixed number of inputs, always the same ones
+    python -m tests.fuzz.fuzz models --seconds 60   # for about a minute
 
 Inputs are mutated from small good ones; what reaches lines in an order not seen before joins them (`sys.settrace`, in
 the files of the target alone). Every input must end in a result or in a FabricError of one line, within SECONDS, and
-with memory bounded by its size. One that does not is written to build/fuzz and ends the search with exit code 1.
+with memory bounded by its size. One that does not is written to build/fuzz and ends the search with exit code 1; one
+that ends the process is left there as NAME-running.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +41,7 @@ from fabric.models.inference import Scorer
 from fabric.models.recorder import Weights
 from fabric.weights.formats import BY_NAME, F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
+from tests.fuzz import models
 
 SECONDS = 10  # of the processor, an input, traced
 MEMORY_BYTES, MEMORY_TIMES = 8 << 20, 300  # an input may take so much, and so many times its size
@@ -52,7 +57,8 @@ class Target:
     files: tuple[str, ...]
     seeds: Callable[[], list[bytes]]
     words: tuple[bytes, ...]
-    make: Callable[[random.Random], bytes] | None = None  # inputs that are whole but odd, every other one
+    make: Callable[[random.Random], bytes] | None = None
+    """Inputs that are whole but odd: every other one, or all where there are no seeds."""
 
 
 # ---- GGUF: everything that a file claims is asked for ----
@@ -247,6 +253,7 @@ def read_template(folder: Path, data: bytes) -> None:
 
 
 TARGETS = {
+    "models": Target(models.use, (), list, (), models.made),
     "gguf": Target(
         read_gguf,
         ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/words.py", "models/config.py"),
@@ -386,31 +393,37 @@ def once(target: Target, folder: Path, data: bytes, coverage: Coverage) -> str:
     return problem
 
 
-def search(name: str, runs: int, seed: int) -> int:
+def search(name: str, runs: int, seed: int, seconds: float = 0) -> int:
     """Looks for inputs that go wrong; returns how many inputs were tried, or raises SystemExit at the first."""
     target, rng = TARGETS[name], random.Random(seed)
     coverage, corpus = Coverage(target.files), target.seeds()
-    seeds = len(corpus)
+    seeds, tried, end = len(corpus), 0, time.monotonic() + seconds
+    FOUND.mkdir(parents=True, exist_ok=True)
+    running = FOUND / f"{name}-running"
     tracemalloc.start()
     with tempfile.TemporaryDirectory() as scratch:
         for i in range(runs) if runs else count():
+            if seconds and time.monotonic() > end:
+                break
             if i < seeds:
                 data = corpus[i]
-            elif target.make and i % 2:
+            elif target.make and (i % 2 or not corpus):
                 data = target.make(rng)
             else:
                 data = mutated(rng, corpus, target.words)
+            running.write_bytes(data)
+            tried = i + 1
             if problem := once(target, Path(scratch), data, coverage):
-                FOUND.mkdir(parents=True, exist_ok=True)
-                (FOUND / f"{name}-{i}").write_bytes(data)
+                running.rename(FOUND / f"{name}-{i}")
                 print(f"{name}, input {i} ({FOUND / f'{name}-{i}'}): {problem}", file=sys.stderr)
                 raise SystemExit(1)
-            if coverage.new:
+            if coverage.new and target.files:
                 corpus.append(data)
             if i % 1000 == 999:
                 print(f"{name}: {i + 1} inputs, {len(corpus)} kept, {len(coverage.seen)} steps", file=sys.stderr)
-    print(json.dumps({"target": name, "runs": runs, "kept": len(corpus), "steps": len(coverage.seen)}))
-    return runs
+    running.unlink(missing_ok=True)
+    print(json.dumps({"target": name, "runs": tried, "kept": len(corpus), "steps": len(coverage.seen)}))
+    return tried
 
 
 def main() -> None:
@@ -418,11 +431,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzzes one reader.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--runs", type=int, default=0, metavar="N", help="inputs to try; 0: until stopped")
+    parser.add_argument("--seconds", type=float, default=0, metavar="S", help="stop after so long; 0: never")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument("--input", type=Path, metavar="FILE", help="run this one input")
     given = parser.parse_args()
     if given.input is None:
-        search(given.target, given.runs, given.seed)
+        search(given.target, given.runs, given.seed, given.seconds)
         return
     with tempfile.TemporaryDirectory() as scratch:
         TARGETS[given.target].run(Path(scratch), given.input.read_bytes())
