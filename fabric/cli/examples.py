@@ -29,7 +29,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ),
         ("train on another machine", "ssh phone 'fabric train - -m base.gguf -o -' < rows.jsonl > adapter.gguf"),
     ],
-    "resume": [("after Ctrl-C, a crash or a power cut", "fabric resume .fabric/runs/NAME")],
+    "resume": [
+        ("after Ctrl-C, a crash or a power cut", "fabric resume .fabric/runs/NAME"),
+        ("two more epochs of a run that had one", "fabric resume .fabric/runs/NAME --epochs 3"),
+    ],
     "merge": [
         ("base and adapter into one model", "fabric merge -m base.gguf -a adapter.gguf -o merged.gguf"),
         ("half of one adapter, all of another", "fabric merge -m base.gguf -a a.gguf=0.5 -a b.gguf -o merged.gguf"),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.shell import fabric, one_sentence
+import pytest
+
+from fabric.cli.app import COMMANDS, load
+from fabric.cli.config import defaults, names_file
+from fabric.errors import UsageError
+from tests.cli.shell import fabric, one_sentence, shell
 
 
 def metrics(folder: Path) -> Path:
@@ -80,6 +85,93 @@ def test_a_typo_in_the_environment_is_refused_and_a_foreign_variable_told(tmp_pa
     assert told.code == 0
     assert told.err == "FABRIC_LEARNING_RATE: no flag is called so, and it is ignored\n"
     assert fabric("plot", run, "-q", env={"FABRIC_LEARNING_RATE": "1"}).err == ""
+
+
+WRITTEN_OR_READ = {  # lines of a file, and the flag or operand that is refused
+    "model = 'base.gguf'": "model",
+    "data = 'rows.jsonl'": "data",
+    "template = 'x'": "template",
+    "val = 'VICTIM'": "val",
+    "[train]\noutput = 'VICTIM'": "output",
+    "[train]\nmetrics = 'VICTIM'": "metrics",
+    "[train]\nrun-dir = '/'": "run-dir",
+    "[train]\ndry-run = true": "dry-run",
+    "[prepare]\nholdout = ['VICTIM=0.5']": "holdout",
+    "[eval]\nrows = 'VICTIM'": "rows",
+    "[quantize]\nsave-imatrix = 'VICTIM'": "save-imatrix",
+    "probe = true": "probe",
+    "chat = true": "chat",
+    "[generate]\nprompt = 'x'": "prompt",
+    "[resume]\nepochs = 9": "epochs",
+}
+
+
+def test_a_folder_decides_nothing_that_is_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    folder = tmp_path / "stranger"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"text": "$(id)"}\n')
+    monkeypatch.chdir(folder)
+    for text, flag in WRITTEN_OR_READ.items():
+        Path("fabric.toml").write_text(f"{text.replace('VICTIM', str(victim))}\n")
+        said = f"fabric.toml:{1 + text.count(chr(10))}: {flag}: only the command line"
+        with pytest.raises(UsageError, match=said):
+            defaults(load("prepare"), [])
+        if flag in ("model", "output", "holdout"):
+            refused = fabric("prepare", "rows.jsonl", cwd=folder)
+            one_sentence(refused, 2, said)
+            assert refused.out == b""
+    assert victim.read_text() == "mine\n"
+
+
+def test_no_flag_that_names_a_file_has_a_default_from_afar() -> None:
+    paths = {"output", "model", "adapter", "template", "metrics", "run-dir", "config", "imatrix", "calibrate", "rows"}
+    found = {max(p.opts, key=len)[2:] for name in COMMANDS for p in load(name).params if names_file(p)}
+    assert paths <= found, "the rule goes by what stands behind a flag in its help"
+
+
+def test_the_environment_decides_nothing_that_is_read_or_written(tiny: Path, tmp_path: Path) -> None:
+    for variable in ("FABRIC_MODEL", "FABRIC_OUTPUT", "FABRIC_CONFIG", "FABRIC_DRY_RUN", "FABRIC_VAL"):
+        refused = fabric("train", "x", "-m", tiny, env={variable: "1x"}, cwd=tmp_path)
+        one_sentence(refused, 2, f"{variable}: only the command line")
+    told = fabric("inspect", tiny, env={"FABRIC_OTHER": "x"})
+    assert told.code == 0 and told.err == "FABRIC_OTHER: no flag is called so, and it is ignored\n"
+
+
+def test_a_pipe_is_read_whatever_a_file_says(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    merged = f"fabric merge -m {tiny} -a {adapter}"
+    assert shell(f"{merged} | fabric quantize -o whole.gguf", tmp_path).code == 0
+    (tmp_path / "base.gguf").write_bytes(tiny.read_bytes())
+    for text in ("model = 'base.gguf'", "[quantize]\nmodel = 'base.gguf'", "[merge]\nadapter = ['x']"):
+        (tmp_path / "fabric.toml").write_text(f"{text}\n")
+        ended = shell(f"{merged} | fabric quantize -o out.gguf", tmp_path)
+        assert ended.code == 2 and ended.err.count("only the command line") == 2, ended.err
+        assert not (tmp_path / "out.gguf").exists()
+    (tmp_path / "fabric.toml").write_text("threads = 1\n[quantize]\ntype = 'q8_0'\n")
+    assert shell(f"{merged} | fabric quantize -o out.gguf", tmp_path).code == 0
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_options_of_one_command_are_not_those_of_another_of_the_same_name(ended_run: Path) -> None:
+    (ended_run / "fabric.toml").write_text("epochs = 7\nsteps = 9\n[train]\nval = 0.5\n")
+    resumed = fabric("resume", "run", cwd=ended_run, env={"FABRIC_EPOCHS": "8"})
+    assert resumed.code == 0 and "going on" not in resumed.err
+
+
+@pytest.fixture
+def ended_run(tiny: Path, rows: Path, tmp_path: Path) -> Path:
+    """A folder with a run of two steps."""
+    flags = ["--run-dir", "run", "--steps", "2", "--rank", "2", "--ctx", "64", "--batch", "4"]
+    assert fabric("train", rows, "-m", tiny, *flags, cwd=tmp_path).code == 0
+    return tmp_path
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    run = metrics(tmp_path)
+    with (tmp_path / "fabric.toml").open("wb") as file:
+        file.truncate(1 << 30)
+    one_sentence(fabric("plot", run, cwd=tmp_path), 2, "fabric.toml", "more than 1 MiB")
 
 
 def test_a_typo_in_a_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:

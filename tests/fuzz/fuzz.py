@@ -1,5 +1,5 @@
-"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, chat templates; and
-of what is computed from them (`models`), which a core built with sanitizers should run.
+"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, run directories, chat
+templates; and of what is computed from them (`models`), which a core built with sanitizers should run.
 
     python -m tests.fuzz.fuzz gguf                  # until Ctrl-C
     python -m tests.fuzz.fuzz rows --runs 5000      # a fixed number of inputs, always the same ones
@@ -14,10 +14,13 @@ that ends the process is left there as NAME-running.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import hashlib
 import io
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -232,6 +235,71 @@ def read_toml(folder: Path, data: bytes) -> None:
         defaults(train(), ["--config", str(path)])
 
 
+# ---- run directories: `resume` goes on with one in which a file is another ----
+
+CHECKPOINT = "step-00000002.ckpt"
+PARTS = ("run.json", CHECKPOINT, "metrics.jsonl", "best.ckpt")  # an input begins with the number of the one that it is
+
+
+@cache
+def finished_run() -> dict[str, bytes]:
+    """The files of a run of two steps, whose base and rows lie in a folder that stays until the end."""
+    from fabric.training.run import train
+    from fabric.training.settings import TrainSettings
+    from tests.support.silent import Silent
+
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "base.gguf").write_bytes(model_file())
+    (folder / "rows.jsonl").write_text('{"tokens":[1,2,3],"train":[0,1,1]}\n' * 4)
+    files = {"data": str(folder / "rows.jsonl"), "model": str(folder / "base.gguf"), "run_dir": str(folder / "run")}
+    shape = {"rank": 1, "ctx": 8, "batch": 2, "val": "0.5", "eval_every": 1, "patience": 9, "steps": 2, "threads": 1}
+    train(TrainSettings(**files, **shape, output=str(folder / "a.gguf")), Silent())  # type: ignore[arg-type]
+    return {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
+
+
+def part(name: str, data: bytes) -> bytes:
+    """An input; what the digest of a checkpoint is made of stands without it."""
+    return bytes([PARTS.index(name)]) + (data[:-32] if name.endswith(".ckpt") else data)
+
+
+def odd_run(rng: random.Random) -> bytes:
+    """A run.json with fingerprints that fit, or the head of a checkpoint, in which some values are others."""
+    from fabric.training.settings import TrainSettings
+
+    name = rng.choice(["run.json", CHECKPOINT, "best.ckpt"])
+    text, _, rest = finished_run()[name].partition(b"\n" if name != "run.json" else b"\0")
+    document = json.loads(text)
+    places = [document, document["settings"] if name == "run.json" else document["totals"]]
+    for place in rng.choices(places, k=rng.choice([1, 1, 2, 4])):
+        key = rng.choice([*place, "spare"])
+        place[key] = rng.choice([*VALUES, None, {}, 2, 0.5, "/nonexistent/x", "-", "a\0b", "\ud800", "0.5"])
+        if rng.random() < 0.2:
+            del place[key]
+    if name != "run.json":
+        return part(name, json.dumps(document).encode() + b"\n" + rest)
+    with contextlib.suppress(FabricError, TypeError, AttributeError, KeyError):
+        document["fingerprints"] = TrainSettings.from_json(document["settings"]).fingerprints()
+    return part(name, json.dumps(document).encode())
+
+
+def read_run_directory(folder: Path, data: bytes) -> None:
+    """Goes on with the run, which may write nothing outside its directory."""
+    from fabric.training.resume import resume
+    from tests.support.silent import Silent
+
+    run, name = folder / "run", PARTS[data[0] % len(PARTS)] if data else PARTS[0]
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    for other, content in finished_run().items():
+        (run / other).write_bytes(content)
+    digest = hashlib.sha256(data[1:]).digest() if name.endswith(".ckpt") else b""
+    (run / name).write_bytes(data[1:] + digest)
+    with refusals():
+        resume(str(run), Silent())
+    assert {path.name for path in folder.iterdir()} == {"run"}, "something outside the run directory was written"
+
+
 # ---- templates: the worker must refuse or render; what happens in it is bounded by the system ----
 
 TEMPLATES = (
@@ -276,6 +344,15 @@ TARGETS = {
         lambda: list(TOML),
         (b"[", b"]", b"[[", b"=", b"{", b"}", b'"', b"'", b"\n", b"train", b"rank", b"model", b"inf", b"nan", b".",
          b"#", b"1979-05-27", b"0x" + b"f" * 5000, b"8.5", b"\\u0000", b"data"),
+    ),
+    "checkpoints": Target(
+        read_run_directory,
+        ("training/checkpoint.py", "training/resume.py", "training/metrics.py", "training/check.py",
+         "training/settings.py"),
+        lambda: [part(name, finished_run()[name]) for name in PARTS],
+        (b"null", b"true", b"-1", b"1e999", b"NaN", b"9" * 30, b'"', b"{", b"[", b"]", b"}", b",", b":", b"\n", b"\0",
+         b'"step"', b'"totals"', b'"n"', b'"arrays"', b'"place"', b'"extended"', b'"../../x"', b'"-"'),
+        odd_run,
     ),
     "template": Target(
         read_template,
