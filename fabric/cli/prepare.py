@@ -29,39 +29,41 @@ def command(
         Option("--separator", metavar="CHAR", help="between the cells of a table, `tab` for a tab; default: found out"),
     ] = None,
     as_record: Annotated[
-        Literal["chat", "completion", "text"], Option("--as", help="what rows with two sides become")
+        Literal["chat", "completion", "text"], Option("--as", help="what rows with a prompt and an answer become")
     ] = "chat",
     field: Annotated[
         list[str] | None,
-        Option("--field", metavar="NEW=OLD", help="what a field is called in the rows; may be given again"),
+        Option("--field", metavar="NEW=OLD", help="rename a field of the rows; may be given again"),
     ] = None,
     keep_fields: Annotated[
         str | None, Option("--keep-fields", metavar="NAMES", help="fields that pass through; default: all")
     ] = None,
     system: Annotated[
-        str | None, Option("--system", metavar="TEXT", help="of rows that bring no system message")
+        str | None, Option("--system", metavar="TEXT", help="system message of rows that have none")
     ] = None,
     prompt_template: Annotated[
         str | None,
-        Option("--prompt-template", metavar="TEXT", help="what a user message becomes: {prompt} and other {fields}"),
+        Option("--prompt-template", metavar="TEXT", help="user message, from {prompt} and other {fields}"),
     ] = None,
     normalize: Annotated[bool, Option("--normalize", help="Unicode NFC, plain spaces and line ends")] = False,
     min_chars: Annotated[int, Option("--min-chars", metavar="N", min=0, help="shortest record")] = 0,
     max_chars: Annotated[int | None, Option("--max-chars", metavar="N", min=1, help="longest record")] = None,
-    dedup: Annotated[bool, Option("--dedup", help="of equal records keep the first")] = False,
+    dedup: Annotated[bool, Option("--dedup", help="keep only the first of equal records")] = False,
     balance: Annotated[
-        str | None, Option("--balance", metavar="FIELD", help="as many rows of each value as the rarest has")
+        str | None, Option("--balance", metavar="FIELD", help="keep as many rows of each value as the rarest has")
     ] = None,
-    shuffle: Annotated[bool, Option("--shuffle/--no-shuffle", help="a new order, by the seed")] = False,
+    shuffle: Annotated[bool, Option("--shuffle/--no-shuffle", help="put the rows in a new order, by the seed")] = False,
     seed: options.Seed = 42,
     holdout: Annotated[
         list[str] | None,
-        Option("--holdout", metavar="FILE=PART", help="a file that gets this part; may be given again"),
+        Option("--holdout", metavar="FILE=PART", help="hold out this part of the rows in a file; may be given again"),
     ] = None,
     stratify: Annotated[
-        str | None, Option("--stratify", metavar="FIELD", help="each held-out file gets its part of each value")
+        str | None, Option("--stratify", metavar="FIELD", help="hold out the same part of each value of a field")
     ] = None,
-    on_error: Annotated[Literal["stop", "skip"], Option("--on-error", help="at a row that cannot be read")] = "stop",
+    on_error: Annotated[
+        Literal["stop", "skip"], Option("--on-error", help="stop at a row that cannot be read, or skip it")
+    ] = "stop",
 ) -> None:
     """Turns JSONL (chat, prompt/completion, alpaca, ShareGPT, question/answer), CSV or text into training records.
 

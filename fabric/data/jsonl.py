@@ -112,7 +112,7 @@ def parse_line(line: bytes, where: str) -> Any:
     try:
         text = line.decode("utf-8")
         value = (_decode_minus_zero if _MINUS_ZERO.search(text) else _decode)(text.strip(" \t\r\n"))
-        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        if _is_deep(line, value):
             raise RecursionError
         bad = _bad_character(value) if "\\u" in text else None
     except UnicodeDecodeError:
@@ -131,12 +131,22 @@ def parse_line(line: bytes, where: str) -> Any:
     return value
 
 
-def _depth(value: Any) -> int:
+def check_line(line: bytes, value: Any, where: str) -> None:
+    """DataError where a line that was made of a value is longer or deeper than a line may be that is read."""
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(f"{where}: the record is longer than {MAX_LINE_BYTES >> 20} MiB; divide it")
+    if _is_deep(line, value):
+        raise DataError(f"{where}: the record is nested too deeply")
+
+
+def _is_deep(line: bytes, value: Any) -> bool:
+    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        return False
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, (list, dict))]:
         depth += 1
         level = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
-    return depth
+    return depth > MAX_DEPTH
 
 
 def _bad_character(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from fabric.data.index import Index, Rows, each, split
-from fabric.data.jsonl import dumps
+from fabric.data.jsonl import check_line, dumps
 from fabric.data.lines import Lines
 from fabric.data.raw import TABLES, Row, format_of, read_rows
 from fabric.data.records import Unused
@@ -228,6 +228,7 @@ def _prepared(row: Any, where: str, settings: PrepareSettings) -> tuple[_Prepare
         line, digest = dumps(record.data) + b"\n", record.digest if settings.compares else b""
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: the row cannot be written as JSON: {error}") from None
+    check_line(line, record.data, where)
     values = (_value(fields, name, where) for name in (settings.balance, settings.stratify))
     return _Prepared(line, digest, *values), sum(map(len, contents(record.data))), unused
 

@@ -192,8 +192,8 @@ def _table(lines: Lines, form: str, is_header: IsHeader, given: str | None) -> I
         if header is None and cells:
             header = [name.strip() for name in cells]
             if problem or "" in header or len(set(header)) < len(header):
-                problem = problem or "a name in the header is empty or doubled"
-                raise DataError(f"{where}: {problem}; correct the header")
+                problem = problem or "a name in the header is empty or doubled; correct the header"
+                raise DataError(f"{where}: {problem}")
         elif header and cells:
             if len(cells) != len(header):
                 problem = (
@@ -219,7 +219,9 @@ def _cell_problem(cells: list[str]) -> str | None:
     bad = _BAD_CHARACTER.search("".join(cells))
     if bad is None:
         return None
-    return "a cell contains a NUL character" if bad[0] == "\0" else "the row is not valid UTF-8"
+    return (
+        "a cell contains a NUL character" if bad[0] == "\0" else "the row is not valid UTF-8; save the table as UTF-8"
+    )
 
 
 def _decoded(lines: Lines, returns: bool) -> Iterator[str]:

@@ -13,6 +13,7 @@ from fabric.weights.mix import parse_mix
 
 MOST_DROPOUT = 0.999  # more would leave an adapter next to nothing to see
 MOST_THREADS = 512
+SMALLEST_ALPHA = 1e-37  # that a 32-bit number holds with all its digits
 
 
 def check_settings(s: TrainSettings) -> None:
@@ -31,6 +32,10 @@ def check_settings(s: TrainSettings) -> None:
     for name, value in {**positive, "lora-plus": s.lora_plus}.items():
         if not value > 0:
             raise UsageError(f"--{name} must be greater than 0, not {value}")
+    if s.alpha < SMALLEST_ALPHA:
+        raise UsageError(
+            f"--alpha {s.alpha} is too small: an adapter's file would hold 0; give {SMALLEST_ALPHA} or more"
+        )
     if s.ctx < 2:
         raise UsageError(f"--ctx must be at least 2 tokens, not {s.ctx}")
     if s.steps is not None and s.steps < 1:

@@ -12,6 +12,7 @@ stranger: what has one of these names must be a regular file, and everything tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from fabric.errors import DataError, MissingInputError, OutputError, UsageError
 from fabric.files import open_output
+from fabric.notices import remark
 
 F32Array = npt.NDArray[np.float32]
 KEPT = {"data": "data.jsonl", "val": "val.jsonl", "adapter": "start.gguf", "template": "template.jinja"}
@@ -140,6 +142,9 @@ def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            remark(f"{directory} cannot be locked ({error.strerror}), so nothing keeps a second run out of it")
+            return lock
         lock.close()
         raise OutputError(f"{directory} is in use by another process; choose another --run-dir") from error
     return lock

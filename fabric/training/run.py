@@ -276,6 +276,8 @@ def run_on(
             notice(sentence)
         size, sha256 = _write(settings, setup, directory, inputs, spans)
     except (DeviceError, OutputError) as error:
+        if record and not record.there:
+            raise  # nothing is kept that could go on
         told = str(error).rstrip(".")
         raise type(error)(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
     except Interrupted:

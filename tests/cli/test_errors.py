@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.shell import fabric, one_sentence, shell
+from tests.cli.shell import environment, fabric, one_sentence, shell
 
 
 def chat(question: str, answer: str) -> str:
@@ -357,3 +359,34 @@ def test_names_may_be_any_bytes_and_texts_are_utf_8(tiny: Path, rows: Path, adap
     assert fabric("inspect", names[tiny], env=strict).code == 0
     for flags in (["--prompt", "\udcff"], ["--prompt", "x", "--stop", "\udcff"], ["--chat", "--system", "\udcff"]):
         one_sentence(fabric("generate", "-m", tiny, *flags), 2, "UTF-8")
+
+
+def test_an_alpha_that_a_file_would_hold_as_0_is_refused(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    line = ["train", rows, "-m", tiny, "-o", tmp_path / "a.gguf", "--steps", "1", "--rank", "2", "--ctx", "64"]
+    one_sentence(fabric(*line, "--alpha", "1e-300", cwd=tmp_path), 2, "--alpha", "too small")
+    assert fabric(*line, "--alpha", "1e-37", cwd=tmp_path).code == 0
+
+
+def test_a_run_that_kept_nothing_names_no_way_to_go_on(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    ended = shell(f"ulimit -f 1; fabric train {rows} -m {tiny} -o a.gguf --steps 2 --ctx 64 --rank 1", tmp_path)
+    assert ended.code == 74 and "run.json failed: file too large" in ended.err.splitlines()[-1], ended
+    assert "resume" not in ended.err and not (tmp_path / ".fabric").exists()
+
+
+def test_a_file_system_without_locks_is_no_run_of_another(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    script = """if True:
+        import errno, fcntl, os, sys
+        def unsupported(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        fcntl.flock = unsupported
+        from fabric.cli import main
+        main()"""
+    line = ["train", rows, "-m", tiny, "-o", "a.gguf", "--steps", "1", "--ctx", "64", "--rank", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, line)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0 and b"cannot be locked" in done.stderr and (tmp_path / "a.gguf").exists(), done.stderr

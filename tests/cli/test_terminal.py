@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,22 @@ def test_no_message_is_endless(tiny: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"k" * 100_000 + str(i): 1 for i in range(20)}) + "\n")
     assert len(fabric("prepare", rows).err) < 3000
+
+
+def test_numbers_that_json_has_not_are_strings_in_reports_and_no_warning_is_shown(
+    tiny: Path, rows: Path, adapter: Path, tmp_path: Path
+) -> None:
+    content = adapter.read_bytes()
+    assert content.count(b'"lr":0.0002') == 1
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content.replace(b'"lr":0.0002', b'"lr":   NaN'))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    told = json.loads(fabric("inspect", path, "--json").out, parse_constant=refuse)
+    assert told["history"][0]["settings"]["lr"] == "NaN"
+    at = content.index(b"adapter.lora.alpha") + len(b"adapter.lora.alpha") + 4
+    path.write_bytes(content[:at] + struct.pack("<f", 3e38) + content[at + 4 :])
+    one_sentence(fabric("eval", rows, "-m", tiny, "-a", path), 65, "not a number")
+    one_sentence(fabric("merge", "-m", tiny, "-a", path, "-o", tmp_path / "m.gguf"), 65, "too large")

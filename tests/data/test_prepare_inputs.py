@@ -183,7 +183,7 @@ def test_bad_rows_are_named_and_can_be_skipped(tmp_path: Path, name: str, conten
         ("a.json", b'[{"text": "\xff"}]', "a.json:1: the text from here on is not valid UTF-8"),
         ("a.csv", "question,,answer\n", "a.csv:1: a name in the header is empty or doubled"),
         ("a.csv", "question,question\n", "a.csv:1: a name in the header is empty or doubled"),
-        ("a.csv", b"question,answer\xff\n", "a.csv:1: the row is not valid UTF-8; correct the header"),
+        ("a.csv", b"question,answer\xff\n", "a.csv:1: the row is not valid UTF-8; save the table as UTF-8"),
         ("a.csv", "question,answer\n", "a.csv: there are no rows"),
         ("a.jsonl", "", "a.jsonl: there are no rows"),
         ("a.txt", "\n\n", "a.txt: there are no rows"),
@@ -215,6 +215,17 @@ def test_lines_beyond_the_limit_are_refused_and_the_next_ones_read(
     for name, form in (("a.txt", "text"), ("a.txt", "paragraphs"), ("a.csv", "csv")):
         with pytest.raises(DataError, match="longer than"):
             prepared(tmp_path / name, "text\n" + "x" * 1000, format=form)
+
+
+def test_a_record_that_no_command_could_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = '{"name": "f", "arguments": ' + '{"a":' * 97 + "1" + "}" * 98
+    turns = [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": deep}]
+    with pytest.raises(DataError, match=r"a.jsonl:1: the record is nested too deeply"):
+        prepared(tmp_path / "a.jsonl", [{"conversations": turns}])
+    for module in ("raw", "lines", "jsonl"):
+        monkeypatch.setattr(f"fabric.data.{module}.MAX_LINE_BYTES", 1 << 20)
+    with pytest.raises(DataError, match=r"a.txt:1: the record is longer than 1 MiB"):
+        prepared(tmp_path / "a.txt", '"' * (1 << 20))
 
 
 def test_a_missing_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
