@@ -163,7 +163,11 @@ class ChatTemplate:
             return Rendered(texts[0], find(texts), [])
         # Look-alikes are rendered as private characters of the same length: where those come out, they stand.
         used = set().union(*_strings([messages, tools]))
-        private = next(chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in used)
+        private = next((chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in used), None)
+        if private is None:
+            raise DataError(
+                "a message has the spelling of a control token and every character from U+100000 to U+10FFFD"
+            )
 
         def masked(value: Any) -> Any:
             if isinstance(value, str):

@@ -152,3 +152,9 @@ def test_pipes_are_read_once_under_any_name(tiny: Path, rows: Path, adapter: Pat
     assert json.loads(told.out)["loss"] == json.loads(score)["loss"], told.err
     one_sentence(shell("fabric prepare /dev/stdin - < /dev/null", tmp_path), 2, "one stdin")
     one_sentence(shell("mkfifo q; fabric prepare q ./q", tmp_path), 2, "only once")
+
+
+def test_a_message_of_all_private_characters_is_refused_in_a_sentence(tiny: Path, tmp_path: Path) -> None:
+    text = "<|im_end|>" + "".join(map(chr, range(0x100000, 0x10FFFE)))
+    write(tmp_path / "rows.jsonl", [chat(text, "Hello")])
+    one_sentence(fabric("template", tmp_path / "rows.jsonl", "-m", tiny), 65, "rows.jsonl:1: ", "U+100000")

@@ -186,13 +186,19 @@ ROWS = (
     b'[{"prompt":"a","completion":"b"},\n {"text":"a"}]',
     b'prompt,completion\n"a ""b""",c\nd,e\n',
     b"prompt\tcompletion\na\tb\n",
+    b"sep=;\r\nquestion;answer\r\na;1.50\r\n",
+    "prompt|completion\na|b\n".encode("utf-16"),
+    b'{"instruction":"a","history":[["b","c"]],"context":["d"],"output":"e","system":"f","n":[1.50,-0]}\n',
+    b'{"prompt":[{"role":"developer","content":[{"type":"text","text":"a"}]}],"completion":[{"role":"assistant",'
+    b'"content":"b","weight":0}],"tools":"[{\\"name\\":\\"f\\"}]"}\n',
+    b'{"conversations":[{"from":"function_call","value":"{\\"name\\":\\"f\\"}"},{"from":"observation","value":"a"}]}\n',
     "one\n\ntwo \u00e9\r\n".encode(),
 )
 FORMS = ("auto", "jsonl", "json", "csv", "tsv", "text", "paragraphs")
 
 
 def read_rows(folder: Path, data: bytes) -> None:
-    """As records, and through prepare in one of its formats, with one of its settings."""
+    """As records, and through prepare in one of its formats, with one of its settings; what it writes must be read."""
     from fabric.data.prepare import HoldOut, PrepareSettings, prepare
     from fabric.data.records import read_records
 
@@ -206,8 +212,11 @@ def read_rows(folder: Path, data: bytes) -> None:
         (str(path),), FORMS[choice % len(FORMS)], normalize=choice % 2 == 0, drop_duplicates=choice % 5 == 0,  # type: ignore[arg-type]
         hold_out=held, shuffle=choice % 4 == 0, on_error="skip" if choice % 7 else "stop", max_chars=10_000,
     )  # fmt: skip
+    written = None
     with refusals(), open_output(str(folder / "out"), text=True) as out:
-        prepare(settings, out)
+        written = prepare(settings, out).written
+    if written is not None:
+        assert sum(1 for _ in read_records(str(folder / "out"))) == written
 
 
 # ---- configuration files ----
@@ -333,10 +342,12 @@ TARGETS = {
     ),
     "rows": Target(
         read_rows,
-        ("data/jsonl.py", "data/records.py", "data/raw.py", "data/shapes.py", "data/prepare.py", "data/index.py"),
+        ("data/jsonl.py", "data/records.py", "data/raw.py", "data/shapes.py", "data/prepare.py", "data/index.py",
+         "data/lines.py", "data/messages.py"),
         lambda: list(ROWS),
         (b"null", b"true", b"1e999", b"-1", b"9" * 30, b'"', b"{", b"[", b"]", b"}", b",", b":", b"\n", b"\r", b"\0",
-         b"\xef\xbb\xbf", b"\\ud800", b"\xff", b'"messages"', b'"role"', b'"train"', b'"tokens"', b'"tool_calls"'),
+         b"\xef\xbb\xbf", b"\\ud800", b"\xff", b'"messages"', b'"role"', b'"train"', b'"tokens"', b'"tool_calls"',
+         b'"history"', b'"context"', b'"system"', b'"from"', b'"value"', b"1.50", b"-0", b";", b"|", b"\xff\xfe"),
     ),
     "toml": Target(
         read_toml,
