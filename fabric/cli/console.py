@@ -58,11 +58,13 @@ def wants_color(stream: Any) -> bool:
     return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def report(values: Mapping[str, Any], text: str, *outputs: str | None, result: bool = False) -> None:
+def report(
+    values: Mapping[str, Any], text: str, *outputs: str | None, result: bool = False, colored: bool = False
+) -> None:
     """Says how a command ended: `text`, or `values` as one JSON object with --json.
 
     A report that is the command's result goes to stdout; any other goes to stderr as text, and as JSON to stdout
-    unless one of `outputs` is stdout and already there.
+    unless one of `outputs` is stdout and already there. colored: the text has colours, and is printable but for them.
     """
     if flag("json"):
         from fabric.files import is_stdout
@@ -70,7 +72,7 @@ def report(values: Mapping[str, Any], text: str, *outputs: str | None, result: b
         taken = any(output is not None and is_stdout(output) for output in outputs)
         print(json_text(values), file=sys.stderr if taken else sys.stdout, flush=True)
     elif result:
-        print(printable(text), flush=True)
+        print(text if colored else printable(text), flush=True)
     else:
         notes(text)
 

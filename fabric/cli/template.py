@@ -47,7 +47,7 @@ def command(
     if check:
         with open("/dev/null", "wb") as nowhere:  # noqa: PTH123
             report = render(settings, nowhere)
-        console.report(report.to_json(), describe(report), result=True)
+        console.report(report.to_json(), describe(report), result=True, colored=True)
         return
     if is_stdout(output) and sys.stdout.isatty() and not tokens:
         report = render(settings, cast(BinaryIO, Shown()))

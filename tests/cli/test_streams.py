@@ -300,6 +300,10 @@ def test_a_terminal_sees_what_trains_and_the_rest_dimmed(tiny: Path, tmp_path: P
     code, plain = on_terminal(*line, stream="stdout", env={"NO_COLOR": "1"})
     assert code == 0 and "\x1b" not in plain and "assistant\n[so\nit is<|im_end|>]" in plain.replace("\r\n", "\n")
     assert "one [two]" in plain
+    code, checked = on_terminal(*line, "--check", stream="stdout")
+    assert code == 0 and "the rest is dim" in checked and "\x1b[2m<|im_start|>user\r\nhi \\x1b[31mred" in checked, (
+        checked
+    )
     piped = fabric(*line)
     assert json.loads(piped.out.splitlines()[0])["train"] and b"\x1b" not in piped.out
 
