@@ -1,5 +1,5 @@
-"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, run directories, chat
-templates; and of what is computed from them (`models`), which a core built with sanitizers should run.
+"""A coverage-guided fuzzer of what reads bytes of strangers: GGUF files, rows, configuration files, run directories,
+chat templates; and of what is computed from them (`models`), which a core built with sanitizers should run.
 
     python -m tests.fuzz.fuzz gguf                  # until Ctrl-C
     python -m tests.fuzz.fuzz rows --runs 5000      # a fixed number of inputs, always the same ones
