@@ -29,6 +29,7 @@ STDIO = "-"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d+)")
+_PART = re.compile(r"(?s)(.*)-\d{5}-of-(\d{5})\.gguf")
 _READ = {STDIO: 0, "/dev/stdin": 0}
 _WRITTEN = {STDIO: 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
@@ -55,7 +56,7 @@ def is_there(path: str) -> bool:
 
 def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | Path | None]) -> None:
     """Raise UsageError when two inputs would share stdin, two outputs stdout or a file, or an output would take the
-    place of an input. None: not given."""
+    place of an input, or of another part of a split input. None: not given."""
     read, written = ([str(path) for path in paths if path is not None] for paths in (inputs, outputs))
     if sum(_descriptor(path, _READ) == 0 for path in read) > 1:
         raise UsageError("two inputs are '-', but there is one stdin: give at least one of them as a file")
@@ -73,7 +74,7 @@ def check_streams(inputs: Iterable[str | Path | None], outputs: Iterable[str | P
         if writes_straight(path):
             continue
         place = os.path.realpath(path)
-        if any(place == os.path.realpath(other) for other in read):
+        if any(place == os.path.realpath(other) or _same_split(place, os.path.realpath(other)) for other in read):
             raise UsageError(f"{path} is an input, which the output would replace: name another file")
         if place in places:
             raise UsageError(f"two outputs are {path}: give each a file of its own")
@@ -344,6 +345,12 @@ def _open_source(source: str | Path) -> BinaryIO:
         return Path(name).open("rb")
     except (OSError, ValueError) as error:
         raise MissingInputError(f"{shown(name)} cannot be read: {_reason(error)}") from error
+
+
+def _same_split(path: str, other: str) -> bool:
+    """Whether two names are of parts of one split model."""
+    a, b = _PART.fullmatch(path), _PART.fullmatch(other)
+    return a is not None and b is not None and a.groups() == b.groups()
 
 
 def _is_special(path: Path) -> bool:

@@ -15,22 +15,26 @@ speaker = "fabric"
 
 _show: Callable[[str], None] = lambda text: None  # noqa: E731
 _strict = False
+_said: set[str] = set()
 
 
 def listen(show: Callable[[str], None], strict: bool) -> None:
     """Where notices of this process go from now on; with `strict` each one raises instead."""
     global _show, _strict
     _show, _strict = show, strict
+    _said.clear()
 
 
 def notice(text: str) -> None:
-    """Says in one line what was read and has no effect, with names and counts.
+    """Says in one line, once, what was read and has no effect, with names and counts.
 
     Raises DataError where --strict was given, so call it before a result is complete.
     """
     if _strict:
         raise DataError(f"{text} (refused because of --strict)")
-    _show(text)
+    if text not in _said:
+        _said.add(text)
+        _show(text)
 
 
 def remark(text: str) -> None:

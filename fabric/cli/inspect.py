@@ -70,6 +70,7 @@ def describe(values: dict[str, Any], tensors: bool) -> str:
     named = f" {name!r}" if name else ""
     named += f", {architecture}" if architecture else ""
     size = console.human_bytes(values["file_bytes"])
+    size += f" in {values['parts']} files" if values["parts"] > 1 else ""
     parts = [f"{kind}{named}, {values['parameters']:,} parameters, {size}"]
     types = [["type", "tensors", "parameters", "bytes", ""]]
     for name, row in values["types"].items():

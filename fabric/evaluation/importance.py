@@ -19,7 +19,7 @@ from fabric.data.records import read_records
 from fabric.errors import DataError
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
-from fabric.models.recorder import Recorder, Weights
+from fabric.models.recorder import PRODUCT, Recorder, Weights
 from fabric.text.encode import EncodeReport, encode_rows
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
@@ -60,10 +60,10 @@ class _Watched(Recorder):
         super().__init__(weights, tokens, tokens, precision, {})
         self.inputs: dict[str, Tensor] = {}
 
-    def linear(self, x: Tensor, name: str, residual: Tensor = -1) -> Tensor:
+    def linear(self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT) -> Tensor:
         """As in a Recorder."""
         self.inputs[f"{name}.weight"] = self.graph.keep(x)
-        return super().linear(x, name, residual)
+        return super().linear(x, name, residual, scaled)
 
 
 def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None = None) -> Importance:
@@ -84,6 +84,8 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
     ):
         recorder = _Watched(held, capacity, pick_precision(device, "auto"))
         recorder.inputs[recorder.head_name] = recorder.graph.keep(arch.build(recorder, arch.read_config(gguf)))
+        recorder.read.add(recorder.head_name)  # whose product is not computed here
+        recorder.check()
         plan = Plan(recorder.graph)
         recorder.graph.close()
         sums = {name: np.zeros(gguf.tensors[name].shape[-1]) for name in recorder.inputs}

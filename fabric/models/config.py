@@ -8,13 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError
+from fabric.models.keys import Keys
 from fabric.models.shapes import check_shapes
-from fabric.weights.gguf import GGUF, decode_tensor
+from fabric.weights.gguf import GGUF
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes in elements; `inv_freq` (n_rot / 2,) in radians a position."""
+    """Sizes in elements; `inv_freq` (n_rot / 2,) in radians a position, before `rope_freqs.weight` divides it.
+    `magnitude` is what RoPE multiplies queries and keys by beside turning them.
+    """
 
     n_layers: int
     width: int
@@ -23,85 +26,84 @@ class DecoderConfig:
     head_dim: int
     rms_eps: float
     inv_freq: npt.NDArray[np.float32]
+    magnitude: float
     vocab_size: int
     context_length: int
-
-
-def positive(gguf: GGUF, key: str, default: int | None = None) -> int:
-    """A whole number of at least 1 under `ARCHITECTURE.key`; DataError where it is missing or something else."""
-    key = f"{gguf.architecture}.{key}"
-    value = gguf.metadata.get(key, default)
-    if not isinstance(value, int) or not 1 <= value < 1 << 31:
-        raise DataError(f"{gguf.path}: metadata {key} is {'missing' if value is None else 'no size that a model has'}")
-    return value
-
-
-def inverse_frequencies(gguf: GGUF, key: str, n_rot: int) -> npt.NDArray[np.float32]:
-    """(n_rot / 2,) of the RoPE base under `ARCHITECTURE.key`, 10,000 where there is none."""
-    key = f"{gguf.architecture}.{key}"
-    base = gguf.metadata.get(key, 10000.0)
-    if not isinstance(base, float) or not 1 <= base < np.inf:
-        raise DataError(f"{gguf.path}: metadata {key} is no number that RoPE can stand on")
-    return (1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)).astype(np.float32)
-
-
-def rope_frequencies(gguf: GGUF, n_rot: int) -> npt.NDArray[np.float32]:
-    """Inverse frequencies, divided by `rope_freqs.weight` (Llama-3) or the factor of linear scaling where there is one.
-
-    Raises DataError for a scaling that is neither.
-    """
-    arch, inv_freq = gguf.architecture, inverse_frequencies(gguf, "rope.freq_base", n_rot)
-    if "rope_freqs.weight" in gguf.tensors:
-        factors = decode_tensor(gguf, "rope_freqs.weight").reshape(-1)
-        if factors.size != inv_freq.size:
-            raise DataError(f"{gguf.path}: rope_freqs.weight has {factors.size} factors where {inv_freq.size} belong")
-        return np.asarray(inv_freq / factors, np.float32)
-    kind = str(gguf.metadata.get(f"{arch}.rope.scaling.type", "none"))
-    if kind == "linear":
-        factor = gguf.metadata.get(f"{arch}.rope.scaling.factor")
-        if not isinstance(factor, float) or not 0 < factor < np.inf:
-            raise DataError(f"{gguf.path}: metadata {arch}.rope.scaling.factor is missing or no positive number")
-        return np.asarray(inv_freq / np.float32(factor), np.float32)
-    if kind != "none":
-        raise DataError(f"{gguf.path}: RoPE scaling '{kind}' is not supported")
-    return inv_freq
 
 
 MOST_HEAD_DIM = 1 << 16  # far beyond any; tables are made of it before a tensor is looked at
 
 
-def read_decoder(gguf: GGUF) -> DecoderConfig:
-    """The configuration of a llama-like decoder; DataError where keys are missing or do not fit together."""
-    arch = gguf.architecture
+def read_plain(gguf: GGUF) -> DecoderConfig:
+    """The configuration of an architecture without keys of its own."""
+    with Keys(gguf) as keys:
+        config = read_decoder(gguf, keys)
+        check_attention_scale(keys, config.head_dim**-0.5)
+    return config
 
-    def number(key: str, default: int | None = None) -> int:
-        return positive(gguf, key, default)
 
-    width, n_head = number("embedding_length"), number("attention.head_count")
-    n_kv_head = number("attention.head_count_kv", n_head)
-    head_dim = number("attention.key_length", width // n_head if width % n_head == 0 else None)
-    eps = gguf.metadata.get(f"{arch}.attention.layer_norm_rms_epsilon")
-    if not isinstance(eps, float) or not 0 < eps < 1:
-        raise DataError(f"{gguf.path}: metadata {arch}.attention.layer_norm_rms_epsilon is missing or no small number")
+def read_decoder(gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", "swish")) -> DecoderConfig:
+    """The configuration of a llama-like decoder. `activation`: names of the one that its gate has.
+
+    Raises DataError where keys are missing, do not fit together, or ask for what is not supported.
+    """
+    keys.check_dense()
+    n_layers, width = keys.size("block_count"), keys.size("embedding_length")
+    n_head = keys.uniform("attention.head_count", n_layers)
+    n_kv_head = keys.uniform("attention.head_count_kv", n_layers, n_head)
+    keys.uniform("feed_forward_length", n_layers, 1)
+    if "attention.key_length" not in keys and width % n_head:
+        raise keys.wrong("attention.key_length", "a size")
+    head_dim = keys.size("attention.key_length", width // n_head, most=MOST_HEAD_DIM)
+    n_rot = keys.size("rope.dimension_count", head_dim)
     if n_head % n_kv_head:
-        raise DataError(f"{gguf.path}: {n_head} heads cannot share {n_kv_head} key heads")
-    if number("attention.value_length", head_dim) != head_dim:
-        raise DataError(f"{gguf.path}: keys and values of different head sizes are not supported")
-    n_rot = number("rope.dimension_count", head_dim)
-    if head_dim > MOST_HEAD_DIM:
-        raise DataError(f"{gguf.path}: heads of {head_dim} dimensions make no sense")
+        raise DataError(f"{gguf.name}: {n_head} heads cannot share {n_kv_head} key heads")
+    keys.only("attention.value_length", head_dim, why=f"differs from the {head_dim} of keys; that is not supported")
     if n_rot % 2 or n_rot > head_dim:
-        raise DataError(f"{gguf.path}: RoPE over {n_rot} of {head_dim} dimensions makes no sense")
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise DataError(f"{gguf.path}: tensor token_embd.weight is missing")
-    n_tokens = len(gguf.get("tokenizer.ggml.tokens", list, []))
-    if n_tokens > embedding.shape[0]:
-        raise DataError(f"{gguf.path}: {n_tokens} tokens but only {embedding.shape[0]} rows of token_embd.weight")
+        raise keys.error("rope.dimension_count", f"is {n_rot}, which does not fit heads of {head_dim} dimensions")
+    context_length = keys.size("context_length", 2048)
+    if not keys.windows and 0 < keys.size("attention.sliding_window", 0, least=0) < context_length:
+        raise keys.error("attention.sliding_window", f"is not supported in a {gguf.architecture} model")
+    keys.only("hidden_activation", "", *activation)
+    factor, magnitude = _rope_scaling(keys)
     config = DecoderConfig(
-        n_layers=number("block_count"), width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
-        rms_eps=eps, inv_freq=rope_frequencies(gguf, n_rot), vocab_size=embedding.shape[0],
-        context_length=number("context_length", 2048),
+        n_layers=n_layers, width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
+        rms_eps=keys.number("attention.layer_norm_rms_epsilon", most=1.0),
+        inv_freq=inverse_frequencies(keys, "rope.freq_base", n_rot) / np.float32(factor), magnitude=magnitude,
+        vocab_size=_vocab_size(gguf), context_length=context_length,
     )  # fmt: skip
     check_shapes(gguf, config)
     return config
+
+
+def check_attention_scale(keys: Keys, scale: float) -> None:
+    """DataError where the file asks for another factor of the attention scores than the architecture has."""
+    keys.only("attention.scale", 0, scale, why=f"is not supported: attention scores are multiplied by {scale:g} here")
+
+
+def inverse_frequencies(keys: Keys, key: str, n_rot: int) -> npt.NDArray[np.float32]:
+    """(n_rot / 2,) of the RoPE base under `key`, 10,000 where there is none."""
+    base = keys.number(key, 10000.0)
+    if base < 1:
+        raise keys.wrong(key, "a RoPE base of at least 1")
+    return (1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)).astype(np.float32)
+
+
+def _rope_scaling(keys: Keys) -> tuple[float, float]:
+    """What frequencies are divided by, and the factor of queries and keys. A factor alone means linear scaling."""
+    kind = keys.text("rope.scaling.type", "")
+    if kind not in ("", "none", "linear"):
+        raise keys.error("rope.scaling.type", f"is '{kind}', which is not supported; 'linear' and 'none' are")
+    old = keys.number("rope.scale_linear", 1.0)  # the name before llama.cpp's rope.scaling.*
+    factor = keys.number("rope.scaling.factor", *([] if kind == "linear" and old == 1.0 else [old]))
+    return 1.0 if kind == "none" else factor, keys.number("rope.scaling.attn_factor", 1.0)
+
+
+def _vocab_size(gguf: GGUF) -> int:
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise DataError(f"{gguf.name}: tensor token_embd.weight is missing")
+    n_tokens = len(gguf.get("tokenizer.ggml.tokens", list, []))
+    if n_tokens > embedding.shape[0]:
+        raise DataError(f"{gguf.name}: {n_tokens} tokens but only {embedding.shape[0]} rows of token_embd.weight")
+    return embedding.shape[0]

@@ -56,7 +56,7 @@ class Scorer:
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, tokens if trained is None else trained, precision, loras or {})
         self.nll_tensor = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
-        recorder.check_sources()
+        recorder.check()
         self.plan = Plan(recorder.graph)
         recorder.graph.close()
 
@@ -95,7 +95,7 @@ class Decoder:
         precision = pick_precision(weights.device, precision)
         recorder = Recorder(weights, tokens, outputs, precision, loras or {}, cache_rows)
         self.logits_tensor = recorder.logits(arch.build(recorder, config))
-        recorder.check_sources()
+        recorder.check()
         self.caches: list[Buffer] = recorder.caches
         self.plan = Plan(recorder.graph)
         recorder.graph.close()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from fabric.core import PAIRS, SILU, Tensor
 from fabric.models.config import DecoderConfig as Config
-from fabric.models.config import read_decoder as read_config
-from fabric.models.recorder import Recorder
+from fabric.models.config import read_plain as read_config
+from fabric.models.recorder import SUM, Recorder
 
 __all__ = ["Config", "build", "read_config"]
 
@@ -23,17 +23,17 @@ def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor) -> Te
     return r.linear(o, f"{block}.attn_output", residual=x)
 
 
-def mlp(r: Recorder, c: Config, block: str, x: Tensor) -> Tensor:
-    """x + down(silu(gate) * up) of norm(x)."""
+def mlp(r: Recorder, c: Config, block: str, x: Tensor, scaled: str = SUM) -> Tensor:
+    """x + down(silu(gate) * up) of norm(x). `scaled`: by the scales of its matrices, as llama.cpp has it."""
     h = r.rms_norm(x, f"{block}.ffn_norm", c.rms_eps)
-    gated = r.graph.glu(r.linear(h, f"{block}.ffn_gate"), r.linear(h, f"{block}.ffn_up"), SILU)
-    return r.linear(gated, f"{block}.ffn_down", residual=x)
+    gate, up = r.linear(h, f"{block}.ffn_gate", scaled=scaled), r.linear(h, f"{block}.ffn_up", scaled=scaled)
+    return r.linear(r.graph.glu(gate, up, SILU), f"{block}.ffn_down", residual=x, scaled=scaled)
 
 
 def build(r: Recorder, c: Config) -> Tensor:
     """Normed hidden states (T, width)."""
     x = r.embed()
-    rope = r.rope_table(c.inv_freq)
+    rope = r.rope_table(c.inv_freq, c.magnitude, "rope_freqs.weight")
     for i in range(c.n_layers):
         r.graph.mark()
         x = attention(r, c, f"blk.{i}", x, rope)

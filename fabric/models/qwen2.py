@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from fabric.core import HALVES, Tensor
 from fabric.models.config import DecoderConfig as Config
-from fabric.models.config import read_decoder as read_config
+from fabric.models.config import read_plain as read_config
 from fabric.models.llama import mlp
-from fabric.models.recorder import Recorder
+from fabric.models.recorder import NOTHING, Recorder
 
 __all__ = ["Config", "build", "read_config"]
 
@@ -27,10 +27,10 @@ def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor) -> Te
 def build(r: Recorder, c: Config) -> Tensor:
     """Normed hidden states (T, width)."""
     x = r.embed()
-    rope = r.rope_table(c.inv_freq)
+    rope = r.rope_table(c.inv_freq, c.magnitude)
     for i in range(c.n_layers):
         r.graph.mark()
         x = attention(r, c, f"blk.{i}", x, rope)
-        x = mlp(r, c, f"blk.{i}", x)
+        x = mlp(r, c, f"blk.{i}", x, scaled=NOTHING)
     r.graph.mark()
     return r.rms_norm(x, "output_norm", c.rms_eps)

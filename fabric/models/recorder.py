@@ -29,9 +29,13 @@ from fabric.core import (
     Tensor,
 )
 from fabric.errors import DataError
-from fabric.weights.gguf import GGUF, check_decodable, decode_tensor
+from fabric.fields import named
+from fabric.notices import notice
+from fabric.weights.gguf import GGUF, check_decodable, decode_tensor, product_scale
 
 EMBEDDING = "token_embd.weight"
+PRODUCT, SUM, NOTHING = "product", "sum", ""  # what the scale of a matrix multiplies
+_INERT_TENSORS = ".input_scale"  # for kernels that quantize activations; the result is the same without
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Recorder:
         self.sources, self.cache_rows, self.alpha, self.dropout = sources, cache_rows, alpha, dropout
         self.caches: list[Buffer] = []
         self.leaves: dict[str, Tensor] = {}
+        self.read: set[str] = set()  # tensors of the file that are read without being leaves
         self.tokens = self.graph.input(I32, TOKENS)
         self.positions = self.graph.input(I32, TOKENS)
         self.seen = self.graph.input(I32, TOKENS, 2)
@@ -148,31 +153,49 @@ class Recorder:
         row = np.asarray(values, np.float32)
         return self.graph.leaf(FROZEN, self.weights.constant(row), 0, F32, 1, row.size)
 
-    def lora(self, name: str) -> Lora:
-        """The pair beside a weight, if it has one."""
+    def lora(self, name: str, product_scale: float = 1.0) -> Lora:
+        """The pair beside a weight, if it has one; its input is already multiplied by `product_scale`."""
         a, b = f"{name}.lora_a", f"{name}.lora_b"
         if a not in self.sources:
             return NO_LORA
         scale = self.alpha / self.sources[a].rows if self.alpha else 1.0
-        return Lora(self.source(a), self.source(b), scale, self.dropout, self.keys)
+        return Lora(self.source(a), self.source(b), scale / product_scale, self.dropout, self.keys)
 
     def embed(self, scale: float = 1.0) -> Tensor:
         """(T, width) F32."""
         rows = self.graph.embed(self.weight(EMBEDDING), self.tokens, scale)
         return rows if self.noise < 0 else self.graph.add(rows, self.noise)
 
-    def rope_table(self, inv_freq: npt.NDArray[np.float32], magnitude: float = 1.0) -> Tensor:
-        """Cosines and sines of this feed's positions."""
+    def rope_table(self, inv_freq: npt.NDArray[np.float32], magnitude: float = 1.0, factors: str = "") -> Tensor:
+        """Cosines and sines of this feed's positions. `factors`: a tensor that divides frequencies, if there is one."""
+        if factors in self.gguf.tensors:
+            divisors = decode_tensor(self.gguf, factors).reshape(-1)
+            if divisors.size != inv_freq.size or not (np.isfinite(divisors) & (divisors > 0)).all():
+                raise DataError(f"{self.gguf.name}: {factors} is not {inv_freq.size} positive factors")
+            inv_freq = inv_freq / divisors
+            self.read.add(factors)
         return self.graph.rope_table(self.positions, self.constant(inv_freq), magnitude)
 
     def rms_norm(self, x: Tensor, name: str, eps: float) -> Tensor:
         """With the weight `name`.weight."""
         return self.graph.rms_norm(x, self.vector(f"{name}.weight"), eps)
 
-    def linear(self, x: Tensor, name: str, residual: Tensor = -1) -> Tensor:
-        """With `name`.weight, `name`.bias where the file has one, and its LoRA pair."""
+    def linear(self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT) -> Tensor:
+        """With `name`.weight, `name`.bias where the file has one, and its LoRA pair. `scaled`: what `name`.scale
+        multiplies where the file has one, the `PRODUCT` with the weight or the `SUM` of product, bias and pair.
+        """
         bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.gguf.tensors else -1
-        return self.graph.linear(x, self.weight(f"{name}.weight"), bias, self.lora(f"{name}.weight"), residual)
+        scale = product_scale(self.gguf, f"{name}.weight") if scaled else 1.0
+        if scaled:
+            self.read.add(f"{name}.scale")
+        weight = self.weight(f"{name}.weight")
+        if scale == 1.0:
+            return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight"), residual)
+        if scaled == PRODUCT:
+            x = self.graph.scale(x, scale)
+            return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight", scale), residual)
+        y = self.graph.scale(self.graph.linear(x, weight, bias, self.lora(f"{name}.weight")), scale)
+        return y if residual < 0 else self.graph.add(residual, y)
 
     def qkv(self, h: Tensor, block: str) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: one after the other, so that a GPU computes them at once."""
@@ -212,9 +235,18 @@ class Recorder:
         name = self.head_name
         return self.graph.logits(hidden, self.weight(name), self.index, self.lora(name), softcap)
 
-    def check_sources(self) -> None:
-        """DataError when a pair belongs to no linear layer of this model."""
+    def check(self) -> None:
+        """DataError where a pair belongs to no linear layer of this model, or nothing reads a tensor of the file."""
         unused = sorted(set(self.sources) - set(self.leaves))
         if unused:
             name = unused[0].removesuffix(".lora_a")
             raise DataError(f"no layer of this model can carry a LoRA pair for {name}")
+        unread = [name for name in self.gguf.tensors if name not in self.leaves and name not in self.read]
+        inert = [name for name in unread if name.endswith(_INERT_TENSORS)]
+        if len(unread) > len(inert):
+            raise DataError(
+                f"{self.gguf.name}: a {self.gguf.architecture} model with its metadata does not read the tensors "
+                f"{named(name for name in unread if name not in inert)}; they would have no effect"
+            )
+        if inert:
+            notice(f"{self.gguf.name}: scales of quantized activations are not used: {named(inert)}")

@@ -57,6 +57,7 @@ def _expected(gguf: GGUF, c: DecoderConfig) -> tuple[Shapes, Shapes]:
     for part in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):
         block[f"{part}.weight"] = ((c.width,), width)
     ffn = gguf.metadata.get(f"{arch}.feed_forward_length")
+    ffn = ffn[0] if isinstance(ffn, list) and ffn else ffn  # equal in all layers, or refused by now
     if isinstance(ffn, int):
         why = f"{arch}.feed_forward_length"
         for part in ("ffn_gate", "ffn_up"):

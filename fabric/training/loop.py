@@ -115,7 +115,7 @@ class Machine:
             alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
-        recorder.check_sources()
+        recorder.check()
         self.names = {tensor: name for name, tensor in recorder.leaves.items()}
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing)
         self.scorer = Plan(recorder.graph) if s.val else None
@@ -128,7 +128,7 @@ class Machine:
 
     def _uploaded(self) -> int:
         """Bytes of the base that lie in the device's memory; a processor reads the mapped file."""
-        return 0 if self.weights.device.info.backend == "cpu" else len(self.weights.gguf.buffer)
+        return 0 if self.weights.device.info.backend == "cpu" else self.weights.gguf.file_bytes
 
     def _leaves_room(self) -> bool:
         """Whether a quarter of a device's own memory stays free; of memory that it shares, activations take at most an

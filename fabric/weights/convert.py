@@ -83,8 +83,6 @@ def check_model(gguf: GGUF) -> None:
     """Raise DataError unless the file is a whole model."""
     if gguf.get("general.type", str, "model") == "adapter":
         raise DataError(f"{gguf.name}: an adapter, where a model is expected")
-    if gguf.get("split.count", int, 1) > 1:
-        raise DataError(f"{gguf.name}: one part of a split model; join the parts first (llama-gguf-split --merge)")
     if not gguf.tensors:
         raise DataError(f"{gguf.name}: holds a vocabulary, but no weights")
 

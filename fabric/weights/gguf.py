@@ -1,6 +1,7 @@
 """GGUF read: a file is mapped, everything its header claims is checked against the bytes really there, and nothing is
 decoded before it is asked for. Time and memory are bounded by the size of the file. The format: ggml's GGUF
-specification, versions 2 and 3. Writing is in gguf_write.py and offered here too.
+specification, versions 2 and 3; a model split over several files is one to its readers. Writing is in gguf_write.py and
+offered here too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from fabric.files import seekable_input, shown
 from fabric.mapping import mapped
 from fabric.weights.codec import Floats, decode
 from fabric.weights.formats import FORMATS, can_decode, tensor_bytes, type_name
+from fabric.weights.gguf_parts import Part, check_parts, part_number, part_paths
 from fabric.weights.gguf_write import (
     ARRAY,
     BOOL,
@@ -58,6 +60,7 @@ class TensorInfo:
     offset: int  # bytes from the start of the file
     nbytes: int
     n_elements: int
+    part: int = 0  # which file of a split model
 
     @property
     def type_name(self) -> str:
@@ -66,34 +69,47 @@ class TensorInfo:
 
 
 class GGUF:
-    """An open GGUF file. A context manager; views of its tensors may outlive it and keep the mapping alive."""
+    """An open GGUF file, or all files of a split one. A context manager; views of its tensors may outlive it and keep
+    the mapping alive."""
 
-    def __init__(self, map: mmap.mmap, path: str) -> None:
-        """Parse and check; use `GGUF.open`."""
+    def __init__(self, parts: list[_Parser], path: str) -> None:
+        """From parsed files; use `GGUF.open`."""
         self.path = path
-        self.buffer = memoryview(map)
-        self._map = map
-        parsed = _Parser(self.buffer, shown(path)).parse()
-        self.version = parsed.version
-        self.alignment = parsed.alignment
-        self.raw_metadata: Mapping[str, Value] = parsed.values
-        self.metadata: Mapping[str, Any] = _Metadata(parsed.values)
-        self.metadata_types: Mapping[str, ValueType] = {key: value.type for key, value in parsed.values.items()}
-        self.tensors = parsed.tensors
+        self._maps = [part.map for part in parts]
+        self._buffers = [part.buffer for part in parts]
+        self.version = parts[0].version
+        self.raw_metadata: Mapping[str, Value] = parts[0].values
+        if len(parts) > 1:  # what is made of it is one file again
+            self.raw_metadata = {key: value for key, value in parts[0].values.items() if not key.startswith("split.")}
+        self.metadata: Mapping[str, Any] = _Metadata(self.raw_metadata)
+        self.metadata_types: Mapping[str, ValueType] = {key: value.type for key, value in self.raw_metadata.items()}
+        self.tensors = {
+            name: replace(info, part=i) if i else info
+            for i, part in enumerate(parts)
+            for name, info in part.tensors.items()
+        }
 
     @classmethod
     def open(cls, source: str | Path) -> GGUF:
-        """Map a file; `-` and pipes are spooled first. Raises MissingInputError, DataError, UsageError."""
-        with seekable_input(source, MAGIC) as handle:
-            if os.fstat(handle.fileno()).st_size == 0:
-                raise DataError(f"{shown(source)}: empty, where a GGUF file is expected")
-            return cls(mapped(handle, shown(source)), str(source))
+        """Map a file, and all files of a split model by any of its parts; `-` and pipes are spooled first.
+
+        Raises MissingInputError, DataError, UsageError.
+        """
+        named = _Parser.of(source)
+        number, count = part_number(named.part)
+        if count == 1:
+            return cls([named], str(source))
+        paths = part_paths(str(source), number, count)
+        parts = [named if i == number else _Parser.of(path) for i, path in enumerate(paths)]
+        check_parts([part.part for part in parts])
+        return cls(parts, str(source))
 
     def close(self) -> None:
-        """Let go of the mapping; it goes away with the last view of it."""
-        with contextlib.suppress(BufferError):
-            self.buffer.release()
-            self._map.close()
+        """Let go of the mappings; each goes away with the last view of it."""
+        for buffer, map in zip(self._buffers, self._maps, strict=True):
+            with contextlib.suppress(BufferError):
+                buffer.release()
+                map.close()
 
     def __enter__(self) -> GGUF:
         """Return itself."""
@@ -104,6 +120,16 @@ class GGUF:
     ) -> None:
         """Close."""
         self.close()
+
+    @property
+    def n_parts(self) -> int:
+        """How many files the model lies in."""
+        return len(self._buffers)
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file, or of all files."""
+        return sum(map(len, self._buffers))
 
     @property
     def name(self) -> str:
@@ -141,17 +167,18 @@ class GGUF:
     def data(self, name: str) -> memoryview:
         """Return a tensor's bytes as they lie in the file, without copying."""
         info = self.tensor(name)
-        return self.buffer[info.offset : info.offset + info.nbytes]
+        return self._buffers[info.part][info.offset : info.offset + info.nbytes]
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the whole file in hex; computed once."""
+        """Return the SHA-256 of the whole file, or of all parts one after the other, in hex; computed once."""
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
         digest = hashlib.sha256()
-        for start in range(0, len(self.buffer), 1 << 22):
-            digest.update(self.buffer[start : start + (1 << 22)])
+        for buffer in self._buffers:
+            for start in range(0, len(buffer), 1 << 22):
+                digest.update(buffer[start : start + (1 << 22)])
         return digest.hexdigest()
 
 
@@ -160,6 +187,24 @@ def decode_tensor(gguf: GGUF, name: str) -> Floats:
     info = gguf.tensor(name)
     check_decodable(gguf, info)
     return decode(info.type, gguf.data(name), info.n_elements).reshape(info.shape)
+
+
+def product_scale(gguf: GGUF, name: str) -> float:
+    """What the product with the matrix NAME.weight is multiplied by: the one number of NAME.scale, 1 without it."""
+    scale = f"{name.removesuffix('.weight')}.scale"
+    if not name.endswith(".weight") or scale not in gguf.tensors:
+        return 1.0
+    values = decode_tensor(gguf, scale)
+    if values.size != 1 or not np.isfinite(values).all() or not values.all():
+        raise DataError(f"{gguf.name}: the tensor {scale} is not one finite number other than 0")
+    return float(values.reshape(()))
+
+
+def pair_divisor(gguf: GGUF, name: str) -> float:
+    """What a LoRA pair is divided by before it is added to the matrix NAME: in attention, the scale multiplies the
+    product with the matrix alone; in feed-forward layers its sum with pair and bias. So llama.cpp computes.
+    """
+    return product_scale(gguf, name) if ".attn_" in name else 1.0
 
 
 def check_decodable(gguf: GGUF, info: TensorInfo) -> None:
@@ -219,15 +264,28 @@ def _strings(data: bytes | memoryview, count: int) -> list[str]:
 class _Parser:
     """Walks the header once, front to back; every read is checked against the end of the file."""
 
-    def __init__(self, buffer: memoryview, name: str) -> None:
-        self.buffer = buffer
-        self.size = len(buffer)
+    def __init__(self, map: mmap.mmap, name: str) -> None:
+        self.map, self.buffer = map, memoryview(map)
+        self.size = len(self.buffer)
         self.name = name
         self.at = 0
         self.version = 0
         self.alignment = DEFAULT_ALIGNMENT
         self.values: dict[str, Value] = {}
         self.tensors: dict[str, TensorInfo] = {}
+
+    @classmethod
+    def of(cls, source: str | Path) -> _Parser:
+        """A file, mapped and parsed."""
+        with seekable_input(source, MAGIC) as handle:
+            if os.fstat(handle.fileno()).st_size == 0:
+                raise DataError(f"{shown(source)}: empty, where a GGUF file is expected")
+            return cls(mapped(handle, shown(source)), shown(source)).parse()
+
+    @property
+    def part(self) -> Part:
+        """What tells which part of a split model this is."""
+        return Part(self.name, _Metadata(self.values), self.values, self.tensors)
 
     def parse(self) -> _Parser:
         n_tensors, n_keys = self.header()

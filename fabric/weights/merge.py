@@ -9,7 +9,7 @@ from fabric.files import check_streams, open_output
 from fabric.weights.adapter import Adapter, adapter_of, check_adapter, other_base
 from fabric.weights.convert import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.formats import FORMATS, encodable, is_block_format
-from fabric.weights.gguf import GGUF, TensorInfo
+from fabric.weights.gguf import GGUF, TensorInfo, pair_divisor
 from fabric.weights.history import Step, join_histories, read_history, step
 from fabric.weights.mix import Mix, choose_type, parse_mix
 from fabric.weights.settings import MergeSettings, Progress, WriteResult
@@ -50,7 +50,7 @@ def _rewrite(
     base: GGUF, info: TensorInfo, adapters: list[Adapter], settings: MergeSettings, wanted: Mix | None
 ) -> Rewrite:
     changes = [
-        (adapter.pairs[info.name], given.scale * adapter.scale(info.name))
+        (adapter.pairs[info.name], given.scale * adapter.scale(info.name) / pair_divisor(base, info.name))
         for adapter, given in zip(adapters, settings.adapters, strict=True)
         if info.name in adapter.pairs
     ]

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from fabric.core import PARAM, Buffer, Device, Feed, Plan
 from fabric.models import architecture_of
-from fabric.models.inference import Decoder
+from fabric.models.inference import Decoder, frozen_loras
 from fabric.models.recorder import Recorder, Source, Weights
+from fabric.weights.adapter import read_adapter
 from fabric.weights.gguf import GGUF
 from tests.parity.rows import Row
 
@@ -35,12 +36,14 @@ def _weights(path: str | Path, device_options: Mapping[str, Any]) -> Iterator[We
 
 
 def logits(
-    path: str | Path, tokens: Sequence[int], precision: str = "f32", last: int | None = None, **device_options: Any
-) -> Array:
+    path: str | Path, tokens: Sequence[int], precision: str = "f32", last: int | None = None,
+    adapter: Path | None = None, **device_options: Any,
+) -> Array:  # fmt: skip
     """(len(tokens), vocabulary), or after the `last` tokens only, through the cache that `generate` uses."""
     n = len(tokens)
     with _weights(path, device_options) as weights:
-        decoder = Decoder(weights, cache_rows=n, tokens=n, outputs=last or n, precision=precision)
+        loras = frozen_loras(weights, [(read_adapter(adapter), 1.0)] if adapter else [])
+        decoder = Decoder(weights, cache_rows=n, tokens=n, outputs=last or n, precision=precision, loras=loras)
         try:
             at = np.arange(n, dtype=np.int32)
             index = at[n - last :] if last else at
@@ -117,7 +120,7 @@ def gradients_of(
         recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources, alpha=alpha)
         arch = architecture_of(weights.gguf)
         nll = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
-        recorder.check_sources()
+        recorder.check()
         plan = Plan(recorder.graph, params, grads)
         recorder.graph.close()
         try:

@@ -374,14 +374,11 @@ def test_a_large_tensor_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_whole_model_are_refused(tmp_path: Path, tuned: Path) -> None:
-    split = {"general.type": "model", "split.count": 3}
-    part = write_raw(tmp_path / "part.gguf", {"blk.0.attn_q.weight": ones(2, 32)}, **split)
     vocabulary = write_raw(tmp_path / "vocabulary.gguf", {}, **{"general.type": "model"})
     unknown = tmp_path / "unknown.gguf"
     with unknown.open("wb") as out:
         write_gguf(out, {}, [TensorSpec("a.weight", BY_NAME["IQ2_XXS"].type, (2, 256))], [bytes(132)])
     for path, sentence in (
-        (part, "one part of a split"),
         (vocabulary, "no weights"),
         (tuned, "an adapter"),
         (unknown, r"a\.weight is IQ2_XXS, which cannot be decoded"),
@@ -393,7 +390,7 @@ def test_files_that_are_no_whole_model_are_refused(tmp_path: Path, tuned: Path) 
 def test_inspect_tells_what_a_file_holds(tmp_path: Path, base: Path, tuned: Path) -> None:
     with GGUF.open(merged(tmp_path, base, tuned)) as file:
         told = json.loads(json.dumps(summary(file)))
-        assert (told["kind"], told["architecture"], told["file_bytes"]) == ("model", "llama", len(file.buffer))
+        assert (told["kind"], told["architecture"], told["file_bytes"]) == ("model", "llama", file.file_bytes)
         assert told["parameters"] == sum(info.n_elements for info in file.tensors.values())
         assert sum(row["tensors"] for row in told["types"].values()) == len(told["tensors"]) == len(file.tensors)
         assert told["metadata"]["tokenizer.ggml.tokens"]["length"] == SHAPE.vocab
