@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from fabric.errors import DataError
+from fabric.fields import Fields, named, short
+from fabric.notices import notice
 from fabric.text.pretokenize import find_pre
 from fabric.text.words import BytePairs, ScoredPieces, Vocabulary
 
@@ -25,6 +27,8 @@ _END_NAMES = frozenset(
 )
 _END_NAMES |= {"<eos>", "<EOT>", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>"}
 _TAGS = frozenset(("<|EOT|>", "</s>"))  # these end answers only in models that say so
+# What stock llama.cpp does to a whole text or to what it samples, and nothing here does.
+_UNUSED = tuple(f"tokenizer.ggml.{name}" for name in ("add_eos_token", "add_sep_token", "suppress_tokens"))
 _MOST_NESTED = 64  # groups inside groups of a pattern
 _SPACES = re.compile(r"[ \t-\r]+")
 
@@ -60,6 +64,7 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_id: int | None = None,
         eot_id: int | None = None,
+        eom_id: int | None = None,
         pad_id: int | None = None,
         add_bos: bool = False,
         spaced: bool = False,
@@ -81,9 +86,9 @@ class Tokenizer:
         self._find_user = _Finder(self._user)
         self._find_special = _Finder(self._user | self._control)
         self._lengths = np.full(self.vocab_size, -1, np.int64)  # in bytes, -1 where nobody asked yet
-        named = (self._control[name] for name in _END_NAMES if name in self._control)
-        named = (i for i in named if tokens[i] not in _TAGS or types[i] == _CONTROL)
-        self.end_ids = frozenset(i for i in (*named, eos_id, eot_id) if i is not None)
+        ends = (self._control[name] for name in _END_NAMES if name in self._control)
+        ends = (i for i in ends if tokens[i] not in _TAGS or types[i] == _CONTROL)
+        self.end_ids = frozenset(i for i in (*ends, eos_id, eot_id, eom_id) if i is not None)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -97,15 +102,22 @@ class Tokenizer:
         if "tokenizer.ggml.token_type" in metadata:
             types = _numbers(metadata, "tokenizer.ggml.token_type", int, len(tokens))
 
+        outside: dict[str, int] = {}
+
         def token_id(name: str) -> int | None:
-            value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-            if value is not None and (not isinstance(value, int) or not 0 <= value < len(tokens)):
-                raise DataError(f"tokenizer.ggml.{name}_token_id is {value!r}, not one of the {len(tokens)} tokens")
-            return value
+            key = f"tokenizer.ggml.{name}_token_id"
+            value = metadata.get(key)
+            if value is not None and type(value) is not int:
+                raise DataError(f"{key} is {short(value)}, where the id of a token is expected")
+            if value is None or 0 <= value < len(tokens):
+                return value
+            outside[key] = value
+            return None
+
+        fields = Fields(metadata, "the model's tokenizer")
 
         def flag(name: str, default: bool) -> bool:
-            value = metadata.get(f"tokenizer.ggml.{name}")
-            return default if value is None else bool(value)
+            return fields.flag(f"tokenizer.ggml.{name}", default)
 
         if model == "gpt2":
             pre = str(metadata.get("tokenizer.ggml.pre", "default"))
@@ -116,17 +128,27 @@ class Tokenizer:
             unreachable = frozenset(_special(tokens, types)[0].values())
             vocabulary = ScoredPieces(tokens, scores, unreachable)
             add_bos, spaced = True, flag("add_space_prefix", True)
+        ids = {name: token_id(name) for name in ("bos", "eos", "eot", "eom", "padding")}
+        add_bos = flag("add_bos_token", add_bos)
+        if outside:
+            told = named(f"{key} {value}" for key, value in outside.items())
+            if add_bos and "tokenizer.ggml.bos_token_id" in outside:
+                raise DataError(f"every text begins with {told}, which is not one of the model's {len(tokens)} tokens")
+            notice(f"ids that are not of the model's {len(tokens)} tokens count as not set: {told}")
+        if unused := [key for key in _UNUSED if metadata.get(key)]:
+            notice(f"settings of the model's tokenizer that are not used: {named(unused)}")
         template = metadata.get("tokenizer.chat_template")
         name = str(metadata.get("general.name", "")).lower()
         return cls(
             vocabulary,
             tokens,
             types,
-            bos_id=token_id("bos"),
-            eos_id=token_id("eos"),
-            eot_id=token_id("eot"),
-            pad_id=token_id("padding"),
-            add_bos=flag("add_bos_token", add_bos),
+            bos_id=ids["bos"],
+            eos_id=ids["eos"],
+            eot_id=ids["eot"],
+            eom_id=ids["eom"],
+            pad_id=ids["padding"],
+            add_bos=add_bos,
             spaced=spaced,
             stripped="phi-3" in name or "phi3" in name,  # nothing else in the file says so
             chat_template=template if isinstance(template, str) else None,

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="the small models are written by the gguf package")
 
-from tests.cli.shell import fabric, one_sentence
+from tests.cli.shell import fabric, one_sentence, shell
 from tests.parity import ours
 from tests.support.compare import relative_error
 from tests.support.edited import edited
@@ -175,3 +175,19 @@ def test_an_unknown_key_is_named_once_and_refused_where_that_is_asked_for(
     assert told.code == 0, told.err
     assert told.err.count("2 metadata keys are unknown and not used: llama.future_key, llama.other_key") == 1
     one_sentence(fabric("eval", rows, "-m", model, "--strict"), 65, "llama.future_key", "--strict")
+
+
+def test_an_id_that_no_token_has_is_named_and_everything_works_without_it(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    model = edited(bases["llama"], tmp_path / "m.gguf", {"tokenizer.ggml.padding_token_id": SMALL["llama"].vocab})
+    (tmp_path / "rows.jsonl").write_text('{"prompt":"the fox","completion":" and the dog"}\n' * 4)
+    script = """
+        fabric train rows.jsonl -m m.gguf -o a.gguf --steps 1 --ctx 32 && fabric eval rows.jsonl -m m.gguf -a a.gguf
+        fabric generate -m m.gguf --prompt the --max-tokens 2
+    """
+    ended = shell(f"set -e\n{script}", tmp_path)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("padding_token_id 320") == 3
+    refused = fabric("eval", tmp_path / "rows.jsonl", "-m", model, "--strict")
+    one_sentence(refused, 65, "padding_token_id 320")

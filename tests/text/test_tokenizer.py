@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fabric import notices
 from fabric.errors import DataError
 from fabric.text import pretokenize
 from fabric.text.pretokenize import PRE_TOKENIZERS, Splitter, find_pre
@@ -194,12 +195,27 @@ def test_what_ends_an_answer_and_begins_a_text_is_known() -> None:
         ({"token_type": [1]}, "token_type has 1 entries"),
         ({"token_type": "3"}, "token_type is not a list of numbers"),
         ({"token_type": ["x"] * 262}, "token_type is not a list"),
-        ({"eos_token_id": 10**6}, "eos_token_id is 1000000"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ({"bos_token_id": 10**6, "add_bos_token": True}, "bos_token_id 1000000"),
+        ({"add_bos_token": "no"}, "add_bos_token is 'no'"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_built_is_refused_in_a_sentence(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         build(**changes)
+
+
+def test_an_id_outside_the_vocabulary_counts_as_not_set_and_is_named_once() -> None:
+    said: list[str] = []
+    notices.listen(said.append, strict=False)
+    try:
+        odd = build(padding_token_id=10**6, eos_token_id=-1, eot_token_id=0xFFFFFFFF, bos_token_id=1)
+        assert (odd.pad_id, odd.eos_id, odd.eot_id, odd.bos_id) == (None, None, None, 1)
+        build(padding_token_id=10**6, eos_token_id=-1, eot_token_id=0xFFFFFFFF, bos_token_id=1)
+    finally:
+        notices.listen(lambda text: None, strict=False)
+    assert len(said) == 1
+    assert all(part in said[0] for part in ("padding_token_id 1000000", "eos_token_id -1", "eot_token_id 4294967295"))
 
 
 def test_the_table_of_pre_tokenizers_is_whole() -> None:
