@@ -1,4 +1,5 @@
-"""What an architecture's tensors are called in transformers and in GGUF, and how their rows are ordered in each.
+"""What an architecture's tensors are called in transformers and in GGUF, how their rows are ordered in each, and what
+its configuration holds where config.json is silent.
 
 A row here is all that a new architecture needs: its class names, and what differs from the common table.
 """
@@ -6,6 +7,7 @@ A row here is all that a new architecture needs: its class names, and what diffe
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,46 +15,67 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError
+from fabric.fields import Fields, short
 
-_TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+EMBEDDING, HEAD, NORM = "token_embd.weight", "output.weight", "output_norm.weight"
+_TOP = {"model.embed_tokens.weight": EMBEDDING, "model.norm.weight": NORM, "lm_head.weight": HEAD}
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.]+)\.(weight|bias)")
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+QKV = frozenset({"attn_q", "attn_k", "attn_v"})
+_MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+# Prefixes of the text model inside a multimodal one, as today's transformers saves it and as older releases did, and
+# what stands for them in a model of text alone.
+_TEXT_PREFIXES = (
+    ("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
+)  # fmt: skip
+_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_COMMON: dict[str, Any] = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
+    "head_dim": None, "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: GGUF's name for it, transformers' classes, and its own names beside the common ones."""
+    """One architecture: GGUF's name for it, transformers' classes and model types, and its own names beside the common
+    ones. `bias_flags`: settings by which modules have biases, where stock llama.cpp computes with them; `defaults`: the
+    settings of transformers' configuration class.
+    """
 
     architecture: str
     classes: tuple[str, ...]
-    layer: dict[str, str] = field(default_factory=dict)
+    model_types: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    layer: Mapping[str, str] = field(default_factory=dict)
+    biases: frozenset[str] = frozenset()  # modules that always have one
+    bias_flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    activations: tuple[str, ...] = ("silu", "swish")
     pairs_rope: bool = False  # GGUF holds the rows of q and k for rotation in pairs, transformers for halves
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
-    tied: bool = False  # whether the head is the embedding where config.json does not say
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Modules of a layer: transformers' name to GGUF's."""
+        return {**_LAYER, **self.layer}
 
     def ours(self, name: str) -> str | None:
         """GGUF's name of a transformers tensor; None for what GGUF does not hold."""
         found = _IN_LAYER.fullmatch(name)
         if not found:
             return _TOP.get(name)
-        module = {**_LAYER, **self.layer}.get(found[2])
+        module = self.names.get(found[2])
         return f"blk.{found[1]}.{module}.{found[3]}" if module else None
 
     def theirs(self, name: str) -> str | None:
@@ -60,10 +83,10 @@ class Family:
         found = _OURS_IN_LAYER.fullmatch(name)
         if not found:
             return next((theirs for theirs, ours in _TOP.items() if ours == name), None)
-        names = {ours: theirs for theirs, ours in {**_LAYER, **self.layer}.items()}
+        names = {ours: theirs for theirs, ours in self.names.items()}
         return f"model.layers.{found[1]}.{names[found[2]]}.{found[3]}" if found[2] in names else None
 
-    def reordered(self, name: str, rows: npt.NDArray[Any], heads: dict[str, int], back: bool = False) -> Any:
+    def reordered(self, name: str, rows: npt.NDArray[Any], heads: Mapping[str, int], back: bool = False) -> Any:
         """The rows of a tensor (GGUF's `name`) in GGUF's order, or `back` in transformers' order.
 
         heads: of "attn_q" and "attn_k".
@@ -78,31 +101,73 @@ class Family:
         return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
 
 
+_LLAMA = {
+    **_COMMON, "vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+_BIASES = {"attention_bias": False, "mlp_bias": False}
+_QWEN = {
+    **_COMMON, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+    "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
+    "layer_types": None,
+}  # fmt: skip
+LLAMA = Family(
+    "llama", ("LlamaForCausalLM",), ("llama",), {**_LLAMA, **_BIASES}, pairs_rope=True,
+    bias_flags={"attention_bias": QKV | {"attn_output"}, "mlp_bias": _MLP},
+)  # fmt: skip
 FAMILIES = (
-    Family("llama", ("LlamaForCausalLM", "MistralForCausalLM"), pairs_rope=True),
-    Family("qwen2", ("Qwen2ForCausalLM",)),
-    Family("qwen3", ("Qwen3ForCausalLM",)),
+    LLAMA,
+    Family(
+        "llama", ("MistralForCausalLM",), ("mistral",), pairs_rope=True,
+        defaults={**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+                  "sliding_window": 4096},
+    ),
+    Family("qwen2", ("Qwen2ForCausalLM",), ("qwen2",), _QWEN, biases=QKV),
+    Family(
+        "qwen3", ("Qwen3ForCausalLM",), ("qwen3",), {**_QWEN, "head_dim": 128, "attention_bias": False},
+        layer=_HEAD_NORMS,
+    ),
     Family(
         "gemma3",
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        ("gemma3_text", "gemma3"),
+        defaults={
+            **{key: value for key, value in _COMMON.items() if key != "hidden_act"}, "vocab_size": 262208,
+            "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 131072, "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
+            "attention_bias": False, "layer_types": None,
+            "use_bidirectional_attention": False, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+            "sliding_window": 4096, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+        },
         layer={
+            **_HEAD_NORMS,
             "post_attention_layernorm": "post_attention_norm",
             "pre_feedforward_layernorm": "ffn_norm",
             "post_feedforward_layernorm": "post_ffw_norm",
         },
+        activations=("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
         norm_offset=1.0,
-        tied=True,
     ),
-)
+)  # fmt: skip
 
 
-def family_of_class(name: str, where: str) -> Family:
-    """By transformers' class; DataError when it is not supported."""
-    for family in FAMILIES:
-        if name in family.classes:
-            return family
-    known = ", ".join(c for family in FAMILIES for c in family.classes)
-    raise DataError(f"{where}: models of class {name} cannot be converted; these can: {known}")
+def family_of_config(config: Fields) -> Family:
+    """By `architectures` and `model_type` of config.json. DataError when it is not supported, or they disagree."""
+    names, told = config.get("architectures"), config.get("model_type")
+    if names is not None and (not isinstance(names, list) or not names or not isinstance(names[0], str)):
+        raise config.wrong("architectures", "a list of class names")
+    by_class = next((family for family in FAMILIES if names and names[0] in family.classes), None)
+    by_type = next((family for family in FAMILIES if isinstance(told, str) and told in family.model_types), None)
+    if (names and not by_class) or (not names and not by_type):
+        known = ", ".join(name for family in FAMILIES for name in family.classes)
+        key = "architectures" if names else "model_type"
+        raise config.error(key, f"is {short(names[0] if names else told)}; these can be converted: {known}")
+    if by_class and told is not None and by_type is not by_class:
+        raise config.error("model_type", f"is {short(told)}, which is not that of {short(names and names[0])}")
+    family = by_class or by_type
+    assert family
+    return family
 
 
 def family_of_architecture(name: str, where: str) -> Family:
@@ -111,3 +176,13 @@ def family_of_architecture(name: str, where: str) -> Family:
         if name == family.architecture:
             return family
     raise DataError(f"{where}: architecture '{name}' has no counterpart in PEFT here")
+
+
+def of_text_model(name: str) -> str | None:
+    """A tensor's name in a model of text alone; None where it belongs to another part of a multimodal one."""
+    if name.startswith(_OTHER_PARTS):
+        return None
+    for prefix, plain in _TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return plain + name[len(prefix) :]
+    return name

@@ -1,6 +1,7 @@
 """safetensors, read from a map and written as a stream: an 8-byte length, a JSON header, the tensors' bytes.
 
-Format: https://github.com/huggingface/safetensors#format. Every claim of a header is checked against the bytes there.
+Format: https://github.com/huggingface/safetensors#format. Every claim of a header is checked against the bytes there;
+as the format has it, tensors follow each other without gaps, so that all of them together are no larger than the file.
 """
 
 from __future__ import annotations
@@ -10,63 +11,107 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from fabric.errors import DataError, MissingInputError
+from fabric.fields import is_text, named, short
+from fabric.huggingface.folder import Folder
 from fabric.mapping import mapped
+from fabric.notices import notice
 from fabric.weights.codec import Floats, decode
-from fabric.weights.formats import BF16, F16, F32, FORMATS
+from fabric.weights.formats import BF16, F16, F32
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TYPES = {"F32": F32, "F16": F16, "BF16": BF16}
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+}  # fmt: skip
 _MAX_HEADER = 100_000_000
+_MOST_DIMS = 8
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in a file: its name there, GGUF's type number, shape in numpy order, its bytes."""
+    """A tensor as it lies in a file: where, its name there, type, shape in numpy order, and its bytes."""
 
+    where: str
     name: str
-    type: int
+    dtype: str
     shape: tuple[int, ...]
     data: memoryview
+
+    @property
+    def type(self) -> int:
+        """GGUF's type number; DataError for a type that cannot be converted."""
+        if self.dtype not in _TYPES:
+            raise DataError(
+                f"{self.where}: the tensor {self.name} is {self.dtype}; {', '.join(_TYPES)} can be converted"
+            )
+        return _TYPES[self.dtype]
 
     def values(self) -> Floats:
         """The tensor as float32."""
         return decode(self.type, self.data, prod(self.shape)).reshape(self.shape)
 
 
-def read_folder(folder: Path) -> dict[str, Stored]:
-    """All tensors of the *.safetensors files of a folder. Raises DataError, MissingInputError."""
-    paths = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        told = read_json(index).get("weight_map")
-        if not isinstance(told, dict) or not all(isinstance(name, str) for name in told.values()):
-            raise DataError(f"{index}: no weight_map of file names")
-        paths = [folder / name for name in sorted(set(told.values()))]
-    if not paths:
-        raise MissingInputError(f"{folder}: no *.safetensors files; only that format is read")
-    tensors: dict[str, Stored] = {}
-    for path in paths:
-        for name, stored in read_safetensors(path).items():
-            if name in tensors:
-                raise DataError(f"{path}: the tensor {name} is in another file of the folder too")
-            tensors[name] = stored
+def read_weights(folder: Folder, explicit: str | None = None) -> dict[str, Stored]:
+    """All tensors of a checkpoint, from the files that transformers loads: the one that config.json names
+    (`explicit`), else model.safetensors, else those of its index.
+
+    Raises DataError, MissingInputError.
+    """
+    if explicit is None:
+        return read_files(folder, SINGLE, INDEX)
+    folder.path_of(explicit, "config.json")
+    return read_files(folder, *(("", explicit) if explicit.endswith(".index.json") else (explicit, "")))
+
+
+def read_files(folder: Folder, single: str, index: str) -> dict[str, Stored]:
+    """All tensors of the file `single` or, where it is not there, of those that `index` names. Other files of weights
+    are named in a notice."""
+    if single and folder.has(single):
+        tensors = read_safetensors(folder, single)
+    elif index and folder.has(index):
+        tensors = _read_index(folder, index)
+    else:
+        others = named(folder.names("*.safetensors") + folder.names("*.bin"))
+        told = f"; {others} cannot be read in its place" if others else ""
+        raise MissingInputError(f"{folder}: there is no {single or index}{told}")
+    unread = [name for name in folder.names("*.safetensors") if name not in folder.read]
+    if unread:
+        notice(f"{folder}: weights that are not those of the model are not read: {named(unread)}")
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Stored]:
+def _read_index(folder: Folder, name: str) -> dict[str, Stored]:
+    index = folder.json(name)
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
+        raise index.wrong("weight_map", "a file name for each tensor")
+    tensors: dict[str, Stored] = {}
+    for place in sorted(set(places.values())):
+        folder.path_of(place, name)
+        for tensor, stored in read_safetensors(folder, place).items():
+            if tensor in tensors:
+                raise DataError(f"{stored.where}: the tensor {tensor} is in {tensors[tensor].where} too")
+            tensors[tensor] = stored
+    for tensor, place in places.items():
+        if tensor not in tensors or tensors[tensor].where != str(folder.path / place):
+            raise DataError(f"{folder.path / place}: lacks the tensor {short(tensor)}, which {name} says is there")
+    return tensors
+
+
+def read_safetensors(folder: Folder, name: str) -> dict[str, Stored]:
     """Maps a file; its tensors keep the mapping alive. Raises DataError, MissingInputError."""
-    try:
-        with path.open("rb") as file:
-            data = memoryview(mapped(file, str(path)))
-    except ValueError:
-        raise DataError(f"{path}: empty, where a safetensors file is expected") from None
-    except OSError as error:
-        raise MissingInputError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    path = str(folder.path / name)
+    with folder.open(name) as file:
+        try:
+            data = memoryview(mapped(file, path))
+        except ValueError:
+            raise DataError(f"{path}: empty, where a safetensors file is expected") from None
     length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
     if not 2 <= length <= min(len(data) - 8, _MAX_HEADER):
         raise DataError(f"{path}: not a safetensors file, or cut short")
@@ -76,23 +121,43 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
         header = None
     if not isinstance(header, dict):
         raise DataError(f"{path}: not a safetensors file: its header is no JSON object")
-    body = data[8 + length :]
-    return {name: _stored(path, name, claim, body) for name, claim in header.items() if name != "__metadata__"}
+    header.pop("__metadata__", None)
+    body, end = data[8 + length :], 0
+    tensors = {}
+    for tensor, claim in sorted(header.items(), key=lambda item: _start(item[1])):
+        stored = _stored(path, tensor, claim, body, end)
+        tensors[tensor], end = stored, end + len(stored.data)
+    if end != len(body):
+        raise DataError(f"{path}: cut short, or the header lies: its tensors end at byte {end} of {len(body)}")
+    return {tensor: tensors[tensor] for tensor in header}
 
 
-def _stored(path: Path, name: str, claim: object, body: memoryview) -> Stored:
+def _start(claim: object) -> int:
+    """Where a tensor begins; any number where the claim is not one that passes."""
+    offsets = claim.get("data_offsets") if isinstance(claim, dict) else None
+    return offsets[0] if isinstance(offsets, list) and offsets and type(offsets[0]) is int else 0
+
+
+def _stored(path: str, name: str, claim: object, body: memoryview, start: int) -> Stored:
     def whole(values: object) -> bool:
         return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
 
-    if not isinstance(claim, dict) or not whole(claim.get("shape")) or not whole(claim.get("data_offsets")):
-        raise DataError(f"{path}: the header does not say where {name} lies")
-    if claim.get("dtype") not in _TYPES:
-        raise DataError(f"{path}: the tensor {name} is {claim.get('dtype')}; F32, F16 and BF16 can be converted")
-    kind, shape, offsets = _TYPES[claim["dtype"]], tuple(claim["shape"]), claim["data_offsets"]
-    nbytes = prod(shape) * FORMATS[kind].block_bytes
-    if len(offsets) != 2 or offsets[1] > len(body) or offsets[1] - offsets[0] != nbytes:
-        raise DataError(f"{path}: cut short, or the header lies: {name} is not {offsets} of {len(body)} bytes")
-    return Stored(name, kind, shape, body[offsets[0] : offsets[1]])
+    if (
+        not is_text(name)
+        or not isinstance(claim, dict)
+        or not whole(claim.get("shape"))
+        or not whole(claim.get("data_offsets"))
+    ):
+        raise DataError(f"{path}: the header does not say where {short(name)} lies")
+    dtype, shape, offsets = claim.get("dtype"), tuple(claim["shape"]), claim["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BYTES:
+        raise DataError(f"{path}: the tensor {short(name)} is of the unknown type {short(dtype)}")
+    if len(shape) > _MOST_DIMS or 0 in shape:
+        raise DataError(f"{path}: the tensor {short(name)} has the impossible shape {short(list(shape))}")
+    if len(offsets) != 2 or offsets != [start, start + prod(shape) * _BYTES[dtype]] or offsets[1] > len(body):
+        told = f"{short(name)} is not bytes {short(offsets)} of {len(body)}"
+        raise DataError(f"{path}: cut short, or the header lies: {told}")
+    return Stored(path, name, dtype, shape, body[offsets[0] : offsets[1]])
 
 
 def write_safetensors(out: BinaryIO, tensors: Mapping[str, Floats]) -> int:
@@ -109,16 +174,3 @@ def write_safetensors(out: BinaryIO, tensors: Mapping[str, Floats]) -> int:
     for array in arrays.values():
         out.write(array.data)
     return 8 + len(raw) + at
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A file that must hold one JSON object. Raises DataError, MissingInputError."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingInputError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: not valid JSON") from None
-    if not isinstance(told, dict):
-        raise DataError(f"{path}: no JSON object")
-    return told

@@ -1,274 +1,223 @@
-"""A checkpoint's tokenizer as GGUF metadata: byte-level BPE from tokenizer.json, SentencePiece from tokenizer.model, or
-from a tokenizer.json that holds a SentencePiece vocabulary.
+"""A checkpoint's tokenizer as GGUF metadata: the vocabulary of tokenizer.json, tekken.json or tokenizer.model, the
+special tokens that its other files name, what ends an answer, and the chat templates, each as transformers reads it.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fabric.errors import DataError, MissingInputError
-from fabric.huggingface.safetensors import read_json
+from fabric.fields import Fields, named, short
+from fabric.huggingface import bpe, tekken
+from fabric.huggingface.bpe import added_token, read_tokenizer_json
+from fabric.huggingface.folder import Folder
+from fabric.huggingface.sentencepiece import read_sentencepiece
+from fabric.huggingface.tekken import read_tekken
+from fabric.huggingface.vocabulary import Added, Vocabulary
+from fabric.notices import notice
+from fabric.text.tokenizer import END_NAMES
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PATTERNS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
+_IDS = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))  # transformers' name, GGUF's
+_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ENDS = ("eos", "eot", "eom")  # the keys of GGUF for tokens that end an answer
+_SAMPLING = {
+    "temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat", "top_k": "top_k",
+}  # fmt: skip
+_TEMPLATE, _TEMPLATES, _LEGACY_TEMPLATE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
+_MOST_TEMPLATE = 1 << 20
 
 Metadata = dict[str, Any]
 
 
-def tokenizer_metadata(folder: Path, vocab_size: int, settings: dict[str, Any]) -> Metadata:
-    """The `tokenizer.*` keys, padded to `vocab_size` tokens. `settings`: config.json, for ids that it alone names.
+def tokenizer_metadata(folder: Folder, rows: int, settings: Fields) -> Metadata:
+    """The `tokenizer.*` keys, with a token for each of the embedding's `rows`. `settings`: config.json, for ids that it
+    alone names.
 
     Raises DataError for a tokenizer of another kind, MissingInputError when there is none.
     """
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    model, fast = folder / "tokenizer.model", folder / "tokenizer.json"
-    if not fast.exists() and not model.exists():
-        raise MissingInputError(f"{folder}: neither tokenizer.json nor tokenizer.model is there")
-    described = read_json(fast) if fast.exists() else {}
-    if model.exists():
-        metadata = _sentencepiece(model)
-    elif _dict(described, "model").get("byte_fallback"):
-        metadata = _sentencepiece_of_json(fast, described)
+    vocabulary = _vocabulary(folder)
+    config = folder.json_if_any("tokenizer_config.json")
+    special = _special_tokens(folder, config, vocabulary, rows)
+    metadata = vocabulary.keys(rows)
+    stripping = [token.text for token in vocabulary.added.values() if token.strips]
+    if stripping:
+        notice(f"{vocabulary.where}: tokens that take the space beside them do not do so in GGUF: {named(stripping)}")
+    places = vocabulary.ids()
+    found = {name: _token_id(name, special, settings, vocabulary.special, places, rows) for name, _ in _IDS}
+    _read_edges(vocabulary, config, found, places, metadata)
+    for name, key in _IDS:
+        if found[name] is not None:
+            metadata[f"tokenizer.ggml.{key}_token_id"] = found[name]
+    metadata |= _ends(folder, settings, found["eos"], vocabulary.all(), rows)
+    return metadata | _templates(folder, config)
+
+
+def _vocabulary(folder: Folder) -> Vocabulary:
+    if folder.has(bpe.NAME):
+        return read_tokenizer_json(folder)
+    if folder.has(tekken.NAME):
+        return read_tekken(folder)
+    pieces = folder.names("tokenizer.model*")
+    if pieces:
+        return read_sentencepiece(folder, pieces[0])
+    raise MissingInputError(f"{folder}: there is no {bpe.NAME}, {tekken.NAME} or tokenizer.model")
+
+
+# ---- special tokens ----
+
+
+def _special_tokens(folder: Folder, config: Fields, vocabulary: Vocabulary, rows: int) -> dict[str, str]:
+    """Texts by name ("bos_token"). Tokens that only these files have are added to the vocabulary: where they say an id,
+    there, else behind all others."""
+    sources, others = [config], ["extra_special_tokens", "additional_special_tokens"]
+    if "added_tokens_decoder" not in config:
+        sources.insert(0, folder.json_if_any("special_tokens_map.json"))
+    special = {key: text for key in _TOKENS if (text := _first_text(sources, key)) is not None}
+    decoder = config.child("added_tokens_decoder")
+    for key in decoder.values:
+        if not key.isdecimal() or not key.isascii() or len(key) > 10:
+            raise decoder.error(short(key), "is not the id of a token")
+        vocabulary.place(int(key), added_token(decoder.child(key)))
+    if "added_tokens_decoder" not in config and folder.has("added_tokens.json"):
+        added = folder.json("added_tokens.json")
+        for text in added.values:
+            vocabulary.place(added.size(text, least=0), Added(text, control=text in special.values()))
+    texts = [*special.values(), *(text for source in sources for key in others for text in _texts(source, key))]
+    left_out = [text for text in dict.fromkeys(texts) if not vocabulary.mark(text, rows)]
+    if left_out:
+        told = f"the embedding has no rows for the tokens {named(left_out)}, which are left out"
+        notice(f"{vocabulary.where}: {told}")
+    return special
+
+
+def _first_text(sources: Iterable[Fields], key: str) -> str | None:
+    """A token named by the first source that has it, as text or as an object with its `content`."""
+    for source in sources:
+        told = source.get(key)
+        if told is not None:
+            return source.child(key).text("content") if isinstance(told, Mapping) else source.text(key)
+    return None
+
+
+def _texts(source: Fields, key: str) -> list[str]:
+    """Tokens in a list, or in an object by name."""
+    told = source.get(key)
+    rows = list(told.values()) if isinstance(told, Mapping) else [] if told is None else told
+    if not isinstance(rows, list):
+        raise source.wrong(key, "a list of tokens")
+    return [text for row in rows if (text := _first_text([Fields({key: row}, source.where)], key)) is not None]
+
+
+def _token_id(
+    name: str,
+    special: Mapping[str, str],
+    settings: Fields,
+    usual: Mapping[str, str],
+    places: Mapping[str, int],
+    rows: int,
+) -> int | None:
+    """By the files that name tokens, else by the ids of config.json, else as the vocabulary usually has it."""
+    if f"{name}_token" in special:
+        return places.get(special[f"{name}_token"])
+    found = _ids(settings, f"{name}_token_id", rows)
+    return found[0] if found else places.get(usual.get(f"{name}_token", ""))
+
+
+def _ids(fields: Fields, key: str, rows: int) -> list[int]:
+    """One id, several or none; what is no row of the embedding counts as none, and is named."""
+    told = fields.get(key)
+    several = told if isinstance(told, list) else [] if told is None else [told]
+    if not all(type(one) is int for one in several):
+        raise fields.wrong(key, "the id of a token, or a list of them")
+    outside = [one for one in several if not 0 <= one < rows]
+    if outside:
+        notice(f"{fields.where}: {key} {short(outside[0])} is not one of {rows} tokens, and counts as not set")
+    return [one for one in several if 0 <= one < rows]
+
+
+def _read_edges(
+    vocabulary: Vocabulary, config: Fields, found: dict[str, int | None], places: Mapping[str, int], metadata: Metadata
+) -> None:
+    """Whether texts begin with a token and end with one; GGUF has a flag for each, and calls them bos and eos."""
+    if vocabulary.edges is None:
+        begins, ends = config.flag("add_bos_token", True), config.flag("add_eos_token", False)
     else:
-        metadata = _byte_level(fast, described)
-    added = _added(described, config)
-    _pad(folder, metadata, added, vocab_size)
-    texts: list[str] = metadata["tokenizer.ggml.tokens"]
-    places = {text: i for i, text in reversed(list(enumerate(texts)))}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        found = _token_id(name, config, settings, places)
-        if found is not None and found < len(texts):
-            metadata[f"tokenizer.ggml.{key}_token_id"] = found
-    add_bos = _adds_bos(config, described)
-    if add_bos is not None:
-        metadata["tokenizer.ggml.add_bos_token"] = add_bos
-    template = _template(folder, config)
-    if template:
-        metadata["tokenizer.chat_template"] = template
+        begins, ends = (bool(texts) for texts in vocabulary.edges)
+        for name, texts in zip(("bos", "eos"), vocabulary.edges, strict=True):
+            if len(texts) > 1 or any(text not in places for text in texts):
+                raise DataError(f"{vocabulary.where}: texts get the tokens {named(texts)}, which GGUF cannot express")
+            if not texts or found[name] == places[texts[0]]:
+                continue
+            if found[name] is not None and name == "eos":
+                raise DataError(f"{vocabulary.where}: texts end with {short(texts[0])}, which is not the eos_token")
+            if found[name] is not None:
+                told = f"texts begin with {short(texts[0])}, which takes the place of the {name}_token in GGUF"
+                notice(f"{vocabulary.where}: {told}")
+            found[name] = places[texts[0]]
+    metadata["tokenizer.ggml.add_bos_token"] = begins and found["bos"] is not None
+    if ends:
+        metadata["tokenizer.ggml.add_eos_token"] = True
+
+
+# ---- generation_config.json ----
+
+
+def _ends(folder: Folder, settings: Fields, eos: int | None, tokens: Mapping[int, str], rows: int) -> Metadata:
+    """The tokens that end an answer under the three keys that GGUF has, and how the model wants to be sampled."""
+    generation = folder.json_if_any("generation_config.json")
+    told = _ids(generation, "eos_token_id", rows) or _ids(settings, "eos_token_id", rows)
+    ends = list(dict.fromkeys([*([] if eos is None else [eos]), *told]))
+    by_name = [i for i in ends[1:] if tokens.get(i) in END_NAMES]  # readers find these without a key
+    ends = [*ends[:1], *(i for i in ends[1:] if i not in by_name), *by_name]
+    nameless = [i for i in ends[len(_ENDS) :] if i not in by_name]
+    if nameless:
+        texts = named(f"{i} ({short(tokens.get(i))})" for i in nameless)
+        notice(f"{generation.where}: GGUF has no key for more ends of an answer than {len(_ENDS)}: {texts} left out")
+    metadata: Metadata = {f"tokenizer.ggml.{key}_token_id": i for key, i in zip(_ENDS, ends, strict=False)}
+    if generation.flag("do_sample", False):
+        for key, ours in _SAMPLING.items():
+            if key in generation:
+                number = generation.number(key, above=-1.0)
+                metadata[f"general.sampling.{ours}"] = int(number) if key == "top_k" else number
     return metadata
 
 
-# ---- the three kinds ----
+# ---- chat templates ----
 
 
-def _byte_level(path: Path, described: dict[str, Any]) -> Metadata:
-    model = _dict(described, "model")
-    if model.get("type") != "BPE":
-        raise DataError(f"{path}: a tokenizer of type {model.get('type')!r}; BPE and SentencePiece can be converted")
-    tokens = _by_id(path, model.get("vocab"))
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _pre_tokenizer(path, described),
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [NORMAL] * len(tokens),
-        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in _merges(path, model)],
-    }
+def _templates(folder: Folder, config: Fields) -> Metadata:
+    """The files of templates before tokenizer_config.json, and what processors had before both last."""
+    templates = _template_files(folder) or _template_of(config)
+    if not templates and folder.has(_LEGACY_TEMPLATE):
+        templates = _template_of(folder.json(_LEGACY_TEMPLATE))
+    others = {name: text for name, text in templates.items() if name != "default"}
+    metadata: Metadata = {f"tokenizer.chat_template.{name}": text for name, text in others.items()}
+    if others:
+        metadata["tokenizer.chat_templates"] = list(others)
+    if "default" in templates:
+        metadata["tokenizer.chat_template"] = templates["default"]
+    elif others:
+        notice(f"{folder}: of the chat templates {named(others)} none is the default one, so the model gets none")
+    return metadata
 
 
-def _sentencepiece_of_json(path: Path, described: dict[str, Any]) -> Metadata:
-    """Scores are the ranks of the merges that make a token: merging by them is merging by rank."""
-    model = _dict(described, "model")
-    tokens = _by_id(path, model.get("vocab"))
-    ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(_merges(path, model)):
-        ranks.setdefault(left + right, rank)
-    never = float(-len(ranks) - 1)
-    unknown = model.get("unk_token")
-    types = [BYTE if _is_byte(t) else UNKNOWN if t == unknown else NORMAL for t in tokens]
-    return _spm(tokens, [float(-ranks[t]) if t in ranks else never for t in tokens], types, _prepends(described))
+def _template_files(folder: Folder) -> dict[str, str]:
+    found = {"default": folder.text(_TEMPLATE, _MOST_TEMPLATE)} if folder.has(_TEMPLATE) else {}
+    for name in folder.names(f"{_TEMPLATES}/*.jinja"):
+        found[_template_name(folder, name.removesuffix(".jinja"))] = folder.text(f"{_TEMPLATES}/{name}", _MOST_TEMPLATE)
+    return found
 
 
-def _sentencepiece(path: Path) -> Metadata:
-    """Reads the few fields that matter of a SentencePiece ModelProto (sentencepiece_model.proto)."""
-    tokens, scores, types, prefix = [], [], [], True
-    try:
-        for number, value in _fields(path.read_bytes()):
-            if number == 1 and isinstance(value, bytes):
-                piece = dict(_fields(value))
-                tokens.append(bytes(piece.get(1, b"")).decode("utf-8"))
-                scores.append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
-                types.append(int(piece.get(3, NORMAL)))
-            elif number == 3 and isinstance(value, bytes):
-                prefix = bool(dict(_fields(value)).get(3, 1))
-    except OSError as error:
-        raise MissingInputError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, IndexError, TypeError, struct.error):
-        raise DataError(f"{path}: not a SentencePiece model, or cut short") from None
-    if not tokens:
-        raise DataError(f"{path}: a SentencePiece model without pieces")
-    return _spm(tokens, scores, types, prefix)
-
-
-def _spm(tokens: list[str], scores: list[float], types: list[int], prefix: bool) -> Metadata:
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.add_space_prefix": prefix,
-    }
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a protocol buffer: bytes, or an int for a varint."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-            if shift > 63:
-                raise ValueError("a varint of more than 64 bits")
-
-    while at < len(data):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            yield key >> 3, varint()
-            continue
-        size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
-        if size > len(data) - at:
-            raise ValueError("a field that passes the end")
-        yield key >> 3, data[at : at + size]
-        at += size
-
-
-# ---- the parts of tokenizer.json ----
-
-
-def _dict(values: dict[str, Any], key: str) -> dict[str, Any]:
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _by_id(path: Path, vocab: object) -> list[str]:
-    """Tokens in order of their ids, which must leave no gap."""
-    if not isinstance(vocab, dict) or not vocab or not all(type(i) is int for i in vocab.values()):
-        raise DataError(f"{path}: model.vocab does not give an id a token")
-    ordered = sorted(vocab, key=lambda token: int(vocab[token]))
-    if [vocab[token] for token in ordered] != list(range(len(ordered))):
-        raise DataError(f"{path}: the ids of model.vocab are not 0 to {len(ordered) - 1}")
-    return ordered
-
-
-def _merges(path: Path, model: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise DataError(f"{path}: model.merges is missing")
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise DataError(f"{path}: {str(merge)[:40]!r} is no merge of two tokens")
-        yield pair[0], pair[1]
-
-
-def _pre_tokenizer(path: Path, described: dict[str, Any]) -> str:
-    """`tokenizer.ggml.pre`, by what tokenizer.json cuts words with."""
-    pre = _dict(described, "pre_tokenizer")
-    steps = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
-    kinds = [step.get("type") for step in steps if isinstance(step, dict)]
-    if kinds == ["ByteLevel"]:
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"]:
-        pattern = _dict(steps[0], "pattern").get("Regex")
-        if pattern in _PATTERNS:
-            return _PATTERNS[pattern]
-    raise DataError(f"{path}: words are cut in a way ({'+'.join(map(str, kinds))}) that is not known here")
-
-
-def _prepends(described: dict[str, Any]) -> bool:
-    """Whether a text gets a space before its first word."""
-    parts = [described.get("normalizer"), described.get("pre_tokenizer")]
-    for part in parts:
-        steps = [part, *part.get("normalizers", []), *part.get("pretokenizers", [])] if isinstance(part, dict) else []
-        for step in steps:
-            if step.get("type") == "Prepend" or step.get("prepend_scheme") in ("first", "always"):
-                return True
-    return False
-
-
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def _added(described: dict[str, Any], config: dict[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Tokens beside the vocabulary: id -> (text, whether it is a control token)."""
-    rows = list(described.get("added_tokens") or [])
-    for key, row in _dict(config, "added_tokens_decoder").items():
-        if isinstance(row, dict) and key.isdigit():
-            rows.append({**row, "id": int(key)})
-    return {
-        row["id"]: (row["content"], bool(row.get("special")))
-        for row in rows
-        if isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get("content"), str)
-    }
-
-
-def _pad(folder: Path, metadata: Metadata, added: dict[int, tuple[str, bool]], vocab_size: int) -> None:
-    """Puts added tokens in their places, and unused ones up to the rows of the embedding."""
-    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    scores = metadata.get("tokenizer.ggml.scores")
-    if len(tokens) > vocab_size or any(i >= vocab_size for i in added):
-        raise DataError(f"{folder}: the tokenizer has more tokens than the embedding's {vocab_size} rows")
-    for i in range(len(tokens), vocab_size):
-        tokens.append(f"[PAD{i}]")
-        types.append(UNUSED)
-        if scores is not None:
-            scores.append(-1e4)
-    for i, (text, control) in added.items():
-        tokens[i] = text
-        if types[i] != UNKNOWN:
-            types[i] = CONTROL if control else USER_DEFINED
-
-
-# ---- ids, and what stands before a text ----
-
-
-def _token_id(name: str, config: dict[str, Any], settings: dict[str, Any], places: dict[str, int]) -> int | None:
-    told = config.get(f"{name}_token")
-    text = told.get("content") if isinstance(told, dict) else told
-    if isinstance(text, str) and text in places:
-        return places[text]
-    found = settings.get(f"{name}_token_id")
-    found = found[0] if isinstance(found, list) and found else found
-    return found if type(found) is int and found >= 0 else None
-
-
-def _adds_bos(config: dict[str, Any], described: dict[str, Any]) -> bool | None:
-    if isinstance(config.get("add_bos_token"), bool):
-        return bool(config["add_bos_token"])
-    post = _dict(described, "post_processor")
-    steps = [post, *(post.get("processors") or [])]
-    for step in steps:
-        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
-            single = step.get("single") or [{}]
-            return "SpecialToken" in single[0]
-    return False if described else None
-
-
-def _template(folder: Path, config: dict[str, Any]) -> str | None:
-    beside = folder / "chat_template.jinja"
-    if beside.exists():
-        return beside.read_text(encoding="utf-8")
+def _template_of(config: Fields) -> dict[str, str]:
     told = config.get("chat_template")
-    if isinstance(told, list):
-        named = {row.get("name"): row.get("template") for row in told if isinstance(row, dict)}
-        told = named.get("default")
-    return told if isinstance(told, str) else None
+    if not isinstance(told, list):
+        return {"default": config.text("chat_template")} if told is not None else {}
+    rows = [Fields({"row": row}, config.where, "chat_template.").child("row") for row in told]
+    return {_template_name(config.where, row.text("name")): row.text("template") for row in rows}
+
+
+def _template_name(where: object, name: str) -> str:
+    if not name.isascii() or not name.replace("_", "").replace("-", "").isalnum():
+        raise DataError(f"{where}: {short(name)} is not a name for a chat template")
+    return name

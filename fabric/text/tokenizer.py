@@ -22,10 +22,10 @@ from fabric.text.words import BytePairs, ScoredPieces, Vocabulary
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 # Names under which models spell the tokens that end an answer, for files whose metadata name only one of them or
 # call them ordinary.
-_END_NAMES = frozenset(
+END_NAMES = frozenset(
     ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
 )
-_END_NAMES |= {"<eos>", "<EOT>", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>"}
+END_NAMES |= {"<eos>", "<EOT>", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>"}
 _TAGS = frozenset(("<|EOT|>", "</s>"))  # these end answers only in models that say so
 # What stock llama.cpp does to a whole text or to what it samples, and nothing here does.
 _UNUSED = tuple(f"tokenizer.ggml.{name}" for name in ("add_eos_token", "add_sep_token", "suppress_tokens"))
@@ -86,7 +86,7 @@ class Tokenizer:
         self._find_user = _Finder(self._user)
         self._find_special = _Finder(self._user | self._control)
         self._lengths = np.full(self.vocab_size, -1, np.int64)  # in bytes, -1 where nobody asked yet
-        ends = (self._control[name] for name in _END_NAMES if name in self._control)
+        ends = (self._control[name] for name in END_NAMES if name in self._control)
         ends = (i for i in ends if tokens[i] not in _TAGS or types[i] == _CONTROL)
         self.end_ids = frozenset(i for i in (*ends, eos_id, eot_id, eom_id) if i is not None)
 
@@ -310,7 +310,7 @@ class _Encoded:
 
 def _special(tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
     """Control tokens (and unknown ones, and those that end answers whatever the file calls them), user-defined ones."""
-    named = _END_NAMES - {"<|EOT|>"}
+    named = END_NAMES - {"<|EOT|>"}
     control = {text: i for i, text in enumerate(tokens) if text and (types[i] in (_UNKNOWN, _CONTROL) or text in named)}
     user = {text: i for i, text in enumerate(tokens) if text and types[i] == _USER_DEFINED and text not in control}
     return control, user

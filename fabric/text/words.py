@@ -52,7 +52,7 @@ class BytePairs:
             return text.encode("utf-8", "surrogateescape")
 
     def _encode_word(self, word: str) -> list[int]:
-        word = word.encode().decode("latin-1").translate(_BYTE_TO_CHAR)
+        word = word.encode().decode("latin-1").translate(BYTE_TO_CHAR)
         return [self._whole[word]] if word in self._whole else self._word(word)
 
 
@@ -131,5 +131,5 @@ def _byte_alphabet() -> dict[int, str]:
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-_BYTE_TO_CHAR = _byte_alphabet()
-_CHAR_TO_BYTE = {c: b for b, c in _BYTE_TO_CHAR.items()}
+BYTE_TO_CHAR = _byte_alphabet()
+_CHAR_TO_BYTE = {c: b for b, c in BYTE_TO_CHAR.items()}

@@ -134,6 +134,7 @@ def converted_tokenizer(folder: Path) -> Tokenizer:
 @pytest.mark.parametrize("bad", [b"", b"\x0a\xff\xff\xff\xff\x7f", b"\xff" * 40, b"\x0a\x03\x0a\x01\xff"])
 def test_a_broken_tokenizer_model_is_refused(bad: bytes, llama: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(llama[0], tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").unlink()
     (tmp_path / "hf" / "tokenizer.model").write_bytes(bad)
     one_sentence(fabric("convert", tmp_path / "hf", "-o", tmp_path / "m.gguf"), 65, "tokenizer.model")
 

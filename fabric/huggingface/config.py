@@ -1,0 +1,283 @@
+"""config.json of a checkpoint as GGUF metadata. A setting that changes the result is written, or refused by name where
+GGUF or its readers cannot express it; unknown ones are named in one line. The truth is what transformers computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fabric.fields import Fields, named, short
+from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
+from fabric.notices import notice
+from fabric.weights.codec import Floats
+
+MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
+_LAYERS_OF_27B = 62  # the one size of gemma3 whose scores are scaled by hidden_size / heads
+_SLIDING_PATTERN = 6
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Settings of every class that change nothing that is computed here: housekeeping, training, generation, other tasks.
+_INERT = _names(
+    """
+    _attn_implementation_autoset _name_or_path _sliding_window_pattern add_cross_attention architectures
+    attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
+    cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
+    do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label
+    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length max_window_layers min_length
+    model_max_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
+    problem_type pruned_heads remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
+    top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+    use_cache
+    """
+)
+_OF_IMAGES = _names(
+    """
+    boi_token_index eoi_token_index image_token_index mm_tokens_per_image text_config vision_config
+    boi_token_id eoi_token_id image_token_id
+    """
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What config.json says of the text model: sizes, which modules have biases, the metadata of its architecture, and
+    the factors of Llama-3's RoPE scaling where it has them."""
+
+    family: Family
+    fields: Fields
+    n_layers: int
+    width: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    ffn: int
+    vocab_size: int
+    tied: bool
+    biases: frozenset[str]
+    metadata: dict[str, Any]
+    rope_factors: Floats | None
+    weights: str | None  # the file of weights that it names
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Of the modules whose rows RoPE turns."""
+        return {"attn_q": self.n_head, "attn_k": self.n_kv_head}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """GGUF's name and the shape of every tensor that the model has; an untied head included."""
+        d, q, kv, f = self.width, self.n_head * self.head_dim, self.n_kv_head * self.head_dim, self.ffn
+        linear = {
+            "attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q), "ffn_gate": (f, d),
+            "ffn_up": (f, d), "ffn_down": (d, f),
+        }  # fmt: skip
+        found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, d)}
+        for i in range(self.n_layers):
+            for module in self.family.names.values():
+                vector = (self.head_dim,) if module in ("attn_q_norm", "attn_k_norm") else (d,)
+                found[f"blk.{i}.{module}.weight"] = linear.get(module, vector)
+                if module in self.biases:
+                    found[f"blk.{i}.{module}.bias"] = linear[module][:1]
+        return {**found, NORM: (d,), **({} if self.tied else {HEAD: (self.vocab_size, d)})}
+
+
+def read_settings(config: Fields) -> Settings:
+    """From config.json. Raises DataError for what is malformed, missing or not expressible."""
+    family = family_of_config(config)
+    names = config.get("architectures") or [""]
+    told, prefix = config.values, ""
+    if config.get("model_type") == "gemma3" or names[0] == "Gemma3ForConditionalGeneration":
+        text = config.child("text_config")
+        told, prefix = {**text.values, "tie_word_embeddings": config.flag("tie_word_embeddings", True)}, text.prefix
+        _refuse_foreign(config)
+        _name_unknown(config, _OF_IMAGES)
+    return _settings(family, Fields({**family.defaults, **told}, config.where, prefix), config)
+
+
+def _refuse_foreign(c: Fields) -> None:
+    c.only("quantization_config", why="cannot be converted; convert the checkpoint that was quantized")
+    c.only("is_encoder_decoder", False)
+    c.only("per_layer_config")
+
+
+def _settings(family: Family, c: Fields, top: Fields) -> Settings:
+    _refuse_foreign(c)
+    n_layers, width = c.size("num_hidden_layers", most=MOST_LAYERS), c.size("hidden_size")
+    n_head = c.size("num_attention_heads")
+    n_kv_head = c.size("num_key_value_heads", n_head)
+    if "head_dim" not in c and width % n_head:
+        raise c.error("hidden_size", f"is {width}, which does not divide into {n_head} heads")
+    head_dim = c.size("head_dim", width // n_head, most=MOST_HEAD_DIM)
+    if head_dim % 2 or n_head % n_kv_head:
+        what = f"{n_head} heads of {head_dim} cannot share {n_kv_head} key heads, or have no even size"
+        raise c.error("num_attention_heads", f"does not fit: {what}")
+    activation = "hidden_activation" if family.architecture == "gemma3" else "hidden_act"
+    c.only(activation, *family.activations, why=f"a {family.architecture} model in GGUF cannot have")
+    if activation not in c:
+        raise c.wrong(activation, family.activations[0])
+    arch: dict[str, Any] = {
+        "block_count": n_layers,
+        "context_length": c.size("max_position_embeddings"),
+        "embedding_length": width,
+        "feed_forward_length": c.size("intermediate_size"),
+        "attention.head_count": n_head,
+        "attention.head_count_kv": n_kv_head,
+        "attention.layer_norm_rms_epsilon": c.number("rms_norm_eps", most=1.0),
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+    }
+    if family.architecture == "llama":
+        arch |= {"rope.dimension_count": head_dim, "vocab_size": c.size("vocab_size")}
+    if family.architecture == "gemma3":
+        factors = _gemma3(c, arch, width // n_head if n_layers == _LAYERS_OF_27B else head_dim)
+    else:
+        _window(c, family, arch)
+        told = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
+        factors = _rope(c, c.child(told), arch, head_dim if family.architecture == "llama" else 0, 10000.0)
+    settings = Settings(
+        family=family, fields=c, n_layers=n_layers, width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
+        ffn=c.size("intermediate_size"), vocab_size=c.size("vocab_size"), tied=c.flag("tie_word_embeddings", False),
+        biases=_biases(c, family), rope_factors=factors,
+        metadata={f"{family.architecture}.{key}": value for key, value in arch.items()},
+        weights=top.text("transformers_weights") if "transformers_weights" in top else None,
+    )  # fmt: skip
+    _name_unknown(c, frozenset())
+    return settings
+
+
+def _name_unknown(c: Fields, known: frozenset[str]) -> None:
+    """Settings that transformers' class does not have either; those that ask for nothing are passed over."""
+    unknown = [key for key in c.rest() if key not in _INERT | known and c.values[key] not in (False, "", [], {})]
+    if unknown:
+        count = "1 setting is" if len(unknown) == 1 else f"{len(unknown)} settings are"
+        notice(f"{c.where}: {count} unknown and not used: {c.prefix}{named(unknown)}")
+
+
+def _biases(c: Fields, family: Family) -> frozenset[str]:
+    found = family.biases
+    for flag in ("attention_bias", "mlp_bias"):
+        if flag in family.bias_flags:
+            found |= family.bias_flags[flag] if c.flag(flag, False) else frozenset()
+        elif flag in family.defaults:
+            c.only(flag, False, why=f"a {family.architecture} model in GGUF cannot have")
+    return found
+
+
+# ---- attention ----
+
+
+def _layer_types(c: Fields, n_layers: int, default: Callable[[int], bool]) -> list[bool]:
+    """For each layer whether it has a window: `layer_types`, or `default` of its number."""
+    types = c.get("layer_types")
+    if types is None:
+        return [default(i) for i in range(n_layers)]
+    if not isinstance(types, list) or len(types) != n_layers or not all(one in (_FULL, _SLIDING) for one in types):
+        raise c.wrong("layer_types", f"{_FULL} or {_SLIDING} for each of {n_layers} layers")
+    return [one == _SLIDING for one in types]
+
+
+def _window(c: Fields, family: Family, arch: dict[str, Any]) -> None:
+    """GGUF has no windows for these models: rows that are no longer than the window compute the same without it."""
+    if "sliding_window" not in family.defaults:
+        return
+    window, n_layers = c.size("sliding_window", 0), arch["block_count"]
+    if "max_window_layers" in family.defaults:
+        first = c.size("max_window_layers", least=0)
+        windowed = c.flag("use_sliding_window", False) and window > 0
+        sliding = any(_layer_types(c, n_layers, lambda i: windowed and i >= first))
+        if sliding and not windowed:
+            raise c.error("layer_types", f"has {_SLIDING}, but there is no sliding window")
+        window = window if sliding else 0
+    if 0 < window < arch["context_length"]:
+        told = f"GGUF has no window for {family.architecture} models, so the context is cut to it"
+        notice(f"{c.where}: {c.prefix}sliding_window is {window}; {told}")
+        arch["context_length"] = window
+
+
+def _gemma3(c: Fields, arch: dict[str, Any], scalar: int) -> Floats | None:
+    """Windows, and what GGUF's readers take as given."""
+    n_layers = arch["block_count"]
+    c.only("query_pre_attn_scalar", scalar, why=f"GGUF cannot express: readers take {scalar} in such a gemma3 model")
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        c.only(key, why="a gemma3 model in GGUF cannot have")
+    c.only("use_bidirectional_attention", False, why="a gemma3 model in GGUF cannot have")
+    period = c.size("sliding_window_pattern", _SLIDING_PATTERN)
+    windowed = _layer_types(c, n_layers, lambda i: bool((i + 1) % period))
+    full = [i + 1 for i, one in enumerate(windowed) if not one]
+    period = full[0] if full else n_layers + 1
+    if full != list(range(period, n_layers + 1, period)):
+        raise c.wrong("layer_types", f"{_FULL} in every n-th layer")
+    if period != _SLIDING_PATTERN and not (not full and n_layers < _SLIDING_PATTERN):
+        arch["attention.sliding_window_pattern"] = period
+    arch["attention.sliding_window"] = c.size("sliding_window")
+    ropes = c.child("rope_parameters")
+    if ropes.values and not any(kind in ropes for kind in (_FULL, _SLIDING)):
+        raise c.wrong("rope_parameters", f"an object with {_FULL} and {_SLIDING}")
+    both = ropes.child(_FULL)
+    full_rope = Fields({**both.values, **c.child("rope_scaling").values}, both.where, both.prefix)
+    factors = _rope(c, full_rope, arch, 0, 1e6)
+    sliding = ropes.child(_SLIDING)
+    sliding.only("rope_type", "default", why="GGUF cannot express for layers with a window")
+    base = sliding.number("rope_theta", c.number("rope_local_base_freq", 10000.0))
+    if base != 10000.0:
+        arch["rope.freq_base_swa"] = base
+    _name_unknown(sliding, frozenset({"type"}))
+    _name_unknown(ropes, frozenset())
+    return factors
+
+
+# ---- RoPE ----
+
+
+def _rope(c: Fields, rope: Fields, arch: dict[str, Any], factor_dims: int, default_base: float) -> Floats | None:
+    """Writes base and scaling to `arch`; returns the divisors of frequencies where the scaling is Llama-3's, for heads
+    of `factor_dims` dimensions (0: readers of this architecture know no divisors).
+    """
+    base = rope.number("rope_theta", c.number("rope_theta", default_base))
+    if base < 1:
+        raise c.error("rope_theta", f"is {base:g}, not a valid RoPE base")
+    arch["rope.freq_base"] = base
+    for where in (c, rope):
+        where.only("partial_rotary_factor", 1.0, why="cannot be expressed in GGUF")
+    old = rope.get("type")
+    kind = rope.text("rope_type", old if isinstance(old, str) else "default")
+    if old is not None and not isinstance(old, str):
+        raise rope.wrong("type", "a text")
+    factors = None
+    if kind == "linear":
+        arch |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
+    elif kind == "llama3" and factor_dims:
+        factors = _llama3_factors(c, rope, base, factor_dims, arch["context_length"])
+    elif kind != "default":
+        raise rope.error("rope_type", f"is {short(kind)}, which cannot be converted for a model of this architecture")
+    _name_unknown(rope, frozenset())
+    return factors
+
+
+def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context: int) -> Floats:
+    """What each frequency is divided by: long wavelengths by `factor`, short ones by 1, a blend between.
+
+    The Llama 3 Herd of Models, https://arxiv.org/abs/2407.21783
+    """
+    factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if high <= low:
+        raise rope.error("high_freq_factor", f"is {high:g}, not above low_freq_factor, {low:g}")
+    wavelengths = 2 * np.pi * base ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    key = "original_max_position_embeddings"
+    turns = c.size(key, rope.size(key, context)) / wavelengths
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    factors = np.asarray(1.0 / ((1.0 - share) / factor + share), np.float32)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise rope.error("factor", f"is {factor:g}, beyond what F32 holds")
+    return factors
