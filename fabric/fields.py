@@ -90,12 +90,12 @@ class Fields:
             raise self.wrong(key, "a text")
         return value
 
-    def only(self, key: str, *values: Any, why: str = "is not supported") -> None:
-        """Refuses a value that is neither missing nor one of those given; a list may hold them only."""
+    def only(self, key: str, *values: Any, why: str = "is not supported", each: bool = False) -> None:
+        """Refuses a value that is neither missing nor one of those given. `each`: a list may hold several of them."""
         value = self.get(key)
-        for one in value if isinstance(value, list) else [value]:
+        for one in value if each and isinstance(value, list) else [value]:
             if one is not None and not any(_same(one, allowed) for allowed in values):
-                raise self.error(key, f"is {short(value)}, which {why}" if why else f"is {short(value)}")
+                raise self.error(key, f"is {short(value)}, which {why}")
 
     def child(self, key: str) -> Fields:
         """A mapping inside; empty where the key is missing."""

@@ -42,8 +42,8 @@ def read_tokenizer_json(folder: Folder) -> Vocabulary:
     if model.get("type") != "BPE":
         raise model.wrong("type", "BPE")
     tokens, merges = check_ids(described.where, model.get("vocab")), _merges(model)
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        model.only(key, 0, "", why="cannot be expressed in GGUF")
+    for key, nothing in (("dropout", 0), ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):
+        model.only(key, nothing, why="cannot be expressed in GGUF")
     if model.flag("byte_fallback", False):
         vocabulary = _sentencepiece(described, model, tokens, merges)
     else:
@@ -91,7 +91,7 @@ def _sentencepiece(
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
     never = float(-len(merges) - 1)
-    unknown = model.get("unk_token")
+    unknown = model.text("unk_token", "")
     types = {i: BYTE for i, text in tokens.items() if _is_byte(text)}
     types |= {i: UNKNOWN for i, text in tokens.items() if text == unknown}
     scores = {i: float(-ranks[text]) if text in ranks else never for i, text in tokens.items()}
@@ -109,11 +109,12 @@ def _merges(model: Fields) -> list[tuple[str, str]]:
         raise model.wrong("merges", "a list of pairs")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise model.error("merges", f"has {short(merge)}, which is no pair of two tokens")
-        if any(text not in vocab for text in (pair[0], pair[1], pair[0] + pair[1])):
+        left, right = pair
+        if left not in vocab or right not in vocab or left + right not in vocab:
             raise model.error("merges", f"has {short(merge)}, whose parts or whole model.vocab lacks")
-        found.append((pair[0], pair[1]))
+        found.append((left, right))
     return found
 
 

@@ -27,9 +27,9 @@ def read_tekken(folder: Folder) -> Vocabulary:
     rows = described.get("vocab")
     if not isinstance(rows, list) or not rows:
         raise described.wrong("vocab", "a list of tokens")
-    kept = config.size("default_vocab_size", len(rows) + n_special) - n_special
+    kept = config.size("default_vocab_size", len(rows) + n_special, least=n_special + 1) - n_special
     ranks: dict[bytes, int] = {}
-    for rank, row in enumerate(rows[: max(kept, 0)]):
+    for rank, row in enumerate(rows[:kept]):
         token = _bytes(Fields({"row": row}, described.where, "vocab.").child("row"))
         if ranks.setdefault(token, rank) != rank:
             raise described.error("vocab", f"has the token of rank {rank} twice")

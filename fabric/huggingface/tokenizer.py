@@ -44,6 +44,8 @@ def tokenizer_metadata(folder: Folder, rows: int, settings: Fields) -> Metadata:
     if stripping:
         notice(f"{vocabulary.where}: tokens that take the space beside them do not do so in GGUF: {named(stripping)}")
     places = vocabulary.ids()
+    for name, _ in _IDS:
+        _any_ids(settings, f"{name}_token_id")
     found = {name: _token_id(name, special, settings, vocabulary.special, places, rows) for name, _ in _IDS}
     _read_edges(vocabulary, config, found, places, metadata)
     for name, key in _IDS:
@@ -95,7 +97,7 @@ def _first_text(sources: Iterable[Fields], key: str) -> str | None:
     """A token named by the first source that has it, as text or as an object with its `content`."""
     for source in sources:
         told = source.get(key)
-        if told is not None:
+        if told not in (None, ""):
             return source.child(key).text("content") if isinstance(told, Mapping) else source.text(key)
     return None
 
@@ -126,14 +128,19 @@ def _token_id(
 
 def _ids(fields: Fields, key: str, rows: int) -> list[int]:
     """One id, several or none; what is no row of the embedding counts as none, and is named."""
+    ids = _any_ids(fields, key)
+    outside = [one for one in ids if not 0 <= one < rows]
+    if outside:
+        notice(f"{fields.where}: {key} {short(outside[0])} is not one of {rows} tokens, and counts as not set")
+    return [one for one in ids if 0 <= one < rows]
+
+
+def _any_ids(fields: Fields, key: str) -> list[int]:
     told = fields.get(key)
     several = told if isinstance(told, list) else [] if told is None else [told]
     if not all(type(one) is int for one in several):
         raise fields.wrong(key, "the id of a token, or a list of them")
-    outside = [one for one in several if not 0 <= one < rows]
-    if outside:
-        notice(f"{fields.where}: {key} {short(outside[0])} is not one of {rows} tokens, and counts as not set")
-    return [one for one in several if 0 <= one < rows]
+    return several
 
 
 def _read_edges(

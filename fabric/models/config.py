@@ -58,7 +58,7 @@ def read_decoder(gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", 
     n_rot = keys.size("rope.dimension_count", head_dim)
     if n_head % n_kv_head:
         raise DataError(f"{gguf.name}: {n_head} heads cannot share {n_kv_head} key heads")
-    keys.only("attention.value_length", head_dim, why=f"differs from the {head_dim} of keys; that is not supported")
+    keys.only("attention.value_length", head_dim, why=f"differs from the {head_dim} of keys", each=True)
     if n_rot % 2 or n_rot > head_dim:
         raise keys.error("rope.dimension_count", f"is {n_rot}, which does not fit heads of {head_dim} dimensions")
     context_length = keys.size("context_length", 2048)

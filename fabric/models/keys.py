@@ -116,4 +116,4 @@ class Keys(Fields):
 
     def _check_asks_for_nothing(self, key: str) -> None:
         nothing = _NOTHING.get(key, (0, False, ""))
-        self.only(key, *nothing, why=f"is not supported in a {self.architecture} model")
+        self.only(key, *nothing, why=f"is not supported in a {self.architecture} model", each=True)
