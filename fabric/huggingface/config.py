@@ -38,8 +38,8 @@ _INERT = _names(
     num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
     problem_type pruned_heads remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
     sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
-    top_k top_p torch_dtype torchscript transformers_version transformers_weights typical_p unsloth_fixed unsloth_version use_bfloat16
-    use_cache
+    top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+    transformers_weights use_cache
     """
 )
 _OF_IMAGES = _names(

@@ -106,14 +106,17 @@ def spm_model(folder: Path, prefix: bool) -> Any:
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
-def checkpoint(folder: Path, name: str, seed: int = 0, dtype: str = "float32") -> Any:
-    """Saves a random model of a kind with its tokenizer, and returns it in float32."""
+def checkpoint(folder: Path, name: str, seed: int = 0, dtype: str = "float32", **settings: Any) -> Any:
+    """Saves a random model of a kind with its tokenizer, and returns it in float32. `settings` are the kind's own but
+    for these."""
     import torch
     import transformers
 
     cls, extra = KINDS[name]
     torch.manual_seed(seed)
-    config = getattr(transformers, "Gemma3TextConfig" if cls == "Gemma3" else f"{cls}Config")(**{**COMMON, **extra})
+    config = getattr(transformers, "Gemma3TextConfig" if cls == "Gemma3" else f"{cls}Config")(
+        **{**COMMON, **extra, **settings}
+    )
     model = getattr(transformers, f"{cls}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():  # also norms and biases, which begin as ones and zeros
