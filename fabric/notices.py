@@ -6,7 +6,8 @@ command line decides what becomes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from fabric.errors import DataError
 
@@ -16,6 +17,7 @@ speaker = "fabric"
 _show: Callable[[str], None] = lambda text: None  # noqa: E731
 _strict = False
 _said: set[str] = set()
+_held: list[str] | None = None
 
 
 def listen(show: Callable[[str], None], strict: bool) -> None:
@@ -30,11 +32,28 @@ def notice(text: str) -> None:
 
     Raises DataError where --strict was given, so call it before a result is complete.
     """
+    if _held is not None:
+        _held.append(text)
+        return
     if _strict:
         raise DataError(f"{text} (refused because of --strict)")
     if text not in _said:
         _said.add(text)
         _show(text)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keeps notices until the block has ended, so that what is refused in it is refused in one line."""
+    global _held
+    outer, _held = _held, []
+    mine = _held
+    try:
+        yield
+    finally:
+        _held = outer
+    for text in mine:
+        notice(text)
 
 
 def remark(text: str) -> None:

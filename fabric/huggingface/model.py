@@ -17,6 +17,7 @@ from fabric.huggingface.folder import Folder
 from fabric.huggingface.names import Family
 from fabric.huggingface.safetensors import Stored
 from fabric.huggingface.tokenizer import tokenizer_metadata
+from fabric.notices import held
 from fabric.weights.codec import Floats, encode
 from fabric.weights.formats import BY_NAME, F16, F32, FORMATS
 from fabric.weights.gguf import TensorSpec, write_gguf
@@ -55,12 +56,13 @@ def convert_model(path: Path, output: str, type: str = "keep", progress: Progres
     if type not in TYPES:
         raise UsageError(f"--type {type}: choose from {', '.join(TYPES)}; `fabric quantize` makes smaller ones")
     folder = Folder(path)
-    read = mistral.read_checkpoint(folder) if mistral.is_native(folder) else read_checkpoint(folder)
-    settings, architecture = read.settings, read.settings.family.architecture
-    metadata = {
-        "general.architecture": architecture, "general.type": "model", "general.name": path.resolve().name,
-        **settings.metadata, **tokenizer_metadata(folder, settings.vocab_size, settings.fields),
-    }  # fmt: skip
+    with held():
+        read = mistral.read_checkpoint(folder) if mistral.is_native(folder) else read_checkpoint(folder)
+        settings, architecture = read.settings, read.settings.family.architecture
+        metadata = {
+            "general.architecture": architecture, "general.type": "model", "general.name": path.resolve().name,
+            **settings.metadata, **tokenizer_metadata(folder, settings.vocab_size, settings.fields),
+        }  # fmt: skip
     tensors = [_tensor(name, source, type) for name, source in read.tensors.items()]
     if settings.rope_factors is not None:
         tensors.append(

@@ -19,7 +19,7 @@ from fabric.huggingface.names import EMBEDDING, HEAD, Family, family_of_architec
 from fabric.huggingface.patterns import Patterns
 from fabric.huggingface.residual import KINDS, taken_pair
 from fabric.huggingface.safetensors import Stored, read_files, write_safetensors
-from fabric.notices import notice
+from fabric.notices import held, notice
 from fabric.weights.adapter import Adapter, LoraPair, check_adapter, read_adapter, write_adapter
 from fabric.weights.codec import encode
 from fabric.weights.formats import is_block_format
@@ -57,8 +57,8 @@ def adapter_from_peft(path: Path, base: str, output: str) -> Adapter:
     say them. Raises DataError, MissingInputError, OutputError.
     """
     folder = Folder(path)
-    config = _Config(folder)
-    with GGUF.open(base) as gguf:
+    with held(), GGUF.open(base) as gguf:
+        config = _Config(folder)
         family, heads = family_of_architecture(gguf.architecture, gguf.name), _heads(gguf)
         pairs, scales = {}, {}
         for ours, (stem, both) in _pairs(folder, family, gguf, heads).items():

@@ -39,10 +39,10 @@ def tokenizer(folder: Path, kind: str = "llama3") -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from fabric.huggingface.bpe import LLAMA3, QWEN2
+    from fabric.huggingface.bpe import LLAMA3, QWEN2, TEKKEN
 
     level = pre_tokenizers.ByteLevel
-    split = {"llama3": LLAMA3, "qwen2": QWEN2}
+    split = {"llama3": LLAMA3, "qwen2": QWEN2, "tekken": TEKKEN}
     made = Tokenizer(models.BPE())
     if kind in split:
         steps = [pre_tokenizers.Split(Regex(split[kind]), "isolated"), level(add_prefix_space=False, use_regex=False)]
