@@ -170,8 +170,9 @@ def test_what_texts_begin_and_end_with_is_what_the_post_processor_says(
     single += [{"SpecialToken": {"id": text, "type_id": 0}} for text in edges[1]]
     ids = {"<s>": 1, "</s>": 2}
     special = {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in ids.items()}
-    told["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [
-        {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": special}  # fmt: skip
+    pair = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    post = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    told["post_processor"] = post
     (folder / "tokenizer.json").write_text(json.dumps(told))
     edit(folder / "tokenizer_config.json", add_bos_token=not edges[0])  # which transformers does not read beside it
     metadata = converted(folder)
