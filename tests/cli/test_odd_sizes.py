@@ -1,4 +1,4 @@
-"""Sizes that a file chooses: computed with, however odd, or refused by the name of the key or the tensor."""
+"""Sizes that a file chooses, and numbers of devices: computed with, however odd, or refused by name."""
 
 from __future__ import annotations
 
@@ -80,3 +80,10 @@ def test_a_nearly_full_context_needs_no_more_scratch_than_a_full_one(tmp_path: P
             "--ctx", "1536", "--batch", "1", "--steps", "3", *flags,
         )  # fmt: skip
         assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("device", ["vulkan:abc", "cpu:3"])
+def test_a_number_that_no_device_has_is_refused(device: str, rows: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.gguf", TINY)
+    ended = fabric("eval", rows, "-m", model, "--device", device)
+    one_sentence(ended, 69, f"there is no device '{device}' here")
