@@ -260,7 +260,8 @@ def finished_run() -> dict[str, bytes]:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "base.gguf").write_bytes(model_file())
-    (folder / "rows.jsonl").write_text('{"tokens":[1,2,3],"train":[0,1,1]}\n' * 4)
+    rows = "".join(f'{{"tokens":[1,2,{i}],"train":[0,1,1]}}\n' for i in range(4))  # equal ones would not be parted
+    (folder / "rows.jsonl").write_text(rows)
     files = {"data": str(folder / "rows.jsonl"), "model": str(folder / "base.gguf"), "run_dir": str(folder / "run")}
     shape = {"rank": 1, "ctx": 8, "batch": 2, "val": "0.5", "eval_every": 1, "patience": 9, "steps": 2, "threads": 1}
     train(TrainSettings(**files, **shape, output=str(folder / "a.gguf")), Silent())  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 from tests.fuzz import fuzz
 from tests.support.paths import REPOSITORY
 
-RUNS = {"gguf": 400, "rows": 300, "toml": 200, "checkpoints": 300, "template": 25}
+RUNS = {"gguf": 400, "rows": 300, "toml": 200, "checkpoints": 300, "template": 25, "models": 40}
 
 
 @pytest.mark.parametrize("name", RUNS)
