@@ -121,10 +121,10 @@ def _turns(row: dict[str, Any], where: str, settings: PrepareSettings) -> tuple[
     paired = bool({"prompt", "completion"} & mapped)
     if "text" in mapped and not paired and not {"messages", "question"} & mapped:
         return _string(row, "text", where), {"text"}
-    if "messages" in row and not paired:
+    if row.get("messages") is not None and not paired:
         return read_messages(row["messages"], "messages", where, raw=True), {"messages"}
     for name in _CONVERSATIONS:
-        if name in row and not paired:
+        if isinstance(row.get(name), list) and not paired:
             return read_messages(row[name], name, where, raw=True), {name}
     pairs = _pairs_among(frozenset(row))
     for prompt, answer in sorted(pairs, key=lambda pair: row[pair[0]] is None or row[pair[1]] is None)[:1]:
@@ -168,8 +168,13 @@ def _pair(
 
 def _paragraphs(row: dict[str, Any], name: str, where: str) -> str:
     """A text, or the texts of a list."""
-    if isinstance(row[name], list) and all(isinstance(part, str) for part in row[name]):
-        return "\n\n".join(row[name])
+    value = row[name]
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n\n".join(value)
+    if isinstance(value, (list, dict)):
+        raise DataError(
+            f"{where}: {name!r} is not a text but {value!r:.40}; place texts with --prompt-template instead"
+        )
     return _string(row, name, where)
 
 
@@ -231,7 +236,7 @@ def _filled(template: str, prompt: str, row: dict[str, Any], where: str) -> tupl
         if name not in row:
             raise DataError(f"{where}: the prompt template names {name!r}, which the row lacks; {{{{ writes a brace")
         names.add(name)
-        return _string(row, name, where)
+        return _paragraphs(row, name, where)
 
     return _PLACE.sub(fill, template), names
 
@@ -246,7 +251,7 @@ def _two_sided(
     lost = next(
         (key for message in messages for key in message if key not in ("role", "content", "train", "weight")), ""
     )
-    masked = any(message.get("train") is False or message.get("weight") == 0 for message in messages)
+    masked = any(map(_masked, messages))
     texts = [message["content"] for message in messages]
     if tools or lost or any(message["role"] == "tool" or message["content"] is None for message in messages):
         raise DataError(f"{where}: {lost or 'tools'!r} can only be in a chat; keep such rows as chats")
@@ -258,17 +263,20 @@ def _two_sided(
         return {"text": "\n\n".join(texts)}, used
     if [message["role"] for message in messages if message["role"] not in ("system", "developer")] != _ONE_ANSWER:
         raise DataError(f"{where}: only one question with its answer can be a completion; keep such rows as chats")
-    if masked:
-        raise DataError(f"{where}: the only answer must not train, so there is nothing to learn")
     return {"prompt": "\n\n".join(texts[:-1]), "completion": texts[-1]}, used
+
+
+def _masked(message: Message) -> bool:
+    """Whether a message says that it does not train."""
+    return message.get("train") is False or message.get("weight") == 0
 
 
 def _check_said(messages: list[Message], where: str) -> None:
     def silent(message: Message) -> bool:
         return not ((message["content"] or "").strip() or message.get("tool_calls"))
 
-    if all(silent(message) for message in messages if message["role"] == "assistant"):
-        raise DataError(f"{where}: the assistant says nothing, so there is nothing to learn")
+    if all(silent(message) or _masked(message) for message in messages if message["role"] == "assistant"):
+        raise DataError(f"{where}: the assistant says nothing that trains, so there is nothing to learn")
     if any(silent(message) for message in messages if message["role"] == "user"):
         raise DataError(f"{where}: the prompt is empty")
 
