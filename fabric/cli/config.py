@@ -163,7 +163,7 @@ def _checked(command: click.Command, flag: str, value: object, place: str) -> An
     """A value as it would be typed, if the flag would take it: so 8.5 is no count, and true is no number."""
     param = _flags(command)[flag]
     if flag == CONFIG and not place.startswith(PREFIX):
-        raise UsageError(f"{place}: a file names no other; give --{CONFIG} itself")
+        raise UsageError(f"{place}: only the command line can set this, for a file names no other")
     if not _configurable(command, flag) or (names_file(param) and not _is_number(value)):
         raise UsageError(f"{place}: only the command line can set this, for it decides what is read or written")
     many = param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)

@@ -16,7 +16,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from fabric import interrupts
+from fabric import interrupts, notices
 
 ANSWER_S = 0.8  # the main thread may take so long until it leaves what it does
 SAME_S = 0.05  # a signal that comes again so soon is the same one: `timeout` sends two
@@ -105,5 +105,5 @@ def _watch(source: int) -> NoReturn:
 def _leave(received: int) -> NoReturn:
     """Ends the process from beside the main thread, which does not answer."""
     with contextlib.suppress(OSError):
-        os.write(2, b"fabric: interrupted\n")
+        os.write(2, f"{notices.speaker}: interrupted\n".encode())
     os._exit(128 + received)

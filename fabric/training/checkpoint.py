@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from fabric.errors import DataError, MissingInputError, OutputError, UsageError
 from fabric.files import open_output
-from fabric.notices import remark
+from fabric.notices import notice, remark
 
 F32Array = npt.NDArray[np.float32]
 KEPT = {"data": "data.jsonl", "val": "val.jsonl", "adapter": "start.gguf", "template": "template.jinja"}
@@ -279,4 +279,5 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
         found = read_checkpoint(path)
         if found is not None:
             return found
+        notice(f"{path} is cut or damaged, and passed over")
     return None

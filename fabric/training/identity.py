@@ -24,12 +24,18 @@ class Inputs:
         self.before = {name: _state(path) for name, path in self.files.items()}
         self.known: dict[str, str] = {}
 
+    def hash_files(self) -> dict[str, str]:
+        """SHA-256 by name, of all but the base."""
+        self.known |= {
+            name: _sha256(path) for name, path in self.files.items() if name != "model" and name not in self.known
+        }
+        return self.known
+
     def hashes(self, gguf: GGUF) -> dict[str, str | None]:
         """SHA-256 by name, of what was read. Raises DataError where a file changed while it was read."""
-        self.known = {"model": gguf.sha256()}
+        self.known["model"] = gguf.sha256()
+        self.hash_files()
         for name, path in self.files.items():
-            if name != "model":
-                self.known[name] = _sha256(path)
             if _state(path) != self.before[name]:
                 raise DataError(f"{path}: it changed while it was read; start again")
         return {f"{name}_sha256": self.known.get(name) for name in ("model", "data", "val", "adapter", "template")}

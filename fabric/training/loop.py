@@ -376,7 +376,7 @@ class Loop:
 
     def _diverged(self, step: int, before: int, what: str) -> DivergedError:
         """Names the newest checkpoint of a step `before` which the loss had not risen."""
-        good = "there is no checkpoint of before that"
+        good = "no checkpoint before it is good"
         for path in checkpoints(self.directory):
             found = read_checkpoint(path)
             totals = found.checked_totals() if found and found.step < before else None

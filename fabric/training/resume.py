@@ -6,7 +6,7 @@ What run.json says is checked like any input: a directory may come from a strang
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,13 +56,9 @@ def resume(
             check_streams(settings.files.values(), [settings.output, settings.metrics])
             check_writable(settings)
             inputs = Inputs(settings)
+            _check_same(directory, kept, {f"{name}_sha256": value for name, value in inputs.hash_files().items()})
             with set_up(settings) as setup:
-                for key, value in inputs.hashes(setup.gguf).items():
-                    if kept.get(key) != value:
-                        what = key.removesuffix("_sha256")
-                        raise DataError(
-                            f"{directory}: the {what} has changed since this run began; restore it, or train anew"
-                        )
+                _check_same(directory, kept, inputs.hashes(setup.gguf))
                 found = newest_checkpoint(directory)
                 spans = _spans(setup, settings, earlier)
                 if epochs is not None or steps is not None:
@@ -73,6 +69,14 @@ def resume(
             raise StoppedError(f"stopped before the next step; continue with: fabric resume {directory}") from None
 
 
+def _check_same(directory: Path, kept: dict[str, Any], hashes: Mapping[str, str | None]) -> None:
+    """DataError for an input that is no longer what the run began with."""
+    for key, value in hashes.items():
+        if kept.get(key) != value:
+            what = key.removesuffix("_sha256")
+            raise DataError(f"{directory}: the {what} has changed since this run began; restore it, or train anew")
+
+
 def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings, list[_Earlier]]:
     """The settings of a run, and the ends that it had before it was told to go on. DataError where they are not those
     that it began with, or no settings at all."""
@@ -81,13 +85,16 @@ def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings
         settings = TrainSettings.from_json(kept["settings"])
         check_settings(settings)
         earlier = [_Earlier(*one) for one in kept.get("extended", [])]
-        if not all(type(one.step) is int and one.step > 0 for one in earlier):
+        whole = [
+            one for one in earlier if type(one.step) is int and one.step > 0 and type(one.steps) in (int, type(None))
+        ]
+        if whole != earlier or whole != sorted(whole, key=lambda one: one.step):
             raise DataError("the ends that it had are not steps")
         for one in earlier:
             check_settings(replace(settings, epochs=one.epochs, steps=one.steps))
     except (TypeError, DataError, UsageError) as error:
         raise DataError(f"{place}: not the settings of a run: {error}") from error
-    now, then = settings.fingerprints(), kept.get("fingerprints")
+    now, then = settings.fingerprints(earlier), kept.get("fingerprints")
     if now != then:
         then = then if isinstance(then, dict) else {}
         names = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -95,7 +102,7 @@ def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings
         raise DataError(f"{place}: {changed}; restore them")
     here = {name: directory / file for name, file in KEPT.items() if Path(settings.files.get(name, "")).name == file}
     settings = replace(settings, **{name: str(path) for name, path in here.items() if path.exists()})  # type: ignore[arg-type]
-    if gone := [name for name, path in settings.files.items() if name != "model" and is_stream(path)]:
+    if gone := [name for name, path in settings.files.items() if is_stream(path) and (name, path) != ("model", STDIO)]:
         raise DataError(f"{place}: the {gone[0]} came through a pipe and was not kept, so the run cannot go on")
     return settings, earlier
 
@@ -149,13 +156,13 @@ def _extended(
         raise UsageError(f"the run has done {step} steps already, and is to end after {last}: give more")
     earlier = [*kept.get("extended", []), *([_Earlier(step, settings.epochs, settings.steps)] if step else [])]
     told = TrainSettings.from_json({**kept["settings"], "epochs": longer.epochs, "steps": longer.steps})
-    new = {"settings": told.to_json(), "fingerprints": told.fingerprints(), "extended": earlier}
+    new = {"settings": told.to_json(), "fingerprints": told.fingerprints(earlier), "extended": earlier}
     write_run(directory, {**kept, **new})
     spans = _spans(setup, longer, [_Earlier(*one) for one in earlier])
     rates = f"rate {rate_of(longer, step, spans):.3g} in step {step}, " if step else ""
     rates += f"{rate_of(longer, step + 1, spans):.3g} in step {step + 1}"
     ui.message(
-        f"going on from step {step} to {last}; the {longer.schedule} schedule is from here on that of {last} steps "
-        f"({rates}), and the optimizer keeps its state"
+        f"going on from step {step} to {last}: from here on, the {longer.schedule} schedule is that of {last} steps "
+        f"({rates}); the optimizer keeps its state"
     )
     return longer, spans

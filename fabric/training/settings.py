@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
@@ -120,11 +121,11 @@ class TrainSettings:
         """As JSON values; `from_json` is the inverse."""
         return dataclasses.asdict(self)
 
-    def fingerprints(self) -> dict[str, str]:
+    def fingerprints(self, extended: Sequence[Sequence[object]] = ()) -> dict[str, str]:
         """The start of a SHA-256 of each setting that the result depends on, or that says where it goes, so that a
-        change can be named. Files are told apart by their content."""
+        change can be named; and of the ends that a run had before. Files are told apart by their content."""
         none = {*_NO_RESULT, *self.files} - ({"eval_every"} if self.patience else set())
-        told = {k: v for k, v in self.to_json().items() if k not in none}
+        told = {k: v for k, v in self.to_json().items() if k not in none} | {"extended": [*map(list, extended)]}
         return {k: hashlib.sha256(f"{k}={json.dumps(v)}".encode()).hexdigest()[:16] for k, v in sorted(told.items())}
 
     @staticmethod

@@ -5,6 +5,7 @@ further, by hand: python -m tests.fuzz.fuzz NAME.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,14 @@ import pytest
 from tests.fuzz import fuzz
 from tests.support.paths import REPOSITORY
 
-RUNS = {"gguf": 400, "rows": 300, "toml": 200, "checkpoints": 300, "template": 25, "models": 40}
+RUNS = {
+    "gguf": 400,
+    "rows": 300,
+    "toml": 200,
+    "checkpoints": 1500 if os.environ.get("FABRIC_CI") else 150,
+    "template": 25,
+    "models": 40,
+}
 
 
 @pytest.mark.parametrize("name", RUNS)
