@@ -108,6 +108,15 @@ def test_a_whole_checkpoint_of_another_kind_is_refused(run: Path) -> None:
     assert fabric("resume", run, "-q").code == 0, "the one before is as good as ever"
 
 
+def test_a_damaged_checkpoint_that_is_passed_over_is_named(run: Path) -> None:
+    (run / NEWEST).write_bytes((run / NEWEST).read_bytes()[:-1])
+    one_sentence(
+        fabric("resume", run, "-q", "--strict", "-o", run / "x", "--metrics", run / "y"), 65, NEWEST, "damaged"
+    )
+    told = fabric("resume", run)
+    assert told.code == 0 and f"{NEWEST} is cut or damaged" in told.err
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

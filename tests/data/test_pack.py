@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.data.pack import build_feed, plan_epoch, shuffled
+from fabric.data.pack import build_feed, pack_in_order, plan_epoch, shuffled
 
 CAPACITY = 64
 
@@ -70,6 +71,31 @@ def test_packs_waste_less_than_half_of_their_room(lengths: list[int], plan: dict
     for step in plan_epoch(lengths, **{**plan, "pack": True, "accumulate": 1}):
         used = sum(lengths[row] for micro in step for row in micro)
         assert len(step) == 1 or used > len(step) * CAPACITY / 2
+
+
+@settings(deadline=None)
+@given(lengths, plans)
+def test_packs_are_those_of_the_first_fit_longest_first(lengths: list[int], plan: dict[str, Any]) -> None:
+    for step in plan_epoch(lengths, **{**plan, "pack": True}):
+        rows = sorted((row for micro in step for row in micro), key=lambda row: (-lengths[row], row))
+        packs: list[list[int]] = [[row] for row in rows[: plan["accumulate"]]]
+        for row in rows[plan["accumulate"] :]:
+            fit = (pack for pack in packs if sum(lengths[r] for r in pack) + lengths[row] <= CAPACITY)
+            pack = next(fit, None)
+            if pack is None:
+                packs.append(pack := [])
+            pack.append(row)
+        assert step == packs
+
+
+def test_many_rows_are_packed_in_a_time_that_grows_with_their_number() -> None:
+    lengths, began = [200 + row * 7919 % 300 for row in range(60_000)], time.process_time()
+    packs = pack_in_order(lengths, 512)
+    whole = plan_epoch(
+        lengths, batch=60_000, capacity=512, accumulate=1, pack=True, shuffle=False, seed=0, epoch=0
+    )  # fmt: skip
+    assert sorted(row for pack in packs for row in pack) == list(range(60_000)) and len(whole) == 1
+    assert time.process_time() - began < 20, "looking through all packs for each row takes minutes"
 
 
 def test_short_rows_share_a_pack() -> None:
