@@ -18,21 +18,14 @@ from fabric.core.objects import (
     Cancelled,
     Device,
     DeviceInfo,
-    Feed,
     Graph,
     Lora,
-    Optimizer,
-    Plan,
-    PlanStats,
-    Progress,
-    Range,
-    StepResult,
     Tensor,
-    Tiling,
     describe_device,
     devices,
     missing_devices,
 )
+from fabric.core.plans import Feed, Optimizer, Plan, PlanStats, Progress, Range, StepResult, Tiling
 
 __all__ = [
     "BF16",

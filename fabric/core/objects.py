@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fabric import interrupts, paths
+from fabric import paths
 from fabric.core._native import ffi, lib
 from fabric.errors import DataError, DeviceError, FabricError
 
@@ -37,7 +36,8 @@ def _error() -> str:
     return str(ffi.string(lib.fb_error()).decode("utf-8", "replace"))
 
 
-def _check(code: int) -> None:
+def check(code: int) -> None:
+    """Raises what a code other than FB_OK means."""
     if code == lib.FB_OK:
         return
     if code == lib.FB_E_CANCELLED:
@@ -47,7 +47,8 @@ def _check(code: int) -> None:
     raise FabricError(_error())
 
 
-def _handle(pointer: Any) -> Any:
+def handle(pointer: Any) -> Any:
+    """The pointer; DeviceError where it is NULL."""
     if pointer == ffi.NULL:
         raise DeviceError(_error())
     return pointer
@@ -101,7 +102,7 @@ def devices() -> list[DeviceInfo]:
 def describe_device(index: int) -> DeviceInfo:
     """One of them; the processor is number 0, and no driver is asked for it. DeviceError beyond the last one."""
     info = ffi.new("fb_device_info *")
-    _check(lib.fb_device_describe(index, info))
+    check(lib.fb_device_describe(index, info))
     return _info(info)
 
 
@@ -122,19 +123,19 @@ class Device:
         if paths.kernel_cache and name != "cpu":
             with contextlib.suppress(OSError):
                 paths.kernel_cache.parent.mkdir(parents=True, exist_ok=True)
-        self.c = _handle(lib.fb_device_open(os.fsencode(name), options))
+        self.c = handle(lib.fb_device_open(os.fsencode(name), options))
 
     @property
     def info(self) -> DeviceInfo:
         """What was opened."""
         info = ffi.new("fb_device_info *")
-        _check(lib.fb_device_get_info(self.c, info))
+        check(lib.fb_device_get_info(self.c, info))
         return _info(info)
 
     def peak(self, kind: str, seconds: float = 0.3) -> float:
         """Measured operations/s (`f32`, `bf16`) or bytes/s (`read`)."""
         value = ffi.new("double *")
-        _check(lib.fb_device_peak(self.c, PEAKS[kind], seconds, value))
+        check(lib.fb_device_peak(self.c, PEAKS[kind], seconds, value))
         return float(value[0])
 
     def close(self) -> None:
@@ -161,19 +162,19 @@ class Buffer:
         at = seams(most) if seams is not None and n_bytes > most else np.empty(0, np.uint64)
         told = ffi.from_buffer("uint64_t *", at) if len(at) else ffi.NULL
         if self.keep is None:
-            self.c = _handle(lib.fb_buffer_new(device.c, n_bytes, told, len(at)))
+            self.c = handle(lib.fb_buffer_new(device.c, n_bytes, told, len(at)))
         else:
-            self.c = _handle(lib.fb_buffer_wrap(device.c, self.keep, n_bytes, told, len(at)))
+            self.c = handle(lib.fb_buffer_wrap(device.c, self.keep, n_bytes, told, len(at)))
         self.nbytes = n_bytes
 
     def write(self, array: npt.NDArray[Any], offset: int = 0) -> None:
         """Copies a contiguous array to byte `offset`."""
-        _check(lib.fb_buffer_write(self.c, offset, ffi.from_buffer(array), array.nbytes))
+        check(lib.fb_buffer_write(self.c, offset, ffi.from_buffer(array), array.nbytes))
 
     def read(self, offset: int = 0, n_bytes: int | None = None) -> F32Array:
         """Floats from byte `offset` on."""
         out = np.empty((self.nbytes - offset if n_bytes is None else n_bytes) // 4, np.float32)
-        _check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
+        check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
         return out
 
     def close(self) -> None:
@@ -202,7 +203,7 @@ class Graph:
     def __init__(self, device: Device, tokens: int, trained: int, precision: int, source: str = "the graph") -> None:
         self.source = source
         self.device, self.tokens, self.trained, self.precision = device, tokens, trained, precision
-        self.c = _handle(lib.fb_graph_new(device.c, tokens, trained, precision))
+        self.c = handle(lib.fb_graph_new(device.c, tokens, trained, precision))
         self.inputs: list[tuple[Tensor, int, int]] = []
 
     def _tensor(self, t: int) -> Tensor:
@@ -226,7 +227,7 @@ class Graph:
 
     def keep(self, t: Tensor) -> Tensor:
         """Makes a tensor readable after a run."""
-        _check(lib.fb_keep(self.c, t))
+        check(lib.fb_keep(self.c, t))
         return t
 
     def embed(self, weight: Tensor, ids: Tensor, scale: float = 1.0) -> Tensor:
@@ -297,199 +298,4 @@ class Graph:
     def close(self) -> None:
         """Frees the recording; plans made from it live on."""
         lib.fb_graph_free(self.c)
-        self.c = ffi.NULL
-
-
-class Feed(NamedTuple):
-    """One micro-batch: rows in use, and one array an input of the graph, in order."""
-
-    tokens: int
-    trained: int
-    inputs: Sequence[npt.NDArray[Any]]
-
-
-class Progress:
-    """How far a running call is; safe to read, and to cancel, from another thread."""
-
-    def __init__(self) -> None:
-        self.c = ffi.new("fb_progress *")
-
-    @property
-    def fraction(self) -> float:
-        """0 .. 1."""
-        return float(min(1.0, self.c.done / self.c.total)) if self.c.total else 0.0
-
-    def cancel(self) -> None:
-        """The running call soon raises Cancelled."""
-        self.c.cancel = 1
-
-
-class Range(NamedTuple):
-    """Elements of the flat parameters, from `first` on, with their own learning rate and decay."""
-
-    first: int
-    n: int
-    lr_scale: float = 1.0
-    decay_scale: float = 1.0
-
-
-@dataclass
-class Optimizer:
-    """AdamW (m and v) or SGD over the flat parameters; `lr` and `t` change from step to step."""
-
-    m: Buffer | None
-    v: Buffer | None
-    ranges: Sequence[Range]
-    kind: str = "adamw"
-    lr: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    clip: float = 0.0
-    t: int = 0
-
-    def as_c(self) -> tuple[Any, Any]:
-        """The C structure, and what it points to."""
-        ranges = ffi.new("fb_range[]", [tuple(r) for r in self.ranges])
-        values = {name: getattr(self, name) for name in
-                  ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum", "clip", "t")}  # fmt: skip
-        values["kind"] = {"adamw": lib.FB_ADAMW, "sgd": lib.FB_SGD}[self.kind]
-        values["m"] = self.m.c if self.m else ffi.NULL
-        values["v"] = self.v.c if self.v else ffi.NULL
-        return ffi.new("fb_optimizer *", {**values, "ranges": ranges, "n_ranges": len(self.ranges)}), ranges
-
-
-class StepResult(NamedTuple):
-    """Sums of a step; `finite` False: something was NaN or infinite, and nothing was updated."""
-
-    loss_sum: float
-    trained: int
-    grad_norm: float
-    finite: bool
-
-
-class PlanStats(NamedTuple):
-    """What a plan needs and does; bytes of the device, operations of products."""
-
-    arena_bytes: int
-    scratch_bytes: int
-    input_bytes: int
-    allocated_bytes: int
-    launches: int
-    tiled: int
-    flops_per_token: float
-    flops_per_trained: float
-
-
-class Tiling(NamedTuple):
-    """An op that was cut into `tiles` because an operand (rows, cols) is too large: its `bytes` are more than the
-    `limit` of a "binding" or an "allocation", or its rows more than one launch sums ("reduction"). `of`: "activation",
-    or the "weight" or "gradient" of the leaf `tensor`."""
-
-    op: str
-    of: str
-    tensor: Tensor
-    rows: int
-    cols: int
-    bytes: int
-    limit: int
-    which: str
-    tiles: int
-
-
-class Plan:
-    """A graph made ready to run; with `train`, its backward pass too."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        params: Buffer | None = None,
-        grads: Buffer | None = None,
-        checkpoint: bool = True,
-        logits_bytes: int = 0,
-    ) -> None:
-        options = ffi.new("fb_plan_options *")
-        options.train, options.checkpoint, options.logits_bytes = int(grads is not None), int(checkpoint), logits_bytes
-        options.params = params.c if params else ffi.NULL
-        options.grads = grads.c if grads else ffi.NULL
-        self.kinds = [(dtype, cols) for _, dtype, cols in graph.inputs]
-        self.c = _handle(lib.fb_plan_new(graph.c, options))
-
-    @property
-    def stats(self) -> PlanStats:
-        """Sizes and counts."""
-        c = ffi.new("fb_plan_stats *")
-        _check(lib.fb_plan_get_stats(self.c, c))
-        return PlanStats(*(getattr(c, name) for name in PlanStats._fields))
-
-    def tilings(self) -> list[Tiling]:
-        """The ops that were cut, in the order in which they run."""
-        count = lib.fb_plan_tilings(self.c, ffi.NULL, 0)
-        rows = ffi.new("fb_tiling[]", count)
-        lib.fb_plan_tilings(self.c, rows, count)
-        of = {lib.FB_OF_ACTIVATION: "activation", lib.FB_OF_WEIGHT: "weight", lib.FB_OF_GRADIENT: "gradient"}
-        return [
-            Tiling(ffi.string(r.op).decode(), of[r.what], r.tensor, r.rows, r.cols, r.bytes, r.limit,
-                   ("binding", "allocation", "reduction")[r.limit_of], r.tiles)
-            for r in rows
-        ]  # fmt: skip
-
-    def describe(self) -> str:
-        """The launches, a line each."""
-        return str(ffi.string(_handle(lib.fb_plan_describe(self.c))).decode())
-
-    def op_stats(self) -> list[dict[str, Any]]:
-        """Time, operations and bytes by op, for a device opened with `profile`."""
-        rows = ffi.new("fb_op_stats[]", 64)
-        names = ("launches", "seconds", "flops", "bytes")
-        count = lib.fb_plan_op_stats(self.c, rows, 64)
-        return [{"op": ffi.string(r.name).decode(), **{n: getattr(r, n) for n in names}} for r in rows[0:count]]
-
-    def _feeds(self, feeds: Sequence[Feed]) -> tuple[Any, list[Any]]:
-        alive: list[Any] = []
-        c = ffi.new("fb_feed[]", len(feeds))
-        for i, feed in enumerate(feeds):
-            arrays = [
-                np.ascontiguousarray(array, np.int32 if dtype == I32 else np.float32)
-                for (dtype, _), array in zip(self.kinds, feed.inputs, strict=True)
-            ]
-            pointers = [ffi.from_buffer(data) if data.size else ffi.NULL for data in arrays]
-            inputs, sizes = ffi.new("void *[]", pointers), ffi.new("uint64_t[]", [data.nbytes for data in arrays])
-            alive += [arrays, pointers, inputs, sizes]
-            c[i].tokens, c[i].trained, c[i].n_inputs = feed.tokens, feed.trained, len(arrays)
-            c[i].inputs, c[i].bytes = inputs, sizes
-        return c, alive
-
-    def run(self, feed: Feed, progress: Progress | None = None) -> None:
-        """One feed, forward; in a training plan backward too, its gradients added to those already there."""
-        c, alive = self._feeds([feed])
-        progress = progress or Progress()
-        with interrupts.cancelled_by(progress.cancel):
-            _check(lib.fb_plan_run(self.c, c, progress.c))
-        del alive
-
-    def read(self, t: Tensor, rows: int, cols: int, first: int = 0) -> F32Array:
-        """(rows, cols) of a kept tensor."""
-        out = np.empty((rows, cols), np.float32)
-        if out.size:
-            room = ffi.from_buffer("float *", out, require_writable=True)
-            _check(lib.fb_plan_read(self.c, t, first, rows, room, out.nbytes))
-        return out
-
-    def step(self, feeds: Sequence[Feed], optimizer: Optimizer, progress: Progress | None = None) -> StepResult:
-        """A whole optimizer step over all feeds."""
-        c, alive = self._feeds(feeds)
-        settings, ranges = optimizer.as_c()
-        result = ffi.new("fb_result *")
-        progress = progress or Progress()
-        with interrupts.cancelled_by(progress.cancel):
-            _check(lib.fb_plan_step(self.c, c, len(feeds), settings, result, progress.c))
-        del alive, ranges
-        return StepResult(result.loss_sum, result.trained, result.grad_norm, bool(result.finite))
-
-    def close(self) -> None:
-        """Frees the plan's memory."""
-        lib.fb_plan_free(self.c)
         self.c = ffi.NULL

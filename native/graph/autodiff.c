@@ -210,9 +210,11 @@ const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_XENT]          = {"xent",          "oxi",        "mmm",        0, NULL},
     [FB_OP_APPEND]        = {"append",        "xii",        ".mm",        0, NULL},
     [FB_OP_ZERO]          = {"zero",          "o",          "m",          0, NULL},
+    [FB_OP_TALLY]         = {"tally",         "xi",         ".m",         0, NULL},
     [FB_OP_SUMSQ]         = {"sumsq",         "oi",         "..",         0, NULL},
-    [FB_OP_ADAMW]         = {"adamw",         "xxxi",       "....",       0, NULL},
-    [FB_OP_SGD]           = {"sgd",           "xxi",        "...",        0, NULL},
+    [FB_OP_NORM]          = {"norm",          "xii",        "...",        0, NULL},
+    [FB_OP_ADAMW]         = {"adamw",         "xxxiii",     "......",     0, NULL},
+    [FB_OP_SGD]           = {"sgd",           "xxiii",      ".....",      0, NULL},
 };
 
 /* ---- the loss ---- */
@@ -282,6 +284,10 @@ static void lower_loss(fb_autodiff *d) {
         fb_tensor dxs = fresh(d, index, width, d->p->tensors[x].type);
         EMIT(FB_OP_LINEAR_DX, dxs, logits, w, du, du < 0 ? FB_NONE : a);
         EMIT(FB_OP_SCATTER, dx, dxs, index);
+    }
+    if (d->options->train) {
+        const fb_tensor_info record = {.type = FB_F32, .rows = 1, .cols = FB_RECORD, .place = FB_IN_RECORD, .base = FB_NONE};
+        EMIT(FB_OP_TALLY, fb_program_tensor(d->p, record), loss->nll);
     }
     if (dx >= 0) d->grads[x] = dx;
     if (dseen >= 0) d->grads[loss->seen] = dseen;

@@ -77,10 +77,17 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *                                                                       leaves d sum(nll) / d logits in logits
  *  APPEND         io cache act(S,D); x act(T,D); slots i32(T,1)         cache[slots[t]] = x[t]
  *  ZERO           out y any(R,C)
+ *  TALLY          io record f32(1,R); nll f32(M,1)                     adds sum(nll) to FB_RECORD_LOSS and M to
+ *                                                                       FB_RECORD_TRAINED, in fixed order
  *  SUMSQ          out partial f32(1,P); x f32(1,n)                      partial[i] = sum of squares of the i-th of P
  *                                                                       equal pieces (ceil(n/P)), in fixed order
- *  ADAMW          io p f32(1,n); io m; io v; g                          see fb_attr
- *  SGD            io p f32(1,n); [io m]; g
+ *  NORM           io record f32(1,R); partial f32(1,P); hyper f32(1,H)  FB_RECORD_NORM = sqrt(sum(partial)) / trained;
+ *                                                                       _SCALE = 1 / trained, times clip / (norm + 1e-6)
+ *                                                                       where the norm is above a clip > 0;
+ *                                                                       _FINITE = 1 where loss and norm are, else 0
+ *  ADAMW          io p f32(1,n); io m; io v; g; hyper; record           see fb_attr; g is multiplied by _SCALE. Where
+ *                                                                       _FINITE is 0, all is left as it is
+ *  SGD            io p f32(1,n); [io m]; g; hyper; record
  */
 typedef enum fb_op {
     FB_OP_EMBED, FB_OP_RMS_NORM, FB_OP_RMS_NORM_DX, FB_OP_RMS_NORM_DW,
@@ -89,7 +96,7 @@ typedef enum fb_op {
     FB_OP_ATTENTION, FB_OP_ATTENTION_DQ, FB_OP_ATTENTION_DKV,
     FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD, FB_OP_DROPOUT,
     FB_OP_GATHER, FB_OP_SCATTER, FB_OP_XENT, FB_OP_APPEND, FB_OP_ZERO,
-    FB_OP_SUMSQ, FB_OP_ADAMW, FB_OP_SGD,
+    FB_OP_TALLY, FB_OP_SUMSQ, FB_OP_NORM, FB_OP_ADAMW, FB_OP_SGD,
     FB_OP_COUNT
 } fb_op;
 
@@ -104,10 +111,13 @@ typedef struct fb_attr {
     int32_t grad;                             /* XENT */
     uint32_t threshold, salt;                 /* DROPOUT */
     fb_attention_shape attention;             /* ATTENTION* */
-    float lr, beta1, beta2, decay, grad_scale; /* ADAMW SGD: g is multiplied by grad_scale; p -= lr * decay * p */
-    float correct1, correct2;                 /* ADAMW: 1 - beta^t; p -= lr * (m/correct1) / (sqrt(v/correct2) + eps) */
+    float lr_scale, decay;                    /* ADAMW SGD: lr = hyper lr * lr_scale; p -= lr * decay * p */
+    float beta1, beta2;                       /* ADAMW: p -= lr * (m / correct1) / (sqrt(v / correct2) + eps) */
     float momentum;                           /* SGD: m = momentum * m + g; p -= lr * m */
 } fb_attr;
+
+/* The numbers that change from step to step: the operand `hyper`. correct1, correct2: 1 - beta^t; clip 0: none. */
+enum { FB_HYPER_LR, FB_HYPER_CORRECT1, FB_HYPER_CORRECT2, FB_HYPER_CLIP, FB_HYPER };
 
 /* 32 random bits of an element, from a row's key, an op's salt and a column. */
 static inline uint32_t fb_mix(uint32_t x) { /* a bijection whose every output bit hangs on every input bit */

@@ -261,15 +261,3 @@ void fb_release(fb_device *device, fb_prepared *prepared) {
     free(prepared->seconds);
     memset(prepared, 0, sizeof *prepared);
 }
-
-int fb_run_once(fb_device *device, const fb_launch *launch) {
-    static const int32_t none[FB_COUNTS];
-    const fb_run run = {.duty = 1};
-    fb_prepared once;
-    int code = fb_prepare(device, launch, 1, &(fb_mem){0}, &once);
-    if (code) return code;
-    code = device->backend->replay(device->self, once.program, none, &run);
-    if (code == FB_OK) code = device->backend->wait(device->self);
-    fb_release(device, &once);
-    return code;
-}

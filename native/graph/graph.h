@@ -6,7 +6,7 @@
  *   memory.c    lays the program's tensors into one arena by liveness
  *   plan.c      binds the program to memory              (fb_plan)
  *   run.c       runs it: feeds in, steps, kept rows back
- *   optimizer.c clips and updates the flat parameters
+ *   optimizer.c the beginning and the end of a step over the flat parameters
  */
 #ifndef FB_GRAPH_H
 #define FB_GRAPH_H
@@ -38,7 +38,7 @@ struct fb_buffer {
 enum { FB_NONE = -1, FB_ALIGN = 256 /* bytes: where tensors of an arena begin */ };
 
 /* Where a tensor's bytes are. GRAD is the gradient of a FB_PARAM leaf, at the same offset of the gradient buffer. */
-typedef enum fb_place { FB_IN_ARENA, FB_IN_BUFFER, FB_IN_GRADS, FB_IN_INPUTS } fb_place;
+typedef enum fb_place { FB_IN_ARENA, FB_IN_BUFFER, FB_IN_GRADS, FB_IN_INPUTS, FB_IN_RECORD } fb_place;
 
 typedef struct fb_tensor_info {
     int32_t type;
@@ -121,10 +121,13 @@ struct fb_plan {
     fb_tensor *inputs;
     int32_t *bounds; /* (n_inputs,) I32 values of an input must lie in 0 .. bounds - 1; 0: any */
     fb_tensor nll;
-    uint64_t arena_bytes, scratch_bytes, input_bytes;
-    fb_buffer *arena;
+    uint64_t arena_bytes, scratch_bytes, input_bytes, step_bytes;
+    fb_buffer *arena, *record;
     fb_mem scratch, staged;
-    fb_prepared feed; /* a feed forward, and in training backward */
+    fb_mem step;                     /* of training: `hyper`, and the norm's partial sums from FB_ALIGN on */
+    fb_prepared begin, feed, update; /* zeroed gradients; a feed forward, and in training backward; the optimizer's part */
+    fb_optimizer optimizer;          /* that `update` was prepared for, with its own ranges */
+    fb_range *ranges;
     int ready;
     char *text;
     fb_op_stats ops[FB_OP_COUNT];
@@ -158,11 +161,10 @@ void fb_program_release(const fb_program *p);
 
 /* autodiff.c */
 int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_program *out);
-/* device.c: the part of a buffer in which an offset lies; launches made ready, and run once */
+/* device.c: the part of a buffer in which an offset lies; launches made ready */
 int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset);
 int fb_prepare(fb_device *device, const fb_launch *launches, int32_t n, const fb_mem *workspace, fb_prepared *out);
 void fb_release(fb_device *device, fb_prepared *prepared);
-int fb_run_once(fb_device *device, const fb_launch *launch);
 /* Users count, so that handles may be closed in any order: what is left of a closed one is refused, not reached. */
 fb_device *fb_device_hold(fb_device *device);
 void fb_device_release(fb_device *device);
@@ -178,9 +180,12 @@ uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row
 int fb_plan_allocate(fb_plan *plan);
 const fb_mem *fb_plan_locate(const fb_plan *plan, const fb_tensor_info *t, int32_t row, uint64_t *offset);
 void fb_count_launch(fb_op_stats *stats, const fb_launch *launch, double seconds);
-/* optimizer.c */
+/* optimizer.c: bytes beside the gradients; the programs before the feeds of a step and after them, this one made anew only
+ * where the optimizer's constants or buffers are not those of before */
 int fb_buffers_alike(const fb_buffer *a, const fb_buffer *b); /* in size and parts */
+uint64_t fb_step_bytes(const fb_buffer *grads);
 int fb_optimizer_check(const fb_buffer *params, const fb_optimizer *o); /* before anything is written */
-int fb_optimizer_update(fb_device *device, fb_buffer *params, fb_buffer *grads, const fb_optimizer *o,
-                        double denominator, double *grad_norm, int *finite);
+int fb_prepare_begin(fb_plan *plan);
+int fb_prepare_update(fb_plan *plan, const fb_optimizer *o);
+void fb_release_update(fb_plan *plan);
 #endif

@@ -29,13 +29,15 @@
 #define fb_xent_views(X) X(nll) X(logits) X(targets)
 #define fb_append_views(X) X(cache) X(x) X(slots)
 #define fb_zero_views(X) X(y)
+#define fb_tally_views(X) X(record) X(nll)
 #define fb_sumsq_views(X) X(partial) X(x)
-#define fb_adamw_views(X) X(p) X(m) X(v) X(g)
-#define fb_sgd_views(X) X(p) X(m) X(g)
+#define fb_norm_views(X) X(record) X(partial) X(hyper)
+#define fb_adamw_views(X) X(p) X(m) X(v) X(g) X(hyper) X(record)
+#define fb_sgd_views(X) X(p) X(m) X(g) X(hyper) X(record)
 
 #define FB_VIEWS_OF_OPS(X) \
     X(embed) X(rms_norm) X(rms_norm_dx) X(rms_norm_dw) X(linear) X(linear_dx) X(linear_dw) X(bias_db) \
     X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(glu) X(glu_grad) \
     X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
-    X(sumsq) X(adamw) X(sgd)
+    X(tally) X(sumsq) X(norm) X(adamw) X(sgd)
 #endif

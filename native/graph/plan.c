@@ -11,6 +11,7 @@ static fb_buffer *buffer_of(const fb_plan *plan, const fb_tensor_info *t) {
     switch (t->place) {
     case FB_IN_ARENA: return plan->arena;
     case FB_IN_INPUTS: return NULL;
+    case FB_IN_RECORD: return plan->record;
     case FB_IN_GRADS: return plan->options.grads;
     default: return t->buffer;
     }
@@ -161,6 +162,7 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
         if (bytes == UINT64_MAX) goto fail;
         if (bytes > plan->scratch_bytes) plan->scratch_bytes = bytes;
     }
+    if (options->train) plan->step_bytes = fb_step_bytes(options->grads);
     for (int i = 0; i < FB_OP_COUNT; i++) plan->ops[i].name = fb_ops[i].name;
     return plan;
 fail:
@@ -169,14 +171,18 @@ fail:
 }
 
 static void release(fb_plan *plan) {
-    fb_mem *all[] = {&plan->scratch, &plan->staged};
-    fb_release(plan->device, &plan->feed);
-    fb_buffer_free(plan->arena);
-    plan->arena = NULL;
-    for (int i = 0; i < 2; i++) {
-        if (all[i]->bytes) plan->device->backend->free(plan->device->self, all[i]);
-        memset(all[i], 0, sizeof *all[i]);
+    fb_device *device = plan->device;
+    fb_mem *pieces[] = {&plan->scratch, &plan->staged, &plan->step};
+    fb_release(device, &plan->begin);
+    fb_release(device, &plan->feed);
+    fb_release_update(plan);
+    for (int i = 0; i < 3; i++) {
+        if (pieces[i]->bytes) device->backend->free(device->self, pieces[i]);
+        memset(pieces[i], 0, sizeof *pieces[i]);
     }
+    fb_buffer_free(plan->arena);
+    fb_buffer_free(plan->record);
+    plan->arena = plan->record = NULL;
 }
 
 static uint64_t arena_there(const fb_plan *plan) {
@@ -222,6 +228,11 @@ int fb_plan_allocate(fb_plan *plan) {
     int code = allocate_arena(plan);
     if (code == FB_OK) code = allocate_piece(plan, plan->scratch_bytes, &plan->scratch);
     if (code == FB_OK) code = allocate_piece(plan, plan->input_bytes, &plan->staged);
+    if (code == FB_OK) code = allocate_piece(plan, plan->step_bytes, &plan->step);
+    if (code == FB_OK && plan->options.train) {
+        plan->record = fb_buffer_new(plan->device, FB_RECORD * 4, NULL, 0);
+        code = plan->record ? fb_prepare_begin(plan) : FB_E_MEMORY;
+    }
     if (code == FB_OK) code = prepare(plan);
     if (code) release(plan);
     plan->ready = code == FB_OK;
@@ -247,8 +258,9 @@ int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
     memset(stats, 0, sizeof *stats);
     stats->arena_bytes = plan->arena_bytes;
     stats->scratch_bytes = plan->scratch_bytes;
-    stats->input_bytes = plan->input_bytes;
-    stats->allocated_bytes = arena_there(plan) + plan->scratch.bytes + plan->staged.bytes;
+    stats->input_bytes = plan->input_bytes + plan->step_bytes + (plan->options.train ? FB_RECORD * 4 : 0);
+    stats->allocated_bytes = arena_there(plan) + plan->scratch.bytes + plan->staged.bytes + plan->step.bytes +
+                             (plan->record ? plan->record->bytes : 0);
     stats->launches = plan->program.n_nodes;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
         const fb_node *n = &plan->program.nodes[i];

@@ -1,8 +1,11 @@
 /* run.c - running a plan: feeds in, whole optimizer steps, kept rows back. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "graph.h"
+
+static const int32_t NO_COUNTS[FB_COUNTS];
 
 static uint64_t input_bytes(const fb_plan *plan, int32_t input, const fb_feed *feed) {
     const int32_t counts[FB_COUNTS] = {[FB_COUNT_TOKENS] = feed->tokens, [FB_COUNT_TRAINED] = feed->trained};
@@ -14,7 +17,9 @@ static uint64_t input_bytes(const fb_plan *plan, int32_t input, const fb_feed *f
 /* Whether all that the plan reaches is still open. */
 static int check_open(const fb_plan *plan) {
     if (!plan || plan->device->closed) return fb_fail(FB_E_ARGUMENT, "the plan or its device is closed");
-    int open = (!plan->options.params || plan->options.params->parts) && (!plan->options.grads || plan->options.grads->parts);
+    const fb_buffer *own[] = {plan->options.params, plan->options.grads, plan->record};
+    int open = 1;
+    for (int i = 0; i < 3; i++) open &= !own[i] || own[i]->parts;
     for (int32_t i = 0; i < plan->program.n_tensors && open; i++) {
         const fb_buffer *buffer = plan->program.tensors[i].buffer;
         open = !buffer || buffer->parts;
@@ -111,57 +116,80 @@ int fb_plan_read(fb_plan *plan, fb_tensor t, int32_t first_row, int32_t rows, fl
     return code;
 }
 
-static int sum_loss(fb_plan *plan, const fb_feed *feed, double *sum) {
-    if (!feed->trained) return FB_OK;
-    float *nll = malloc(sizeof *nll * (size_t)feed->trained);
-    if (!nll) return fb_fail(FB_E_MEMORY, "out of memory");
-    int code = fb_plan_read(plan, plan->nll, 0, feed->trained, nll, sizeof *nll * (uint64_t)feed->trained);
-    for (int32_t i = 0; i < feed->trained && code == FB_OK; i++) *sum += nll[i];
-    free(nll);
+/* ---- steps ---- */
+
+static int check_train(const fb_plan *plan) {
+    int code = check_open(plan);
+    return code || plan->options.train ? code : fb_fail(FB_E_ARGUMENT, "a step needs a training plan");
+}
+
+static int check_feeds(const fb_plan *plan, const fb_feed *feeds, int32_t n_feeds) {
+    int code = check_train(plan);
+    if (code == FB_OK && (!feeds || n_feeds < 1 || n_feeds > INT32_MAX / (plan->program.n_nodes + 1)))
+        code = fb_fail(FB_E_ARGUMENT, "a step needs feeds");
+    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) code = check_feed(plan, &feeds[i]);
     return code;
 }
 
-static int zero_gradients(fb_plan *plan) {
-    fb_buffer *grads = plan->options.grads;
-    uint64_t most = plan->device->info.max_binding_bytes < 1u << 30 ? plan->device->info.max_binding_bytes : 1u << 30;
-    for (int64_t i = 0; i < grads->n_parts; i++)
-        for (uint64_t at = 0, bytes = grads->parts[i].bytes / 4 * 4; at < bytes; at += most / 4 * 4) {
-            int32_t n = (int32_t)((bytes - at < most ? bytes - at : most) / 4);
-            fb_launch zero = {.op = FB_OP_ZERO};
-            zero.v[0] = (fb_view){.mem = &grads->parts[i], .offset = at, .type = FB_F32, .rows = 1, .cols = n, .ld = n};
-            int code = fb_run_once(plan->device, &zero);
-            if (code) return code;
-        }
+static int check_update(const fb_plan *plan, const fb_optimizer *o, const fb_result *result) {
+    int code = check_train(plan);
+    if (code == FB_OK && (!o || !result)) code = fb_fail(FB_E_ARGUMENT, "a step needs an optimizer and a place for its result");
+    return code ? code : fb_optimizer_check(plan->options.params, o);
+}
+
+int fb_plan_accumulate(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, fb_progress *progress) {
+    int code = check_feeds(plan, feeds, n_feeds);
+    if (code == FB_OK) code = fb_plan_allocate(plan);
+    if (code) return code;
+    if (progress) progress->done = 0, progress->total = plan->feed.n * n_feeds;
+    code = replay(plan, &plan->begin, NO_COUNTS, NULL);
+    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) code = run_feed(plan, &feeds[i], progress);
+    return code;
+}
+
+fb_buffer *fb_plan_record(fb_plan *plan) {
+    return check_train(plan) || fb_plan_allocate(plan) ? NULL : plan->record;
+}
+
+/* From here on parameters change: nothing cancels it. */
+static int update(fb_plan *plan, float record[FB_RECORD]) {
+    int code = replay(plan, &plan->update, NO_COUNTS, NULL);
+    if (code == FB_OK) code = plan->device->backend->wait(plan->device->self);
+    if (code == FB_OK) code = fb_buffer_read(plan->record, 0, record, FB_RECORD * sizeof *record);
+    if (code == FB_OK) return FB_OK;
+    char reason[400];
+    snprintf(reason, sizeof reason, "%s", fb_error());
+    return fb_fail(code, "the update of the parameters failed, which may have left it half done: %s", reason);
+}
+
+int fb_plan_update(fb_plan *plan, const fb_optimizer *o, fb_result *result, fb_progress *progress) {
+    int code = check_update(plan, o, result);
+    if (code == FB_OK) code = fb_plan_allocate(plan);
+    if (code == FB_OK) code = fb_prepare_update(plan, o);
+    if (code) return code;
+    float record[FB_RECORD];
+    const float hyper[FB_HYPER] = {[FB_HYPER_LR] = o->lr, [FB_HYPER_CLIP] = o->clip,
+                                   [FB_HYPER_CORRECT1] = (float)(1.0 - pow(o->beta1, (double)o->t)),
+                                   [FB_HYPER_CORRECT2] = (float)(1.0 - pow(o->beta2, (double)o->t))};
+    memset(result, 0, sizeof *result);
+    code = plan->device->backend->write(plan->device->self, &plan->step, 0, hyper, sizeof hyper);
+    if (code == FB_OK && progress && progress->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
+    if (code == FB_OK) code = update(plan, record);
+    if (code) return code;
+    result->loss_sum = (double)record[FB_RECORD_LOSS] + (double)record[FB_RECORD_LOSS + 1];
+    result->trained = (int64_t)((double)record[FB_RECORD_TRAINED] + (double)record[FB_RECORD_TRAINED + 1]);
+    result->grad_norm = record[FB_RECORD_NORM];
+    result->finite = record[FB_RECORD_FINITE] != 0;
     return FB_OK;
 }
 
 int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_optimizer *optimizer,
                  fb_result *result, fb_progress *progress) {
-    int code = check_open(plan);
-    if (code) return code;
-    if (!result || !optimizer || !feeds || !plan->options.train || n_feeds < 1 ||
-        n_feeds > INT32_MAX / (plan->program.n_nodes + 1))
-        return fb_fail(FB_E_ARGUMENT, "a step needs a training plan, feeds, an optimizer and a place for its result");
-    memset(result, 0, sizeof *result);
-    code = fb_optimizer_check(plan->options.params, optimizer);
-    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) {
-        code = check_feed(plan, &feeds[i]);
-        result->trained += feeds[i].trained;
-    }
-    if (code == FB_OK && !result->trained) code = fb_fail(FB_E_ARGUMENT, "a step without a trained token");
-    if (code == FB_OK) code = fb_plan_allocate(plan);
-    if (code == FB_OK) code = zero_gradients(plan);
-    if (progress) {
-        progress->done = 0;
-        progress->total = plan->feed.n * n_feeds;
-    }
-    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) {
-        code = run_feed(plan, &feeds[i], progress);
-        if (code == FB_OK) code = plan->device->backend->wait(plan->device->self);
-        if (code == FB_OK) code = sum_loss(plan, &feeds[i], &result->loss_sum);
-    }
-    if (code) return code;
-    if (!isfinite(result->loss_sum)) return FB_OK;
-    return fb_optimizer_update(plan->device, plan->options.params, plan->options.grads, optimizer,
-                               (double)result->trained, &result->grad_norm, &result->finite);
+    int64_t trained = 0;
+    int code = check_feeds(plan, feeds, n_feeds);
+    if (code == FB_OK) code = check_update(plan, optimizer, result);
+    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) trained += feeds[i].trained;
+    if (code == FB_OK && !trained) code = fb_fail(FB_E_ARGUMENT, "a step without a trained token");
+    if (code == FB_OK) code = fb_plan_accumulate(plan, feeds, n_feeds, progress);
+    return code ? code : fb_plan_update(plan, optimizer, result, progress);
 }

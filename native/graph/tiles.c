@@ -44,7 +44,7 @@ static int32_t tile_rows(const fb_program *p, const fb_node *n, char axis, uint6
 /* The first row after `row` that lies in another allocation of the device; INT32_MAX where there is none. */
 static int32_t next_part(const fb_program *p, fb_tensor tensor, int32_t row) {
     const fb_tensor_info *t = &p->tensors[tensor];
-    if (t->place == FB_IN_INPUTS) return INT32_MAX;
+    if (t->place == FB_IN_INPUTS || t->place == FB_IN_RECORD) return INT32_MAX;
     if (t->place == FB_IN_ARENA) {
         int32_t at = t->base >= 0 ? t->base_row + row : row, rows = t->base >= 0 ? p->tensors[t->base].part_rows : t->part_rows;
         return rows ? row + rows - at % rows : INT32_MAX;

@@ -8,7 +8,10 @@
  *   fb_graph  *g   = fb_graph_new(dev, tokens, trained, FB_BF16);
  *   ... fb_leaf / fb_input / ops ... fb_loss ...            // record the forward pass once
  *   fb_plan   *pl  = fb_plan_new(g, &plan_options);        // derives backward, plans memory and tiles
- *   fb_plan_step(pl, feeds, n_feeds, ...);                 // a whole optimizer step, as often as wanted
+ *   fb_plan_step(pl, feeds, n_feeds, ...);                 // a whole optimizer step, as often as wanted, or in parts:
+ *   fb_plan_accumulate(pl, feeds, n_feeds, ...);           // gradients and losses of many feeds
+ *   ... gradients and fb_plan_record(pl) added up over devices ...
+ *   fb_plan_update(pl, optimizer, ...);                    // norm, clip, update
  *
  * A function that can fail returns NULL, a negative tensor, or a code other than
  * FB_OK; fb_error() then holds one sentence. Handles are not thread-safe, but
@@ -226,7 +229,7 @@ typedef struct fb_plan_options {
 typedef struct fb_plan_stats {
     uint64_t arena_bytes;     /* activations and gradients of activations, planned by liveness */
     uint64_t scratch_bytes;   /* of kernels */
-    uint64_t input_bytes;     /* staged feeds */
+    uint64_t input_bytes;     /* staged feeds, and the few numbers of a step */
     uint64_t allocated_bytes; /* what the three came to; 0 before the first run */
     int32_t launches;
     int32_t tiled;            /* launches that exist only because an operand passed a limit */
@@ -312,8 +315,27 @@ typedef struct fb_result {
     int32_t finite;   /* 0: loss or gradient was NaN or infinite, and nothing was updated */
 } fb_result;
 
-/* Zeroes the gradients, runs every feed forward and backward, divides once by the trained tokens of all feeds,
- * clips and updates. Cancelled or failed, the parameters and the optimizer's state are untouched. */
+/* What fb_plan_accumulate leaves beside the gradients: FB_RECORD floats in one small buffer. The first FB_RECORD_SUMS add
+ * up over devices, like the gradients. A loss or a count is two of them, whose sum it is: a single one would lose digits. */
+enum {
+    FB_RECORD_LOSS = 0,    /* two: of all trained tokens */
+    FB_RECORD_TRAINED = 2, /* two: tokens */
+    FB_RECORD_SUMS = 4,
+    FB_RECORD_NORM = 4,    /* of the mean gradient; this and the others are filled in by fb_plan_update */
+    FB_RECORD_SCALE = 5,   /* what gradients are multiplied by */
+    FB_RECORD_FINITE = 6,  /* 1: loss and gradient are numbers */
+    FB_RECORD = 8
+};
+
+/* Zeroes the gradients and the record, then runs every feed forward and backward and adds to both. May return before the
+ * device has finished; reads of buffers and fb_plan_update wait. */
+int fb_plan_accumulate(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, fb_progress *progress);
+/* The record, FB_RECORD floats, for as long as the plan lives; NULL: out of memory. */
+fb_buffer *fb_plan_record(fb_plan *plan);
+/* Divides the gradients once by the trained tokens of the record, clips, updates, and waits. Parameters and the optimizer's
+ * state are untouched where it was cancelled, or failed before it began; a failure after that says so. */
+int fb_plan_update(fb_plan *plan, const fb_optimizer *optimizer, fb_result *result, fb_progress *progress);
+/* Both. */
 int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_optimizer *optimizer,
                  fb_result *result, fb_progress *progress);
 

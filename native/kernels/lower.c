@@ -257,6 +257,32 @@ LOWER(sumsq) {
     return 1;
 }
 
+_Static_assert(HYPER_LR == FB_HYPER_LR && HYPER_CORRECT1 == FB_HYPER_CORRECT1 && HYPER_CORRECT2 == FB_HYPER_CORRECT2 &&
+                   HYPER_CLIP == FB_HYPER_CLIP && RECORD_LOSS == FB_RECORD_LOSS && RECORD_TRAINED == FB_RECORD_TRAINED &&
+                   RECORD_NORM == FB_RECORD_NORM && RECORD_SCALE == FB_RECORD_SCALE && RECORD_FINITE == FB_RECORD_FINITE,
+               "places in RECORD and HYPER");
+
+/* One workgroup adds up all. */
+static int tallied(dispatch *d, uint32_t op, struct fb_tally_operands v, int32_t count) {
+    begin(d, FB_KERNEL_tally, 128);
+    d->operand.tally = v;
+    d->constant.tally.OP = op;
+    d->argument.tally.COUNT = (uint32_t)count;
+    d->groups = 1;
+    d->work = 2.0 * count;
+    d->rounds = up((uint64_t)count, 128) + 64;
+    return 1;
+}
+LOWER(tally) {
+    UNUSED;
+    return tallied(d, 0, (struct fb_tally_operands){.RECORD = l->tally.record, .X = l->tally.nll}, l->tally.nll.rows);
+}
+LOWER(norm) {
+    UNUSED;
+    const struct fb_norm_views *v = &l->norm;
+    return tallied(d, 1, (struct fb_tally_operands){.RECORD = v->record, .X = v->partial, .HYPER = v->hyper}, v->partial.cols);
+}
+
 LOWER(xent) {
     UNUSED;
     const fb_view *x = &l->xent.logits;
@@ -340,17 +366,17 @@ static int updated(dispatch *d, uint32_t op, struct fb_update_operands v, struct
 LOWER(adamw) {
     UNUSED;
     const fb_attr *a = &l->attr;
-    return updated(d, 0, (struct fb_update_operands){.P = l->adamw.p, .M = l->adamw.m, .V = l->adamw.v, .G = l->adamw.g},
-                   (struct fb_update_arguments){.G_SCALE = a->grad_scale, .BETA1 = a->beta1, .REST1 = 1 - a->beta1,
-                                                .BETA2 = a->beta2, .REST2 = 1 - a->beta2, .KEEP = 1 - a->lr * a->decay,
-                                                .RATE = a->lr / a->correct1, .SCALE2 = 1 / a->correct2, .EPS = a->eps});
+    const struct fb_adamw_views *v = &l->adamw;
+    return updated(d, 0, (struct fb_update_operands){.P = v->p, .M = v->m, .V = v->v, .G = v->g, .HYPER = v->hyper, .RECORD = v->record},
+                   (struct fb_update_arguments){.LR_SCALE = a->lr_scale, .DECAY = a->decay, .EPS = a->eps, .BETA1 = a->beta1,
+                                                .REST1 = 1 - a->beta1, .BETA2 = a->beta2, .REST2 = 1 - a->beta2});
 }
 LOWER(sgd) {
     UNUSED;
     const fb_attr *a = &l->attr;
-    return updated(d, 1, (struct fb_update_operands){.P = l->sgd.p, .M = l->sgd.m, .G = l->sgd.g},
-                   (struct fb_update_arguments){.G_SCALE = a->grad_scale, .BETA1 = a->momentum, .KEEP = 1 - a->lr * a->decay,
-                                                .RATE = a->lr});
+    const struct fb_sgd_views *v = &l->sgd;
+    return updated(d, 1, (struct fb_update_operands){.P = v->p, .M = v->m, .G = v->g, .HYPER = v->hyper, .RECORD = v->record},
+                   (struct fb_update_arguments){.LR_SCALE = a->lr_scale, .DECAY = a->decay, .BETA1 = a->momentum});
 }
 
 static int moved(dispatch *d, uint32_t op, struct fb_rows_operands v, uint32_t first, float scale) {
@@ -469,7 +495,8 @@ static lowering *const ROWS[FB_OP_COUNT] = {
     [FB_OP_GLU_GRAD] = glu_grad, [FB_OP_ADD] = add, [FB_OP_SCALE] = scale, [FB_OP_SOFTCAP] = softcap,
     [FB_OP_SOFTCAP_GRAD] = softcap_grad, [FB_OP_DROPOUT] = dropout,
     [FB_OP_GATHER] = gather, [FB_OP_SCATTER] = scatter, [FB_OP_XENT] = xent,
-    [FB_OP_APPEND] = append, [FB_OP_ZERO] = zero, [FB_OP_SUMSQ] = sumsq, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
+    [FB_OP_APPEND] = append, [FB_OP_ZERO] = zero, [FB_OP_TALLY] = tally, [FB_OP_SUMSQ] = sumsq,
+    [FB_OP_NORM] = norm, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
 };
 
 /* The formats that blocks.prelude decodes. */

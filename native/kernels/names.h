@@ -106,6 +106,23 @@
 #define sumsq_CONSTANTS(SPEC, TILE)
 #define sumsq_ARGUMENTS(ARG) ARG(uint, PIECES) ARG(uint, COUNT) ARG(uint, PIECE) /* elements: all, and of a piece */
 
+/* The numbers of a step: losses and trained tokens added up, and the norm of the gradient. */
+#define tally_OPERANDS(BIND) \
+    BIND(0, RECORD, WORDS, WRITTEN) BIND(1, X, WORDS, READ) /* losses, or partial sums of squares */ BIND(2, HYPER, WORDS, READ)
+#define tally_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0: adds losses to the record; 1: norm, scale and finiteness */
+#define tally_ARGUMENTS(ARG) ARG(uint, COUNT)
+
+/* Places in RECORD and HYPER, those of FB_RECORD and FB_HYPER. */
+#define RECORD_LOSS 0u
+#define RECORD_TRAINED 2u
+#define RECORD_NORM 4u
+#define RECORD_SCALE 5u
+#define RECORD_FINITE 6u
+#define HYPER_LR 0u
+#define HYPER_CORRECT1 1u
+#define HYPER_CORRECT2 2u
+#define HYPER_CLIP 3u
+
 #define xent_OPERANDS(BIND) BIND(0, NLL, WORDS, WRITTEN) BIND(1, LOGITS, WORDS, WRITTEN) BIND(2, TARGETS, WORDS, READ)
 #define xent_CONSTANTS(SPEC, TILE) SPEC(3, GRAD) /* 1: leave the gradient */
 #define xent_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(float, CAP)
@@ -127,13 +144,12 @@
 #define gate_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS)
 
 #define update_OPERANDS(BIND) \
-    BIND(0, P, WORDS, WRITTEN) BIND(1, M, WORDS, WRITTEN) BIND(2, V, WORDS, WRITTEN) BIND(3, G, WORDS, READ)
+    BIND(0, P, WORDS, WRITTEN) BIND(1, M, WORDS, WRITTEN) BIND(2, V, WORDS, WRITTEN) BIND(3, G, WORDS, READ) \
+    BIND(4, HYPER, WORDS, READ) BIND(5, RECORD, WORDS, READ)
 #define update_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 adamw, 1 sgd */
 #define update_ARGUMENTS(ARG) \
-    ARG(uint, COUNT) ARG(float, G_SCALE) \
-    ARG(float, BETA1) ARG(float, REST1) ARG(float, BETA2) ARG(float, REST2) /* rest: 1 - beta */ \
-    ARG(float, KEEP) /* 1 - lr decay */ ARG(float, RATE) /* lr / correct1 */ \
-    ARG(float, SCALE2) /* 1 / correct2 */ ARG(float, EPS)
+    ARG(uint, COUNT) ARG(float, LR_SCALE) ARG(float, DECAY) ARG(float, EPS) \
+    ARG(float, BETA1) ARG(float, REST1) ARG(float, BETA2) ARG(float, REST2) /* rest: 1 - beta */
 
 #define rows_OPERANDS(BIND) BIND(0, OUT, ACT, WRITTEN) BIND(1, W, BLOCKS, READ) BIND(2, IDS, WORDS, READ)
 #define rows_CONSTANTS(SPEC, TILE) \

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,6 +264,50 @@ def test_two_feeds_of_a_step_are_one_larger_batch(whole: bool) -> None:
     np.testing.assert_allclose(lab.grads.read(), 2 * grads, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "vulkan"])
+def test_gradients_summed_over_two_plans_are_those_of_one_with_all_feeds(backend: str) -> None:
+    """What a run on several devices does: each accumulates its own feeds, gradients and sums add up, all update."""
+    name = vulkan() if backend == "vulkan" else backend
+
+    def ready() -> tuple[Lab, Plan, Optimizer]:
+        lab, _ = decoder(Device(name, threads=1))
+        lab.params.write(lab.values)
+        return lab, lab.plan(), optimizer_for(lab, 0.01)
+
+    long = decoder(Device("cpu"))[0].feed()
+    feeds = [long, Feed(10, 4, tuple(a[:4] if i < 2 else a[:10] for i, a in enumerate(long.inputs)))]
+    lab, plan, optimizer = ready()
+    whole = plan.step(feeds, optimizer)
+    parts = [ready() for _ in feeds]
+    for (_, part, _), feed in zip(parts, feeds, strict=True):
+        part.accumulate([feed])
+    grads = sum(part.grads.read() for part, _, _ in parts)
+    sums = sum(part.sums() for _, part, _ in parts)
+    ended = []
+    for one, part, its in parts:
+        one.grads.write(grads)
+        part.set_sums(sums)
+        result = part.update(its)
+        assert result.trained == whole.trained == T + 4 and result.finite
+        assert result.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
+        assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+        ended.append(one.params.read())
+    assert np.array_equal(ended[0], ended[1])
+    np.testing.assert_allclose(ended[0], lab.params.read(), rtol=1e-4, atol=1e-5)
+    assert np.abs(ended[0] - lab.values).max() > 1e-3
+
+
+def test_the_loss_of_many_feeds_keeps_its_digits() -> None:
+    lab, nll = decoder(Device("cpu"), blocks=1)
+    lab.params.write(lab.values)
+    plan, feed = lab.plan(), lab.feed()
+    plan.run(feed)
+    once = float(plan.read(nll, T, 1).sum(dtype=np.float64))
+    result = plan.step([feed] * 1000, optimizer_for(lab, 0.0))
+    assert result.trained == 1000 * T
+    assert result.loss_sum == pytest.approx(1000 * once, rel=1e-11)
+
+
 def test_steps_lower_the_loss() -> None:
     lab, _ = decoder(Device("cpu"))
     lab.params.write(lab.values)
@@ -273,24 +319,114 @@ def test_steps_lower_the_loss() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_loss_that_is_no_number_updates_nothing() -> None:
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_loss_that_is_no_number_updates_nothing(kind: str) -> None:
     lab, _ = decoder(Device("cpu"))
     lab.values[0] = np.inf
     lab.params.write(lab.values)
-    result = lab.plan().step([lab.feed()], optimizer_for(lab, 0.1))
+    optimizer = optimizer_for(lab, 0.1)
+    optimizer.kind = kind
+    assert optimizer.m is not None and optimizer.v is not None
+    optimizer.m.write(lab.values[::-1].copy())
+    plan = lab.plan()
+    result = plan.step([lab.feed()], optimizer)
     assert not result.finite
     assert np.array_equal(lab.params.read(), lab.values)
+    assert np.array_equal(optimizer.m.read(), lab.values[::-1]) and not optimizer.v.read().any()
+    lab.values[0] = 1
+    lab.params.write(lab.values)
+    assert plan.step([lab.feed()], optimizer).finite, "the step after it starts afresh"
+    assert not np.array_equal(lab.params.read(), lab.values)
 
 
-def test_a_cancelled_step_leaves_the_parameters_alone() -> None:
+def test_a_gradient_that_is_no_number_updates_nothing() -> None:
+    """The sum of squares of finite gradients may be infinite too."""
     lab, _ = decoder(Device("cpu"))
     lab.params.write(lab.values)
-    plan, progress = lab.plan(), Progress()
-    progress.cancel()
-    with pytest.raises(Cancelled):
-        plan.step([lab.feed()], optimizer_for(lab, 0.1), progress)
+    plan, optimizer = lab.plan(), optimizer_for(lab, 0.1)
+    plan.accumulate([lab.feed()])
+    lab.grads.write(np.full(3, 1e30, np.float32), 40)
+    result = plan.update(optimizer)
+    assert not result.finite and np.isfinite(result.loss_sum)
     assert np.array_equal(lab.params.read(), lab.values)
-    running = Progress()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "vulkan"])
+def test_a_step_cancelled_anywhere_leaves_parameters_and_moments_alone(backend: str) -> None:
+    """Wherever it is stopped: the step after it is the one that would have been."""
+    device = Device(vulkan() if backend == "vulkan" else backend)
+    lab, _ = decoder(device)
+    lab.params.write(lab.values)
+    plan, optimizer = lab.plan(), optimizer_for(lab, 0.01)
+    feeds = [lab.feed()] * 3
+    assert optimizer.m is not None and optimizer.v is not None
+    state = (lab.params, optimizer.m, optimizer.v)
+
+    def reset() -> None:
+        for buffer in state:
+            buffer.write(np.zeros_like(lab.values) if buffer is not lab.params else lab.values)
+
+    result = plan.step(feeds, optimizer)
+    want = [buffer.read() for buffer in state]
+    stopped = 0
+    with ThreadPoolExecutor(1) as worker:
+        for part in range(40):
+            reset()
+            progress = Progress()
+            if part == 0:
+                progress.cancel()
+            step = worker.submit(plan.step, feeds, optimizer, progress)
+            while progress.fraction < part / 40 and not step.done():
+                pass
+            progress.cancel()
+            try:
+                step.result()
+            except Cancelled:
+                stopped += 1
+                for buffer, before in zip(state, (lab.values, 0 * lab.values, 0 * lab.values), strict=True):
+                    assert np.array_equal(buffer.read(), before)
+            else:
+                assert np.array_equal(lab.params.read(), want[0])
+        accumulated = Progress()
+        reset()
+        plan.accumulate(feeds, accumulated)
+        accumulated.cancel()
+        with pytest.raises(Cancelled):
+            plan.update(optimizer, accumulated)
+        assert np.array_equal(lab.params.read(), lab.values)
+        reset()
+        assert plan.step(feeds, optimizer) == result
+        for buffer, after in zip(state, want, strict=True):
+            assert np.array_equal(buffer.read(), after)
+    assert stopped > 5
+
+
+def test_an_optimizer_may_change_from_step_to_step() -> None:
+    """Settings, ranges and buffers are those of the call, whatever was prepared before."""
+
+    def after(changes: list[dict[str, Any]]) -> np.ndarray:
+        lab, _ = decoder(Device("cpu"))
+        lab.params.write(lab.values)
+        plan, optimizer = lab.plan(), optimizer_for(lab, 0.01)
+        for values in changes:
+            for name, value in values.items():
+                setattr(optimizer, name, value)
+            plan.step([lab.feed()], optimizer)
+        return lab.params.read()
+
+    changes: list[dict[str, Any]] = [
+        {"lr": 0.02}, {"clip": 1e-3}, {"beta1": 0.5}, {"t": 7}, {"kind": "sgd", "momentum": 0.5},
+        {"weight_decay": 0.3}, {"ranges": [Range(0, 64), Range(64, 1 << 14, 0.5)]}, {"ranges": [Range(0, 64, 2.0)]},
+    ]  # fmt: skip
+    seen = [after(changes[:n]) for n in range(len(changes) + 1)]
+    for n in range(1, len(changes)):
+        assert np.abs(after([*changes[:n], {}]) - seen[n + 1]).max() > 1e-7, changes[n]
+
+
+def test_a_running_step_hears_a_cancel() -> None:
+    lab, _ = decoder(Device("cpu"))
+    lab.params.write(lab.values)
+    plan, running = lab.plan(), Progress()
     stop = threading.Thread(target=lambda: (time.sleep(0.05), running.cancel()))
     stop.start()
     with pytest.raises(Cancelled):

@@ -26,6 +26,7 @@ typedef struct test_case {
     int weight;  /* type of block operands */
     double coarse; /* of the largest: what outputs that are not FINE may be off where 16-bit products may occur */
     int by_row;  /* 1: of the largest of each row */
+    int in_pairs; /* 1: only the sums of two neighbours count */
     int equal;   /* 1: outputs are single weights, which must come out bit for bit */
 } test_case;
 

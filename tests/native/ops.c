@@ -73,8 +73,10 @@ static const row TABLE[] = {
     {"xent", FB_OP_XENT, make_xent, 0, {{1, 1, 0, 1}, {3, 7, 0, 1}, {2, 5003, 0, 1}, {3, 1031, 300, 1}, {2, 257, 0, 0}}},
     {"zero", FB_OP_ZERO, make_zero, 0, {{1, 1}, {7, 13}, {33, 600}}},
     {"sumsq", FB_OP_SUMSQ, make_sumsq, 0, {{1, 1}, {13, 4}, {10007, 16}}},
-    {"adamw", FB_OP_ADAMW, make_adamw, 0, {{1}, {13}, {40009}}},
-    {"sgd", FB_OP_SGD, make_sgd, 0, {{1, 0}, {13, 1}, {40009, 0}}},
+    {"tally", FB_OP_TALLY, make_tally, 0, {{1}, {13}, {5003}}},
+    {"norm", FB_OP_NORM, make_norm, 0, {{1, 0, 0}, {13, 1, 0}, {10007, 3, 0}, {7, 1, 1}, {300, 2, 2}}},
+    {"adamw", FB_OP_ADAMW, make_adamw, 0, {{1}, {13}, {40009}, {40010}}},
+    {"sgd", FB_OP_SGD, make_sgd, 0, {{1, 0}, {13, 1}, {40009, 0}, {40010, 1}}},
 };
 enum { N_ROWS = sizeof TABLE / sizeof TABLE[0] };
 
@@ -143,10 +145,16 @@ static double error_of(const test_case *t, const char *bytes) {
             for (int64_t k = (int64_t)r * o->view.cols; t->by_row && k < (int64_t)(r + 1) * o->view.cols; k++)
                 top = fmax(top, fabs(o->d[k]));
             allowed = t->equal ? 1e-40 : (t->coarse > 0 && o->out != FINE ? t->coarse : 4e-6) * top;
+            double first = 0, wanted = 0; /* of a pair */
             for (int c = 0; c < o->view.cols; c++) {
-                float got;
-                decode_row(o->view.type, bytes + fb_type_bytes(o->view.type, r * o->view.ld + c), &got, 1);
-                double want = o->d[(size_t)r * o->view.cols + c], off = fabs(got - want);
+                float element;
+                decode_row(o->view.type, bytes + fb_type_bytes(o->view.type, r * o->view.ld + c), &element, 1);
+                double want = o->d[(size_t)r * o->view.cols + c] + wanted, got = element + first, off = fabs(got - want);
+                if (t->in_pairs && c % 2 == 0) {
+                    first = got, wanted = want;
+                    continue;
+                }
+                first = wanted = 0;
                 double room = allowed + (o->view.type == FB_BF16 ? fabs(want) / 250 : 0);
                 if (want == got) off = 0; /* infinities */
                 if (!(off / room <= worst)) worst = isfinite(off) ? off / room : INFINITY;

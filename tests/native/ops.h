@@ -420,17 +420,26 @@ static void make_sumsq(test_case *t, const int *s) { /* n, P */
     for (int i = 0; i < s[0]; i++) partial->d[i / piece] += x->d[i] * x->d[i];
 }
 
+/* The record and the numbers of a step that an update reads; in every third case it must not take place. */
+static int step_operands(test_case *t, int n, float scale) {
+    operand *hyper = add(t, FB_F32, 1, FB_HYPER, 0), *record = add(t, FB_F32, 1, FB_RECORD, 0);
+    int finite = n % 3 != 2;
+    set(hyper, 0, FB_HYPER_LR, 0.02), set(hyper, 0, FB_HYPER_CORRECT1, 0.271), set(hyper, 0, FB_HYPER_CORRECT2, 0.003);
+    set(record, 0, FB_RECORD_SCALE, scale), set(record, 0, FB_RECORD_FINITE, finite);
+    return finite;
+}
+
 static void make_adamw(test_case *t, const int *s) {
     operand *o[4];
     for (int i = 0; i < 4; i++) o[i] = add(t, FB_F32, 1, s[0], i < 3 ? OUT : 0);
     fb_attr *a = &t->launch.attr;
-    a->lr = 0.01f, a->beta1 = 0.9f, a->beta2 = 0.999f, a->eps = 1e-4f, a->decay = 0.1f, a->grad_scale = 0.5f;
-    a->correct1 = 0.271f, a->correct2 = 0.003f;
+    a->lr_scale = 0.5f, a->beta1 = 0.9f, a->beta2 = 0.999f, a->eps = 1e-4f, a->decay = 0.1f;
+    for (int i = 0; i < s[0]; i++) set(o[2], 0, i, fabs(o[2]->d[i]));
+    if (!step_operands(t, s[0], 0.5f)) return;
     for (int i = 0; i < s[0]; i++) {
-        set(o[2], 0, i, fabs(o[2]->d[i]));
         double g = 0.5 * o[3]->d[i], m = o[1]->d[i] = a->beta1 * o[1]->d[i] + (1 - a->beta1) * g;
         double v = o[2]->d[i] = a->beta2 * o[2]->d[i] + (1 - a->beta2) * g * g;
-        o[0]->d[i] -= a->lr * a->decay * o[0]->d[i] + a->lr * (m / a->correct1) / (sqrt(v / a->correct2) + a->eps);
+        o[0]->d[i] -= 0.01 * a->decay * o[0]->d[i] + 0.01 * (m / 0.271) / (sqrt(v / 0.003) + a->eps);
     }
 }
 
@@ -438,11 +447,40 @@ static void make_sgd(test_case *t, const int *s) { /* n, momentum? */
     operand *p = add(t, FB_F32, 1, s[0], OUT), *m = s[1] ? add(t, FB_F32, 1, s[0], OUT) : absent(t);
     operand *g = add(t, FB_F32, 1, s[0], 0);
     fb_attr *a = &t->launch.attr;
-    a->lr = 0.01f, a->decay = 0.1f, a->grad_scale = 0.5f, a->momentum = 0.9f;
+    a->lr_scale = 0.5f, a->decay = 0.1f, a->momentum = 0.9f;
+    if (!step_operands(t, s[0], 0.5f)) return;
     for (int i = 0; i < s[0]; i++) {
         double step = 0.5 * g->d[i];
         if (PRESENT(m)) step = m->d[i] = a->momentum * m->d[i] + step;
-        p->d[i] -= a->lr * a->decay * p->d[i] + a->lr * step;
+        p->d[i] -= 0.01 * a->decay * p->d[i] + 0.01 * step;
     }
+}
+
+static void make_tally(test_case *t, const int *s) { /* M */
+    operand *record = add(t, FB_F32, 1, FB_RECORD, OUT), *nll = add(t, FB_F32, s[0], 1, 0);
+    const double before[FB_RECORD] = {512, 200.25, 1024, 255};
+    for (int i = 0; i < FB_RECORD; i++) set(record, 0, i, before[i]);
+    double loss = 712.25, trained = 1279 + s[0];
+    for (int r = 0; r < s[0]; r++) {
+        set(nll, r, 0, 8 * fabs(AT(nll, r, 0)));
+        loss += AT(nll, r, 0);
+    }
+    record->d[FB_RECORD_LOSS] = loss, record->d[FB_RECORD_LOSS + 1] = 0;
+    record->d[FB_RECORD_TRAINED] = trained, record->d[FB_RECORD_TRAINED + 1] = 0;
+    t->in_pairs = 1;
+}
+
+static void make_norm(test_case *t, const int *s) { /* P, clip, what is infinite or no number: 1 the loss, 2 the gradient */
+    operand *record = add(t, FB_F32, 1, FB_RECORD, OUT), *partial = add(t, FB_F32, 1, s[0], 0);
+    operand *hyper = add(t, FB_F32, 1, FB_HYPER, 0);
+    double sum = 0;
+    for (int i = 0; i < s[0]; i++) set(partial, 0, i, fabs(partial->d[i])), sum += partial->d[i];
+    if (s[2] == 2) set(partial, 0, s[0] / 2, sum = INFINITY);
+    set(hyper, 0, FB_HYPER_CLIP, s[1]);
+    set(record, 0, FB_RECORD_LOSS, s[2] == 1 ? INFINITY : 0), set(record, 0, FB_RECORD_LOSS + 1, 3);
+    set(record, 0, FB_RECORD_TRAINED, 0), set(record, 0, FB_RECORD_TRAINED + 1, 5);
+    double norm = record->d[FB_RECORD_NORM] = sqrt(sum) / 5;
+    record->d[FB_RECORD_SCALE] = s[1] && norm > s[1] ? s[1] / (norm + 1e-6) / 5 : 0.2;
+    record->d[FB_RECORD_FINITE] = s[2] == 0;
 }
 #endif

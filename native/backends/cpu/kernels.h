@@ -69,7 +69,9 @@ static float read_all(const float *p, int64_t n) {
             [FB_OP_XENT] = run_xent,                             \
             [FB_OP_APPEND] = run_append,                         \
             [FB_OP_ZERO] = run_zero,                             \
+            [FB_OP_TALLY] = run_tally,                           \
             [FB_OP_SUMSQ] = run_sumsq,                           \
+            [FB_OP_NORM] = run_norm,                             \
             [FB_OP_ADAMW] = run_adamw,                           \
             [FB_OP_SGD] = run_sgd,                               \
         },                                                       \

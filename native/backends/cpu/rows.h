@@ -355,13 +355,47 @@ static void run_sumsq(fb_worker *w, const fb_launch *l, char *scratch) {
     }
 }
 
+/* Sums of a record: two floats, which keep 48 bits of what is summed in doubles. */
+static inline double record_get(const float *pair) { return (double)pair[0] + (double)pair[1]; }
+static inline void record_put(float *pair, double sum) {
+    pair[0] = (float)sum;
+    pair[1] = (float)(sum - (double)pair[0]);
+}
+
+static void run_tally(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    if (fb_next(w) != 0) return;
+    float *record = (float *)fb_row(&v[0], 0);
+    double sum = record_get(record + FB_RECORD_LOSS);
+    for (int64_t r = 0; r < v[1].rows; r++) sum += (double)*(const float *)fb_row(&v[1], r);
+    record_put(record + FB_RECORD_LOSS, sum);
+    record_put(record + FB_RECORD_TRAINED, record_get(record + FB_RECORD_TRAINED) + (double)v[1].rows);
+}
+
+static void run_norm(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    if (fb_next(w) != 0) return;
+    float *record = (float *)fb_row(&v[0], 0);
+    const float *partial = (const float *)fb_row(&v[1], 0), clip = ((const float *)fb_row(&v[2], 0))[FB_HYPER_CLIP];
+    double sum = 0, count = record_get(record + FB_RECORD_TRAINED);
+    for (int64_t i = 0; i < v[1].cols; i++) sum += (double)partial[i];
+    double norm = sqrt(sum) / count, scale = 1 / count;
+    if (clip > 0 && norm > (double)clip) scale *= (double)clip / (norm + 1e-6);
+    record[FB_RECORD_NORM] = (float)norm;
+    record[FB_RECORD_SCALE] = (float)scale;
+    record[FB_RECORD_FINITE] = isfinite(norm) && isfinite(record_get(record + FB_RECORD_LOSS));
+}
+
 static void run_adamw(fb_worker *w, const fb_launch *l, char *scratch) {
     OPERANDS(l);
     const fb_attr *at = &l->attr;
-    vf b1 = v_set(at->beta1), b2 = v_set(at->beta2), keep = v_set(1.0f - at->lr * at->decay);
+    const float *hyper = (const float *)fb_row(&v[4], 0), *record = (const float *)fb_row(&v[5], 0);
+    const float lr = hyper[FB_HYPER_LR] * at->lr_scale, scale = record[FB_RECORD_SCALE];
+    if (record[FB_RECORD_FINITE] == 0) return;
+    vf b1 = v_set(at->beta1), b2 = v_set(at->beta2), keep = v_set(1.0f - lr * at->decay);
     vf c1 = v_set(1.0f - at->beta1), c2 = v_set(1.0f - at->beta2);
-    vf rate = v_set(at->lr / at->correct1), fix = v_set(1.0f / at->correct2);
-    ELEMENTWISE(0, 3, vf g = IN(3) * at->grad_scale; vf m = v_fma(b1, IN(1), c1 * g);
+    vf rate = v_set(lr / hyper[FB_HYPER_CORRECT1]), fix = v_set(1.0f / hyper[FB_HYPER_CORRECT2]);
+    ELEMENTWISE(0, 3, vf g = IN(3) * scale; vf m = v_fma(b1, IN(1), c1 * g);
                 vf s = v_fma(b2, IN(2), c2 * (g * g)); a_store(row[1], FB_F32, c, p.c1 - c, m);
                 a_store(row[2], FB_F32, c, p.c1 - c, s);
                 out = IN(0) * keep - rate * m / (v_sqrt(s * fix) + at->eps);)
@@ -369,12 +403,14 @@ static void run_adamw(fb_worker *w, const fb_launch *l, char *scratch) {
 
 static void run_sgd(fb_worker *w, const fb_launch *l, char *scratch) {
     OPERANDS(l);
-    const fb_attr *at = &l->attr;
-    vf keep = v_set(1.0f - at->lr * at->decay);
-    ELEMENTWISE(0, 2, vf g = IN(2) * at->grad_scale; if (row[1]) {
-        g = v_fma(v_set(at->momentum), IN(1), g);
+    const float *record = (const float *)fb_row(&v[4], 0), scale = record[FB_RECORD_SCALE];
+    const float lr = ((const float *)fb_row(&v[3], 0))[FB_HYPER_LR] * l->attr.lr_scale;
+    if (record[FB_RECORD_FINITE] == 0) return;
+    vf keep = v_set(1.0f - lr * l->attr.decay);
+    ELEMENTWISE(0, 2, vf g = IN(2) * scale; if (row[1]) {
+        g = v_fma(v_set(l->attr.momentum), IN(1), g);
         a_store(row[1], FB_F32, c, p.c1 - c, g);
-    } out = IN(0) * keep - at->lr * g;)
+    } out = IN(0) * keep - lr * g;)
 }
 
 /* A row's logits: their top, the sum of exponentials in stretches, and the gradient softmax - onehot, which a soft-cap
