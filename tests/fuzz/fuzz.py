@@ -67,8 +67,11 @@ class Target:
 # ---- GGUF: everything that a file claims is asked for ----
 
 
-def model_file(odd: Callable[[dict[str, object], dict[str, tuple[int, ...]]], None] | None = None) -> bytes:
-    """A model of one block with a vocabulary of letters; `odd` changes its metadata and shapes."""
+def model_file(
+    odd: Callable[[dict[str, object], dict[str, tuple[int, ...]]], None] | None = None, spare: bool = False
+) -> bytes:
+    """A model of one block with a vocabulary of letters; `odd` changes its metadata and shapes, and `spare` adds a
+    tensor in blocks that no model reads."""
     letters = [*"abcdefgh", "Ġ", "ab", "<s>", "</s>"]
     metadata: dict[str, object] = {
         "general.architecture": "llama", "general.name": "x", "llama.block_count": 1, "llama.embedding_length": 8,
@@ -87,7 +90,8 @@ def model_file(odd: Callable[[dict[str, object], dict[str, tuple[int, ...]]], No
     if odd:
         odd(metadata, shapes)
     specs = [TensorSpec(name, F32, shape) for name, shape in shapes.items()]
-    specs.append(TensorSpec("spare.weight", BY_NAME["Q4_0"].type, (2, 32)))
+    if spare:
+        specs.append(TensorSpec("spare.weight", BY_NAME["Q4_0"].type, (2, 32)))
     out = io.BytesIO()
     write_gguf(out, metadata, specs, [bytes(spec.nbytes) for spec in specs])
     return out.getvalue()
@@ -117,7 +121,7 @@ def odd_model(rng: random.Random) -> bytes:
             shapes[name] = rng.choice([(8,), (1,), (4, 8), (8, 4), (12, 8), (1, 1), (2, 2, 2), (16, 8)])
 
     try:
-        return model_file(odd)
+        return model_file(odd, spare=rng.random() < 0.3)
     except FabricError:  # what cannot be written is no input
         return model_file()
 
@@ -335,7 +339,7 @@ TARGETS = {
     "gguf": Target(
         read_gguf,
         ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/words.py", "models/config.py"),
-        lambda: [model_file(), pieces_file(), adapter_file()],
+        lambda: [model_file(), model_file(spare=True), pieces_file(), adapter_file()],
         (b"GGUF", b"\x03\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x08\0\0\0", b"\x09\0\0\0",
          b"general.alignment", b"split.count", b"tokenizer.ggml.scores", b"llama.rope.dimension_count", b"gemma3",
          b"qwen3", b"\x80"),
