@@ -25,7 +25,7 @@ lint: build
 docs: build
     .venv/bin/python tools/pages.py
 
-# look for bytes that crash a reader, until stopped: gguf, rows, toml, checkpoints, template
+# look for bytes that crash a reader, until stopped: gguf, models, rows, toml, checkpoints, folders, adapters, template
 fuzz target: build
     .venv/bin/python -m tests.fuzz.fuzz {{target}}
 

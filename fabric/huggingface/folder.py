@@ -67,8 +67,9 @@ class Folder:
     def bytes(self, name: str, most: int = MOST_VOCABULARY) -> bytes:
         """A whole file. Raises DataError, MissingInputError."""
         with self.open(name) as file:
-            data = file.read(most + 1)
-        if len(data) > most:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size + 1) if size <= most else b""  # room is taken for all that is asked for
+        if size > most or len(data) > most:
             raise DataError(f"{self.path / name}: larger than {most >> 20} MiB, which no such file is")
         return data
 

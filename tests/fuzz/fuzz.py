@@ -44,7 +44,7 @@ from fabric.models.inference import Scorer
 from fabric.models.recorder import Weights
 from fabric.weights.formats import BY_NAME, F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
-from tests.fuzz import models
+from tests.fuzz import folders, models
 
 SECONDS = 10  # of the processor, an input, traced
 MEMORY_BYTES, MEMORY_TIMES = 8 << 20, 300  # an input may take so much, and so many times its size
@@ -338,7 +338,8 @@ TARGETS = {
     "models": Target(models.use, (), list, (), models.made),
     "gguf": Target(
         read_gguf,
-        ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/words.py", "models/config.py"),
+        ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/words.py", "models/config.py",
+         "models/keys.py", "fields.py", "weights/gguf_parts.py"),
         lambda: [model_file(), model_file(spare=True), pieces_file(), adapter_file()],
         (b"GGUF", b"\x03\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x08\0\0\0", b"\x09\0\0\0",
          b"general.alignment", b"split.count", b"tokenizer.ggml.scores", b"llama.rope.dimension_count", b"gemma3",
@@ -369,6 +370,21 @@ TARGETS = {
         (b"null", b"true", b"-1", b"1e999", b"NaN", b"9" * 30, b'"', b"{", b"[", b"]", b"}", b",", b":", b"\n", b"\0",
          b'"step"', b'"totals"', b'"n"', b'"arrays"', b'"place"', b'"extended"', b'"../../x"', b'"-"'),
         odd_run,
+    ),
+    "folders": Target(
+        lambda folder, data: folders.convert(folder, data, adapters=False),
+        ("huggingface/config.py", "huggingface/checkpoint.py", "huggingface/safetensors.py", "huggingface/bpe.py",
+         "huggingface/tokenizer.py", "huggingface/tekken.py", "huggingface/vocabulary.py", "fields.py"),
+        lambda: folders.seeds(adapters=False),
+        folders.WORDS,
+        lambda rng: folders.odd(rng, adapters=False),
+    ),
+    "adapters": Target(
+        lambda folder, data: folders.convert(folder, data, adapters=True),
+        ("huggingface/peft.py", "huggingface/patterns.py", "huggingface/safetensors.py", "fields.py"),
+        lambda: folders.seeds(adapters=True),
+        folders.WORDS,
+        lambda rng: folders.odd(rng, adapters=True),
     ),
     "template": Target(
         read_template,

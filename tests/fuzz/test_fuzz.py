@@ -20,6 +20,8 @@ RUNS = {
     "rows": 300,
     "toml": 200,
     "checkpoints": 1500 if os.environ.get("FABRIC_CI") else 150,
+    "folders": 400,
+    "adapters": 400,
     "template": 25,
     "models": 40,
 }
