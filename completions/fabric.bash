@@ -27,6 +27,8 @@ _fabric() {
         template:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         template:--ctx) return ;;
         template:--stride) return ;;
+        template:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
+        template:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
         train:-m|train:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:-o|train:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--type) return ;;
@@ -53,6 +55,8 @@ _fabric() {
         train:--stride) return ;;
         train:--accumulate) return ;;
         train:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        train:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
+        train:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
         train:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
         train:--threads) return ;;
         train:--device) return ;;
@@ -91,6 +95,7 @@ _fabric() {
         eval:--ctx) return ;;
         eval:--stride) return ;;
         eval:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        eval:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
         eval:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
         eval:--threads) return ;;
         eval:--device) return ;;
@@ -144,12 +149,12 @@ _fabric() {
     esac
     case "$command" in
         prepare) words="-o --output --format --separator --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --strict --debug -h --help" ;;
-        template) words="-m --model -o --output --template --tokens --check --ctx --stride -q --quiet --json --strict --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
+        template) words="-m --model -o --output --template --tokens --check --ctx --stride --train --on-error -q --quiet --json --strict --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
         resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --strict --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --strict --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --train --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
         generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
         devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --strict --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --strict --debug -h --help" ;;

@@ -47,6 +47,7 @@ def command(
         int | None, Option("--stride", metavar="TOKENS", min=1, help="between windows of a text; default: none overlap")
     ] = None,
     template: options.Template = None,
+    train: options.Train = "all",
     precision: options.Precision = "auto",
     threads: options.Threads = 0,
     device: options.Device = "cpu",
@@ -76,6 +77,7 @@ def command(
         ctx=ctx,
         stride=stride,
         template=template,
+        train=train,
         precision=precision,
         threads=threads,
         device=device,

@@ -19,10 +19,13 @@ def command(
         str | None, Argument(metavar="OTHER", help="say how this file differs from it", show_default=False)
     ] = None,
     tensors: Annotated[bool, Option("--tensors", help="list every tensor")] = False,
-    chat_template: Annotated[bool, Option("--chat-template", help="print the chat template alone")] = False,
+    chat_template: Annotated[
+        bool, Option("--chat-template", help="print the chat template that commands use with it")
+    ] = False,
 ) -> None:
     """Says what a model or adapter holds: sizes, types, metadata and how it was made; or what two files differ in."""
     from fabric.files import check_streams, open_text
+    from fabric.text.template import OWN, template_of
     from fabric.weights import inspect
     from fabric.weights.gguf import GGUF
 
@@ -35,12 +38,15 @@ def command(
             differing = inspect.difference(gguf, stack.enter_context(GGUF.open(other)))
             console.report(differing, describe_difference(differing), result=True)
         elif chat_template:
-            text = inspect.chat_template(gguf)
+            text, what = template_of(gguf.metadata, gguf.name)
+            text = text.encode("utf-8", "replace").decode()
             if console.flag("json"):
-                console.report({"chat_template": text}, "", result=True)
-            else:
-                with open_text("-") as out:
-                    out.write(text + "\n")
+                console.report({"chat_template": text, "origin": what}, "", result=True)
+                return
+            if what != OWN:
+                console.note(f"{gguf.name}: no chat template in it; commands use {what}")
+            with open_text("-") as out:
+                out.write(text + "\n")
         else:
             values = inspect.summary(gguf)
             console.report(values, describe(values, tensors), result=True)

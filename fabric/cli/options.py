@@ -24,7 +24,18 @@ Precision = Annotated[
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="the same seed gives the same bits")]
 Template = Annotated[
     str | None,
-    typer.Option("--template", metavar="FILE", help="chat template; default: the model's own, else one its tokens fit"),
+    typer.Option(
+        "--template",
+        metavar="FILE",
+        help="chat template; default: the adapter's, the model's own, or one its tokens fit",
+    ),
+]
+Train = Annotated[
+    Literal["all", "last"],
+    typer.Option("--train", help="which answers of a conversation count; last: the last one, up to which it then goes"),
+]
+OnError = Annotated[
+    Literal["stop", "skip"], typer.Option("--on-error", help="at a row that cannot be read or rendered")
 ]
 Context = Annotated[int, typer.Option("--ctx", metavar="TOKENS", min=8, help="longest row")]
 Checkpointing = Annotated[

@@ -31,6 +31,8 @@ def command(
     stride: Annotated[
         int | None, Option("--stride", metavar="TOKENS", min=1, help="between windows of a text; default: none overlap")
     ] = None,
+    train: options.Train = "all",
+    on_error: options.OnError = "stop",
 ) -> None:
     """Renders chat records and marks what the model must produce: each answer with its end-of-turn token.
 
@@ -43,10 +45,11 @@ def command(
     check_streams([source, model, template], [output])
     if (ctx or stride) and not (tokens or check):
         raise UsageError("--ctx and --stride cut tokens; add --tokens or --check")
-    settings = RenderSettings(source, model, template, tokens, check, ctx, stride)
+    settings = RenderSettings(source, model, template, tokens, check, ctx, stride, train, on_error)
     if check:
         with open("/dev/null", "wb") as nowhere:  # noqa: PTH123
             report = render(settings, nowhere)
+        say_skipped(report)
         console.report(report.to_json(), describe(report), result=True, colored=True)
         return
     if is_stdout(output) and sys.stdout.isatty() and not tokens:
@@ -54,8 +57,15 @@ def command(
     else:
         with open_output(output, text=True) as file:
             report = render(settings, file)
+    say_skipped(report)
     if console.flag("json") or not sys.stdout.isatty():
         console.report(report.to_json(), summary(report), output)
+
+
+def say_skipped(report: RenderReport) -> None:
+    """Names the first rows that were left out."""
+    for reason in report.bad.named:
+        console.note(reason)
 
 
 class Shown:
@@ -90,14 +100,20 @@ def summary(report: RenderReport) -> str:
     """One line."""
     nothing = f", {report.nothing_to_train:,} with nothing to train on" if report.nothing_to_train else ""
     cut = f", {report.encoded.cut:,} cut" if report.encoded and report.encoded.cut else ""
-    return f"{report.rows:,} rows read, {report.written:,} written{nothing}{cut}"
+    return f"{report.rows:,} rows read, {report.written:,} written{nothing}{cut}{skipped(report)}"
+
+
+def skipped(report: RenderReport) -> str:
+    """How many rows were left out, by reason."""
+    reasons = report.bad.reasons.most_common()
+    return f", {report.bad.rows:,} bad ({'; '.join(f'{n:,}: {reason}' for reason, n in reasons)})" if reasons else ""
 
 
 def describe(report: RenderReport) -> str:
     """What --check found: counts, lengths, and the first row with its trained part in brackets."""
     values = report.to_json()
     counts = report.encoded
-    parts = [f"{report.rows:,} rows, {report.nothing_to_train:,} with nothing to train on"]
+    parts = [f"{report.rows:,} rows, {report.nothing_to_train:,} with nothing to train on{skipped(report)}"]
     if counts is not None:
         parts[0] += f"; {counts.tokens:,} tokens, of which {counts.trained:,} train, in {report.answers:,} spans"
     if "lengths" in values:

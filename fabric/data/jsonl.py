@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, ClassVar, NoReturn
 
 from fabric.data.lines import MAX_LINE_BYTES, Lines
@@ -97,12 +97,23 @@ def _marked(value: Any, spellings: list[str]) -> Any:
 _HOLDERS = (Number, dict, list)
 
 
-def read_json_lines(handle: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
-    """(where, value) of each line that is not blank; where is `name:line`. DataError on the first bad line."""
+def read_json_lines(
+    handle: BinaryIO, name: str, bad: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(where, value) of each line that is not blank; where is `name:line`. Raises DataError on the first bad line, or
+    calls `bad` with it and goes on."""
     lines = Lines(handle, name)
     while line := lines.line():
-        if not line.isspace():
-            yield lines.where(), parse_line(line, lines.where())
+        if line.isspace():
+            continue
+        try:
+            value = parse_line(line, lines.where())
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(error)
+            continue
+        yield lines.where(), value
 
 
 def parse_line(line: bytes, where: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,15 +84,22 @@ class Unused:
             notice(f"{source}: {self.rows:,} of {self.all:,} rows have unused fields: {named}{more}{what_to_do}")
 
 
-def read_records(path: str, prompts: bool = False) -> Iterator[Record]:
+def read_records(path: str, prompts: bool = False, bad: Callable[[DataError], None] | None = None) -> Iterator[Record]:
     """Records of a JSONL file or `-`, one after the other. prompts: also rows with a prompt and no completion.
 
-    Fields that nothing uses are told after the last row. Raises MissingInputError, and DataError naming `file:line`.
+    Fields that nothing uses are told after the last row. Raises MissingInputError, and DataError naming `file:line`,
+    with which `bad` is called instead if it is given.
     """
     unused = Unused()
     with read_input(path) as lines:
-        for where, value in read_json_lines(lines, shown(path)):
-            record = parse_record(value, where, prompts)
+        for where, value in read_json_lines(lines, shown(path), bad):
+            try:
+                record = parse_record(value, where, prompts)
+            except DataError as error:
+                if bad is None:
+                    raise
+                bad(error)
+                continue
             inside = [other_parts(value.get(side)) for side in ("messages", "prompt", "completion")]
             unused.count(sorted({*record.unused}.union(*inside)))
             yield record

@@ -54,6 +54,7 @@ class Chat:
         Raises DataError for a message that does not fit the context even alone; the conversation is as before then.
         """
         messages, ids, forgotten = self._fitting([*self.messages, {"role": "user", "content": message}])
+        self._text.template.tell("the conversation")
         kept = min(_shared(self._held, ids), len(ids) - 1)
         answer = Answer(self._text.tokenizer, ids[-1], self._settings.stop)
         lane = Lane(self._said, 0, self._limit, answer, ids[kept:], ids[:kept])
@@ -95,10 +96,10 @@ def _shared(a: list[int], b: list[int]) -> int:
 def open_chat(settings: GenerateSettings) -> Iterator[Chat]:
     """A conversation with a model and adapters. Raises DataError, MissingInputError, UsageError, DeviceError."""
     check_settings(settings)
-    with open_text(settings.model, settings.template) as text:
+    with open_text(settings.model, settings.template, settings.adapters) as text:
         limit = context_limit(settings, text)
         where = (settings.device, settings.threads, settings.precision)
-        with open_model(text.gguf, settings.adapters, *where) as model:
+        with open_model(text, *where) as model:
             decoder = Decoder(model.weights, limit, min(FEED_TOKENS, limit), 1, model.precision, model.loras)
             with contextlib.closing(decoder):
                 yield Chat(settings, text, decoder, limit, model.notes)

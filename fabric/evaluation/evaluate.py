@@ -36,11 +36,11 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
     Raises DataError, MissingInputError, UsageError, DeviceError.
     """
     check_settings(settings)
-    with open_text(settings.model, settings.template) as text:
+    with open_text(settings.model, settings.template, settings.adapters) as text:
         rows = _read(settings, text)
         test = _label_test(settings, rows, text)
-        adapters, where = settings.adapters, (settings.device, settings.threads, settings.precision)
-        with open_model(text.gguf, adapters, *where) as model:
+        where = (settings.device, settings.threads, settings.precision)
+        with open_model(text, *where) as model:
             variants = [{}, *model.each] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
             label_tokens = _label_tokens(settings, test)
@@ -109,7 +109,9 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
             examples = _llama_windows(settings, record, text, rows.report)
         else:
             examples = list(
-                encode_rows([record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride)
+                encode_rows(
+                    [record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride, settings.train
+                )
             )
         if record.kind == "text" and settings.stride:
             examples = [*examples[:1], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
@@ -123,6 +125,7 @@ def _read(settings: EvalSettings, text: Text) -> _Rows:
             rows.labelled += [found] if found else []
             rows.sources += [record.source] if found else []
     name, report = shown(settings.data), rows.report
+    text.template.tell(name)
     if not rows.examples:
         raise DataError(f"{name}: none of {report.rows} rows has anything to score")
     what = [

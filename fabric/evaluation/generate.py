@@ -10,7 +10,7 @@ from fabric.evaluation.decoding import FEED_TOKENS, Lane, Watch, answers
 from fabric.evaluation.model import Text, open_model, open_text
 from fabric.evaluation.prompts import read_prompts
 from fabric.evaluation.settings import GenerateSettings
-from fabric.files import check_streams
+from fabric.files import check_streams, shown
 from fabric.models.inference import Decoder
 
 
@@ -26,9 +26,10 @@ def generate(
     Raises DataError, MissingInputError, UsageError, DeviceError.
     """
     check_settings(settings)
-    with open_text(settings.model, settings.template) as text:
+    with open_text(settings.model, settings.template, settings.adapters) as text:
         limit = context_limit(settings, text)
         prompts = read_prompts(settings, text)
+        text.template.tell(shown(settings.data) if settings.data else "--prompt")
         for prompt in prompts:
             if len(prompt.ids) >= limit:
                 raise DataError(
@@ -41,7 +42,7 @@ def generate(
         prompts = [prompt for prompt in prompts for _ in range(settings.choices)]
         lanes = min(settings.batch, len(prompts))
         where = (settings.device, settings.threads, settings.precision)
-        with open_model(text.gguf, settings.adapters, *where) as model:
+        with open_model(text, *where) as model:
             for sentence in model.notes:
                 note(sentence)
             tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))

@@ -74,7 +74,7 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
     widths = sum(info.shape[-1] for info in gguf.tensors.values() if len(info.shape) > 1)
     longest = max(32, min(_CONTEXT, _KEPT_BYTES // (4 * widths)))
     with contextlib.closing(ChatTemplate.choose(tokenizer, None)) as template:
-        examples = list(encode_rows(read_records(rows), tokenizer, template, longest, EncodeReport()))
+        examples = list(encode_rows(read_records(rows), tokenizer, template, longest, EncodeReport(), train="last"))
     if not examples:
         raise DataError(f"{rows}: no row has anything to calibrate with")
     capacity, total = max(len(row.tokens) for row in examples), sum(len(row.tokens) for row in examples)

@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fabric.devices import profile_of
+from fabric.files import shown
 from fabric.models import architecture_of
 from fabric.models.inference import frozen_loras, pick_precision
 from fabric.models.recorder import Source, Weights
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.adapter import Adapter, check_adapter, other_base, read_adapter
+from fabric.weights.chat import CHAT_TEMPLATE
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
 
 
 @dataclass(frozen=True)
 class Text:
-    """A file's tokenizer and the chat template in use."""
+    """A file's tokenizer, the adapters that go with it, and the chat template in use."""
 
     gguf: GGUF
     tokenizer: Tokenizer
     template: ChatTemplate
+    adapters: Sequence[tuple[AdapterInput, Adapter]]
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,23 @@ class Model:
 
 
 @contextlib.contextmanager
-def open_text(path: str, template: str | None) -> Iterator[Text]:
-    """Maps a model and builds its text side. Raises DataError, MissingInputError."""
+def open_text(path: str, template: str | None, adapters: Sequence[AdapterInput] = ()) -> Iterator[Text]:
+    """Maps a model, reads its adapters and builds its text side: an adapter's chat template takes the place of the
+    model's. Raises DataError, MissingInputError."""
     with GGUF.open(path) as gguf:
         architecture_of(gguf)
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        with contextlib.closing(ChatTemplate.choose(tokenizer, template)) as chosen:
-            yield Text(gguf, tokenizer, chosen)
+        read = [(given, read_adapter(given.path)) for given in adapters]
+        carried = {shown(given.path): adapter.chat[CHAT_TEMPLATE] for given, adapter in read if adapter.chat}
+        with contextlib.closing(ChatTemplate.choose(tokenizer, template, carried)) as chosen:
+            yield Text(gguf, tokenizer, chosen, read)
 
 
 @contextlib.contextmanager
-def open_model(
-    gguf: GGUF, adapters: Sequence[AdapterInput], device: str, threads: int, precision: str
-) -> Iterator[Model]:
+def open_model(text: Text, device: str, threads: int, precision: str) -> Iterator[Model]:
     """Adapters checked against the base, then both on the device. Raises DataError, DeviceError."""
-    scaled, notes = [], []
-    for given in adapters:
-        adapter = read_adapter(given.path)
+    scaled, notes, gguf = [], [], text.gguf
+    for given, adapter in text.adapters:
         check_adapter(adapter, gguf, given.path)
         notes += other_base(adapter, gguf, given.path)
         scaled.append((adapter, given.scale))

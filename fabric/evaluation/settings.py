@@ -1,10 +1,11 @@
-"""What `eval` and `generate` are told, and what `eval` reports: plain objects, no logic but JSON. Leans on nothing."""
+"""What `eval` and `generate` are told, and what `eval` reports: plain objects, no logic but JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fabric.text.conversation import Train
 from fabric.weights.settings import AdapterInput
 
 Precision = Literal["auto", "f32", "bf16"]
@@ -35,7 +36,9 @@ class EvalSettings:
     stride: int | None = None
     """Windows of a text start every so many tokens; None: each token is scored once."""
     template: str | None = None
-    """A chat template file; None: the model's own, else ChatML."""
+    """A chat template file; None: that of the adapters, else the model's own, else one that its tokens fit."""
+    train: Train = "all"
+    """Which answers of a conversation are scored; "last": the last one of each."""
     precision: Precision = "auto"
     threads: int = 0
     device: str = "cpu"
@@ -196,7 +199,7 @@ class GenerateSettings:
     batch: int = 8
     """Rows that decode together."""
     template: str | None = None
-    """A chat template file; None: the model's own, else ChatML."""
+    """A chat template file; None: that of the adapters, else the model's own, else one that its tokens fit."""
     precision: Precision = "auto"
     threads: int = 0
     device: str = "cpu"

@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.data.records import Record
+from fabric.data.skipped import Skipped
 from fabric.errors import DataError, UsageError
-from fabric.text.template import ChatTemplate, Rendered, Span
+from fabric.text.answers import Span
+from fabric.text.conversation import Train
+from fabric.text.template import ChatTemplate, Rendered
 from fabric.text.tokenizer import Tokenizer
 
 
@@ -43,7 +46,7 @@ class Example:
 class EncodeReport:
     """What became of the records, filled in while `encode_rows` runs."""
 
-    rows: int = 0  # records read
+    rows: int = 0  # records read, but for bad ones
     examples: int = 0  # rows to train on
     tokens: int = 0  # of the examples
     trained: int = 0  # targets among them
@@ -53,6 +56,7 @@ class EncodeReport:
     empty: int = 0  # those of them without any text or token
     longest: int = 0  # tokens of the longest example
     kinds: dict[str, int] = field(default_factory=dict)  # records by kind
+    bad: Skipped = field(default_factory=Skipped)  # records left out because something is wrong with them
 
     def count(self, record: Record, examples: Sequence[Example]) -> None:
         """Counts a record and what it became."""
@@ -76,10 +80,12 @@ def encode(
     template: ChatTemplate | None,
     max_tokens: int | None = None,
     stride: int | None = None,
+    train: Train = "all",
 ) -> list[Example]:
     """The rows of a record: one, or for a text longer than max_tokens several windows; none where it is empty.
 
-    chat: answers and their end-of-turn tokens are trained, the rest is context. completion: the completion and the
+    chat: answers and their end-of-turn tokens are trained, or the last one of them (`train`), the rest is context.
+    completion: the completion and the
     end-of-text token. text: everything, with the end-of-text token; windows start every `stride` tokens, by default
     such that every token is trained once, and each starts with the model's beginning-of-text token if it has one.
     rendered: its spans. tokens: as given. Rows of other kinds than text lose what is beyond max_tokens.
@@ -95,13 +101,13 @@ def encode(
     if record.kind == "chat":
         if template is None:
             raise DataError(f"{record.source}: a chat row needs a chat template")
-        text, spans, literal = spans_of(record, template)
-        ids, train = encode_spans(tokenizer, text, spans, literal)
+        text, spans, literal = spans_of(record, template, train)
+        ids, flags = encode_spans(tokenizer, text, spans, literal)
     elif record.kind == "rendered":
         spans, literal = _pairs(data["train"]), _pairs(data.get("literal", []))
-        ids, train = encode_spans(tokenizer, data["text"], spans, literal)
+        ids, flags = encode_spans(tokenizer, data["text"], spans, literal)
     elif record.kind == "tokens":
-        ids, train = data["tokens"], data["train"]
+        ids, flags = data["tokens"], data["train"]
         if ids and max(ids) >= tokenizer.vocab_size:
             raise DataError(
                 f"{record.source}: token {max(ids)} is not in the model's vocabulary of {tokenizer.vocab_size}; "
@@ -112,11 +118,11 @@ def encode(
         target = tokenizer.encode(data.get("completion", ""), follows=ids[-1] if ids else None)
         if "completion" in data and tokenizer.eos_id is not None:
             target.append(tokenizer.eos_id)
-        train = [0] * len(ids) + [1] * len(target)
+        flags = [0] * len(ids) + [1] * len(target)
         ids = ids + target
     if not ids:
         return []
-    return [_example(ids, train, record.source, max_tokens)]
+    return [_example(ids, flags, record.source, max_tokens)]
 
 
 def encode_rows(
@@ -126,18 +132,29 @@ def encode_rows(
     max_tokens: int | None,
     report: EncodeReport,
     stride: int | None = None,
+    train: Train = "all",
+    skip: bool = False,
 ) -> Iterator[Example]:
-    """Rows of all records that have something to train on; `report` counts them and those that have not."""
+    """Rows of all records that have something to train on; `report` counts them and those that have not.
+
+    skip: leave out records that cannot be encoded, which `report` counts too, instead of raising.
+    """
     for record in records:
-        examples = encode(record, tokenizer, template, max_tokens, stride)
+        try:
+            examples = encode(record, tokenizer, template, max_tokens, stride, train)
+        except DataError as error:
+            if not skip:
+                raise
+            report.bad.count(error)
+            continue
         report.count(record, examples)
         yield from (example for example in examples if example.trained)
 
 
-def spans_of(record: Record, template: ChatTemplate) -> Rendered:
+def spans_of(record: Record, template: ChatTemplate, train: Train) -> Rendered:
     """A chat record rendered, with its trained spans; DataError naming the record."""
     try:
-        return template.spans(record.data["messages"], record.data.get("tools"))
+        return template.spans(record.data["messages"], record.data.get("tools"), train)
     except DataError as error:
         raise DataError(f"{record.source}: {error}") from None
 

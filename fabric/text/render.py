@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from fabric.data.jsonl import dumps
 from fabric.data.records import Record, read_records
+from fabric.data.skipped import Skipped
+from fabric.errors import DataError
+from fabric.files import shown
+from fabric.text.conversation import Train
 from fabric.text.encode import EncodeReport, Example, encode, spans_of
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
@@ -33,6 +37,10 @@ class RenderSettings:
     """With `tokens` or `check`: rows longer than this many tokens are cut, texts split into windows."""
     stride: int | None = None
     """Tokens from one window of a text to the next; None: windows that train every token once."""
+    train: Train = "all"
+    """Which answers of a conversation train; "last": the last one of each, up to which its text then goes."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At a row that cannot be read or rendered."""
 
 
 @dataclass
@@ -43,6 +51,7 @@ class RenderReport:
     written: int = 0
     answers: int = 0  # trained spans: of chat rows where text is rendered, of all rows where tokens are counted
     nothing_to_train: int = 0  # chat rows without an answer, or rows without a trained token
+    bad: Skipped = field(default_factory=Skipped)  # rows left out because something is wrong with them
     encoded: EncodeReport | None = None
     lengths: list[int] = field(default_factory=list)  # `check`: tokens of each row, before it is cut
     context: int = 0  # `check`: --ctx, or what the model was made for
@@ -56,6 +65,9 @@ class RenderReport:
             "written": self.written,
             "answers": self.answers,
             "nothing_to_train": self.nothing_to_train,
+            "bad": self.bad.rows,
+            "bad_rows": self.bad.named,
+            "reasons": dict(self.bad.reasons.most_common()),
         }
         if self.encoded is not None:
             counts = self.encoded
@@ -84,48 +96,63 @@ def render(settings: RenderSettings, out: BinaryIO) -> RenderReport:
     template = ChatTemplate.choose(tokenizer, settings.template)
     try:
         report = RenderReport(context=context)
-        if settings.tokens or settings.check:
-            _write_tokens(settings, tokenizer, template, report, out)
-        else:
-            for record in read_records(settings.data):
-                report.rows += 1
-                out.write(dumps(_rendered(record, template, report)) + b"\n")
+        report.encoded = EncodeReport() if settings.tokens or settings.check else None
+        skip = report.bad.count if settings.on_error == "skip" else None
+        write = _text_rows if report.encoded is None else _token_rows
+        for record in read_records(settings.data, bad=skip):
+            try:
+                rows = write(record, settings, tokenizer, template, report)
+            except DataError as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
+            for row in rows:
+                out.write(dumps(row) + b"\n")
                 report.written += 1
+        report.rows += report.bad.rows
+        if report.rows and report.rows == report.bad.rows:
+            raise DataError(
+                f"{shown(settings.data)}: all {report.rows} rows are bad; the first is {report.bad.named[0]}"
+            )
+        template.tell(shown(settings.data))
         return report
     finally:
         template.close()
 
 
-def _rendered(record: Record, template: ChatTemplate, report: RenderReport) -> dict[str, Any]:
+def _text_rows(
+    record: Record, settings: RenderSettings, tokenizer: Tokenizer, template: ChatTemplate, report: RenderReport
+) -> list[dict[str, Any]]:
     if record.kind != "chat":
-        return record.data
-    text, spans, literal = spans_of(record, template)
+        report.rows += 1
+        return [record.data]
+    text, spans, literal = spans_of(record, template, settings.train)
+    report.rows += 1
     report.answers += len(spans)
     report.nothing_to_train += not spans
     row: dict[str, Any] = {"text": text, "train": [list(span) for span in spans]}
     if literal:
         row["literal"] = [list(span) for span in literal]
-    return row | record.extra
+    return [row | record.extra]
 
 
-def _write_tokens(
-    settings: RenderSettings, tokenizer: Tokenizer, template: ChatTemplate, report: RenderReport, out: BinaryIO
-) -> None:
-    report.encoded = EncodeReport()
-    for record in read_records(settings.data):
-        examples = encode(record, tokenizer, template, settings.ctx, settings.stride)
-        report.encoded.count(record, examples)
-        for example in examples:
-            if settings.check:
-                report.lengths.append(example.length)
-                report.answers += int((np.diff(example.train, prepend=0) == 1).sum())
-                report.over_context += 0 < report.context < example.length
-                report.sample = report.sample or _sample(example, tokenizer)
-            elif example.trained:
-                row = {"tokens": example.tokens.tolist(), "train": example.train.tolist()} | record.extra
-                out.write(dumps(row) + b"\n")
-                report.written += 1
+def _token_rows(
+    record: Record, settings: RenderSettings, tokenizer: Tokenizer, template: ChatTemplate, report: RenderReport
+) -> list[dict[str, Any]]:
+    """Token records, and none for a check, which looks at them."""
+    examples = encode(record, tokenizer, template, settings.ctx, settings.stride, settings.train)
+    assert report.encoded is not None
+    report.encoded.count(record, examples)
     report.rows, report.nothing_to_train = report.encoded.rows, report.encoded.nothing_to_train
+    if not settings.check:
+        return [{"tokens": e.tokens.tolist(), "train": e.train.tolist()} | record.extra for e in examples if e.trained]
+    for example in examples:
+        report.lengths.append(example.length)
+        report.answers += int((np.diff(example.train, prepend=0) == 1).sum())
+        report.over_context += 0 < report.context < example.length
+        report.sample = report.sample or _sample(example, tokenizer)
+    return []
 
 
 def _sample(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:

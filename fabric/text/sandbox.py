@@ -1,22 +1,26 @@
 """The worker process in which chat templates render; run as a script, it imports Jinja and nothing of this package.
 
 Templates come out of model files and are hostile input: Jinja's sandbox bounds what they reach, this process bounds
-what they use. One JSON value a line: first the set-up, then lists of [messages, tools, add_generation_prompt]; each
-answer is {"out": [...]} or {"error": "..."}.
+what they use. One JSON object a line: first the set-up, then requests. A request holds conversations and what to
+render of them; each answer is {"out": [...]} or {"error": "..."}. When stdin ends, so does the process, at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import queue
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
 CPU_SECONDS = 10
 MEMORY_BYTES = 768 << 20
-MAX_CHARS = 16 << 20  # of all renderings of a conversation
+MAX_CHARS = 64 << 20  # of all renderings of a conversation
+MAX_TEXT_CHARS = 16 << 20  # of one of them
 # Templates may ask for today's date. Training twice must give the same bits, so time stands still for them.
 _TODAY = time.struct_time((2024, 7, 26, 12, 0, 0, 4, 208, 0))
 
@@ -24,44 +28,95 @@ _TODAY = time.struct_time((2024, 7, 26, 12, 0, 0, 4, 208, 0))
 def main() -> None:
     """Serves until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    setup = json.loads(sys.stdin.readline())
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    setup = json.loads(lines.get())
     sys.path[:] = setup["path"]
-    import jinja2
+    import jinja2  # noqa: F401  (before memory is limited)
 
-    answer: dict[str, Any]
-    template, problem = None, ""
+    _limit_memory()
+    _limit_cpu()
+    environment, template, problem = _environment(), None, ""
     try:
-        _limit_memory()
-        template = _environment().from_string(setup["template"])
-    except jinja2.TemplateSyntaxError as error:
-        problem = f"line {error.lineno}: {error.message}"
+        template = environment.from_string(setup["template"])
     except Exception as error:
         problem = _describe(error)
-    for line in sys.stdin:
+    while True:
+        line = lines.get()
         _limit_cpu()
+        answer: dict[str, Any]
         try:
+            request = json.loads(line)
             if template is None:
-                raise ValueError(problem)
-            answer = {"out": _render(template, setup, json.loads(line))}
+                answer = {"error": problem}
+            elif "variables" in request:
+                answer = {"out": sorted(_variables(environment, setup["template"]))}
+            else:
+                answer = {"out": _render_all(template, setup["names"], **request)}
         except Exception as error:
             answer = {"error": _describe(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        sys.stdout.buffer.flush()
 
 
-def _render(template: Any, setup: dict[str, Any], requests: list[Any]) -> list[str]:
-    texts, size = [], 0
-    for messages, tools, prompt in requests:
-        names = {"bos_token": setup["bos"], "eos_token": setup["eos"], "tools": tools}
-        parts = []
-        for part in template.generate(messages=messages, add_generation_prompt=prompt, **names):
-            parts.append(part)
-            size += len(part)
+def _read(lines: queue.SimpleQueue[bytes]) -> None:
+    """Takes requests as they come, whatever else is going on; their end is the end of the process that asks."""
+    try:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+    finally:
+        os._exit(0)
+
+
+def _render_all(template: Any, names: dict[str, str], conversations: list[Any], asks: list[Any]) -> list[Any]:
+    texts: list[str] = []
+    out: list[dict[str, Any]] = []
+    size = 0
+    for number, upto, prompt, more, base in asks:
+        messages, tools = conversations[number]
+        try:
+            text = _render(template, names, messages[:upto] + more, tools, prompt)
+            size += len(text)
             if size > MAX_CHARS:
                 raise ValueError(f"the text grows past {MAX_CHARS} characters")
-        texts.append("".join(parts))
-        texts[-1].encode("utf-8")  # half a surrogate pair is no text
-    return texts
+            text.encode("utf-8")  # half a surrogate pair is no text
+        except Exception as error:
+            texts.append("")
+            out.append({"error": _describe(error)})
+            continue
+        texts.append(text)
+        same = 0 if base is None else _shared(texts[base], text)
+        out.append({"same": same, "text": text[same:]})
+    return out
+
+
+def _render(template: Any, names: dict[str, str], messages: Any, tools: Any, prompt: bool) -> str:
+    parts, size = [], 0
+    given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+    for part in template.generate(**names, **given):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_TEXT_CHARS:
+            raise ValueError(f"the text grows past {MAX_TEXT_CHARS} characters")
+    return "".join(parts)
+
+
+def _shared(a: str, b: str) -> int:
+    """The length of the beginning that two texts have in common."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _variables(environment: Any, source: str) -> set[str]:
+    from jinja2 import meta
+
+    return set(meta.find_undeclared_variables(environment.parse(source)))
 
 
 def _environment() -> Any:
@@ -83,8 +138,10 @@ def _environment() -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
@@ -114,10 +171,14 @@ def _limit_cpu() -> None:
 
 
 def _describe(error: Exception) -> str:
+    import jinja2
+
     if isinstance(error, MemoryError):
         return f"it needs more than {MEMORY_BYTES >> 20} MiB of memory"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"line {error.lineno}: {error.message}"
     text = " ".join(str(error).split())[:200]
     return "".join(c for c in text if c.isprintable()) or type(error).__name__
 

@@ -1,27 +1,20 @@
-"""Chat templates: conversations to text, and the spans of it that a model must produce.
-
-Spans are found by rendering, never by searching for role names: the text up to an answer is what the template renders
-of the messages before it with a generation prompt. A template for which that does not hold is refused.
-"""
+"""Chat templates: conversations to text, and the spans of it that a model must produce."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import queue
 import re
-import subprocess
-import sys
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fabric.errors import DataError
 from fabric.files import read_input, shown
-from fabric.text.sandbox import MAX_CHARS
+from fabric.notices import notice, remark
+from fabric.text.answers import Finder, Refusal, Span
+from fabric.text.conversation import Conversation, Train, asks_in_vain, forms
 from fabric.text.tokenizer import Tokenizer
+from fabric.text.worker import RENDER_SECONDS, Ask, Worker
+from fabric.weights.chat import CHAT_TEMPLATE
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -33,11 +26,11 @@ _GEMMA = (
     "{{ message['content'] + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-RENDER_SECONDS = 20.0
+OWN = "its own"  # said of a template that lies in the file
 _MAX_SOURCE_CHARS = 1 << 20
 
-Messages = Sequence[dict[str, Any]]
-Span = tuple[int, int]
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Any] | None
 
 
 class Rendered(NamedTuple):
@@ -56,7 +49,8 @@ class ChatTemplate:
     """A Jinja chat template. Rendering happens in a worker process with limits, started on first use.
 
     ends: spellings of the tokens that end an answer, `eos` where none are given. controls: spellings of control
-    tokens, which mean nothing inside a message. seconds: the longest that one rendering may take.
+    tokens, which mean nothing inside a message. seconds: the longest that one rendering may take. remark: said with
+    `tell` once it is used.
     """
 
     def __init__(
@@ -67,102 +61,140 @@ class ChatTemplate:
         ends: Sequence[str] = (),
         controls: Iterable[str] = (),
         seconds: float = RENDER_SECONDS,
+        remark: str = "",
+        pad: str = "",
     ) -> None:
         if len(source) > _MAX_SOURCE_CHARS:
             raise DataError(f"the chat template has {len(source)} characters; at most {_MAX_SOURCE_CHARS} are read")
-        ends = [text for text in (ends or (eos,)) if text]
-        self._ends = re.compile("|".join(map(re.escape, sorted(ends, key=len, reverse=True))) or r"(?!)")
-        self._controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or r"(?!)")
-        self._worker = _Worker(source, bos, eos, seconds)
+        self.source = source
+        self._controls = _any_of(controls)
+        self._worker = Worker(source, {"bos_token": bos, "eos_token": eos, "pad_token": pad}, seconds)
+        self._finder = Finder(self._worker, _any_of([text for text in (ends or (eos,)) if text]), self._controls)
+        self._remark, self._rows, self._unused = remark, 0, Counter[str]()
 
     @classmethod
-    def choose(cls, tokenizer: Tokenizer, custom: str | None = None) -> ChatTemplate:
-        """The template in the file `custom`, else the model's own, else ChatML or Gemma's turns, by its tokens."""
-        source = tokenizer.chat_template or _usual(tokenizer)
+    def choose(
+        cls, tokenizer: Tokenizer, custom: str | None = None, adapters: Mapping[str, str] | None = None
+    ) -> ChatTemplate:
+        """The template in the file `custom`, else that of the adapters, else the model's own, else one by its tokens.
+
+        adapters: name and template of those that carry one. `tell` says where it is another one than that of an
+        adapter or of the model. Raises DataError, MissingInputError.
+        """
+        own, _ = template_in_use(tokenizer.chat_template, tokenizer.control_texts, tokenizer.eos_id is not None)
+        carried = dict(adapters or {})
+        told = ""
         if custom is not None:
-            with read_input(custom) as file:
-                read = file.read(4 * _MAX_SOURCE_CHARS + 1)
-            try:
-                source = read.decode()
-            except UnicodeDecodeError:
-                raise DataError(f"the chat template {shown(custom)} is not UTF-8 text") from None
+            source, name = _read(custom), shown(custom)
+            others = [other for other, theirs in carried.items() if theirs != source]
+            if others:
+                told = f"the chat template {name} is used, not the one that {', '.join(others)} was trained with"
+            elif not carried and tokenizer.chat_template not in (None, source):
+                told = f"the chat template {name} is used, not the model's own"
+        elif carried:
+            name, source = list(carried.items())[-1]
+            others = [other for other, theirs in carried.items() if theirs != source]
+            if others:
+                told = f"the chat template of {name} is used, not the one that {', '.join(others)} was trained with"
+            elif source != own:
+                told = f"the chat template of {name} is used, not the model's own"
+        else:
+            source = own
 
         def spelled(token: int | None) -> str:
             return "" if token is None else tokenizer.tokens[token]
 
         ends, controls = tokenizer.end_texts, tokenizer.control_texts
-        return cls(source, spelled(tokenizer.bos_id), spelled(tokenizer.eos_id), ends, controls)
+        bos, eos, pad = map(spelled, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
+        return cls(source, bos, eos, ends, controls, remark=told, pad=pad)
 
-    def render(
-        self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None, add_generation_prompt: bool = False
-    ) -> str:
+    def render(self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = False) -> str:
         """The conversation as text; DataError where the template refuses it or passes its limits."""
-        return self._worker.render([(messages, tools, add_generation_prompt)])[0]
+        (text,) = self._worker.render([[messages, tools]], [Ask(prompt=add_generation_prompt)])
+        return _sure(text)
 
-    def prompt(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> Rendered:
+    def prompt(self, messages: Messages, tools: Tools = None) -> Rendered:
         """What an answer to the conversation starts from."""
-        return self._rendered(messages, tools, lambda m, t: ([(m, t, True)], lambda texts: []))
 
-    def spans(self, messages: Messages, tools: Sequence[dict[str, Any]] | None = None) -> Rendered:
-        """The conversation with its trained spans; DataError where they cannot be told for certain."""
+        def prompt(masked: Conversation, plain: Conversation) -> _Masked:
+            return self._whole(masked, plain, True)
 
-        def plan(messages: Messages, tools: Any) -> _Plan:
-            answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            requests = [(messages, tools, False)]
-            for i in answers:
-                requests += [(messages[:i], tools, True), (messages[: i + 1], tools, False)]
-            if answers and answers[-1] == len(messages) - 1:
-                del requests[-1]  # the conversation up to its last message is the conversation
+        return self._rendered(messages, tools, "all", prompt)
 
-            def find(texts: list[str]) -> list[Span]:
-                whole, pairs = texts[0], [*texts[1:], texts[0]]
-                ends = zip(pairs[0::2], pairs[1::2], strict=False)
-                told = [bool(messages[i].get("content")) for i in answers]
-                return [
-                    self._span(whole, before, upto, number, said)
-                    for number, ((before, upto), said) in enumerate(zip(ends, told, strict=True), 1)
-                ]
+    def spans(self, messages: Messages, tools: Tools = None, train: Train = "all") -> Rendered:
+        """The conversation with its trained spans; DataError where the template does not write what the row says.
 
-            return requests, find
+        train: all answers, but for those that a row takes out, or the last one of them, up to which the text then goes.
+        """
 
-        return self._rendered(messages, tools, plan)
+        def spans(masked: Conversation, plain: Conversation) -> _Masked:
+            if not masked.trains:
+                return self._whole(masked, plain, False)
+            found = self._finder.find(masked, plain, train == "last")
+            return _Masked(found.shown, found.spans, found.text)
+
+        return self._rendered(messages, tools, train, spans)
+
+    @property
+    def used(self) -> bool:
+        """Whether a conversation was rendered."""
+        return self._rows > 0
+
+    def tell(self, source: str) -> None:
+        """Says which template is in use where that may surprise, and what of the rows of `source` has no effect.
+
+        Raises DataError with --strict.
+        """
+        for what, rows in (+self._unused).items():
+            notice(f"{source}: {rows:,} {'row has' if rows == 1 else 'rows have'} {what}")
+        self._unused.clear()
+        if self._remark and self._rows:
+            remark(self._remark)
+            self._remark = ""
 
     def close(self) -> None:
         """Ends the worker process."""
         self._worker.stop()
 
-    def _span(self, whole: str, before: str, upto: str, number: int, said: bool) -> Span:
-        """Of answer `number`: before is rendered up to its start, upto with it as the last message.
+    def _rendered(
+        self, messages: Messages, tools: Tools, train: Train, render: Callable[[Conversation, Conversation], _Masked]
+    ) -> Rendered:
+        """The first form of a conversation that comes out whole."""
+        self._rows += 1
+        self._unused["messages that ask to train and are no answers"] += asks_in_vain(messages)
+        if tools and "tools" not in self._worker.variables():
+            self._unused["'tools', which the chat template does not show"] += 1
+        problem: DataError | None = None
+        for plain in forms(messages, tools, train):
+            masked, private = self._masked(plain)
+            try:
+                text, spans, masked_text = render(masked, plain)
+            except DataError as error:
+                if problem is None or (isinstance(error, Refusal) and not isinstance(problem, Refusal)):
+                    problem = error
+                continue
+            literal = [match.span() for match in re.finditer(f"{private}+", masked_text)] if private else []
+            if masked_text != text and (
+                len(text) != len(masked_text) or re.sub(private, "", masked_text) != "".join(_outside(text, literal))
+            ):
+                raise DataError(
+                    "a message contains the spelling of a control token, which the chat template takes for more than "
+                    "text; take it out of the message"
+                )
+            return Rendered(text, spans, literal)
+        assert problem is not None
+        raise problem
 
-        said: whether its content is not empty.
-        """
-        refusal = DataError(
-            f"the chat template renders answer {number} differently depending on what follows it, so what to train on "
-            "is not certain; split the conversation after each answer, or give another template with --template"
-        )
-        if not whole.startswith(before) or not upto.startswith(before):
-            raise refusal
-        start = len(before)
-        alone, within = self._ends.search(upto, start), self._ends.search(whole, start)
-        if alone is None:  # no end-of-turn token: all that the turn adds
-            if not whole.startswith(upto) or len(upto) == start:
-                raise refusal
-            return start, len(upto)
-        if within is None or within.group() != alone.group():
-            raise refusal
-        # Later turns may drop the reasoning in front of an answer, nothing else.
-        content, content_within = upto[start : alone.start()], whole[start : within.start()]
-        if not content.endswith(content_within) or (said and content and not content_within):
-            raise refusal
-        return start, within.end()
+    def _whole(self, masked: Conversation, plain: Conversation, prompt: bool) -> _Masked:
+        asks = [Ask(0, prompt=prompt), Ask(1, prompt=prompt, base=0)]
+        texts = self._worker.render([masked.contents, plain.contents], asks[: 1 if masked is plain else 2])
+        return _Masked(_sure(texts[-1]), [], _sure(texts[0]))
 
-    def _rendered(self, messages: Messages, tools: Any, plan: Callable[[Messages, Any], _Plan]) -> Rendered:
-        if not any(map(self._controls.search, _strings([messages, tools]))):
-            requests, find = plan(messages, tools)
-            texts = self._worker.render(requests)
-            return Rendered(texts[0], find(texts), [])
-        # Look-alikes are rendered as private characters of the same length: where those come out, they stand.
-        used = set().union(*_strings([messages, tools]))
+    def _masked(self, plain: Conversation) -> tuple[Conversation, str]:
+        """Look-alikes of control tokens as private characters, as many: where those come out, they stand."""
+        if not any(map(self._controls.search, _strings(plain.contents))):
+            return plain, ""
+        used = set().union(*_strings(plain.contents))
         private = next((chr(code) for code in range(0x100000, 0x10FFFE) if chr(code) not in used), None)
         if private is None:
             raise DataError(
@@ -176,28 +208,62 @@ class ChatTemplate:
                 return [masked(item) for item in value]
             return {masked(k): masked(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-        requests, find = plan(masked(list(messages)), masked(tools))
-        text, *texts = self._worker.render([(messages, tools, requests[0][2]), *requests])
-        literal = [match.span() for match in re.finditer(f"{private}+", texts[0])]
-        if re.sub(private, "", texts[0]) != "".join(_outside(text, literal)) or len(text) != len(texts[0]):
-            raise DataError(
-                "a message contains the spelling of a control token and the chat template treats it as one; "
-                "take it out of the message"
-            )
-        return Rendered(text, find(texts), literal)
+        return Conversation(masked(plain.messages), masked(plain.tools), plain.trains), private
 
 
-def _usual(tokenizer: Tokenizer) -> str:
-    """ChatML; where the model has no token for its end of turn, Gemma's turns, or ChatML's with the model's own end."""
-    if {"<start_of_turn>", "<end_of_turn>"} <= tokenizer.control_texts:
-        return _GEMMA
-    if "<|im_end|>" in tokenizer.control_texts or tokenizer.eos_id is None:
-        return CHATML
-    return CHATML.replace("'<|im_end|>\n'", "eos_token + '\n'")
+class _Masked(NamedTuple):
+    """A rendering with its spans, and the same with private characters for look-alikes of control tokens."""
+
+    text: str
+    spans: list[Span]
+    masked: str
 
 
-_Request = tuple[Messages, Any, bool]
-_Plan = tuple[list[_Request], Callable[[list[str]], list[Span]]]
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+
+def _sure(text: str | DataError) -> str:
+    if isinstance(text, DataError):
+        raise text
+    return text
+
+
+def template_in_use(own: str | None, controls: Collection[str], has_eos: bool) -> tuple[str, str]:
+    """The template that commands use for a model where none is named, and what it is.
+
+    own: the model's; controls: the spellings of its control tokens; has_eos: whether one ends texts.
+    """
+    if own:
+        return own, OWN
+    if {"<start_of_turn>", "<end_of_turn>"} <= set(controls):
+        return _GEMMA, "Gemma's turns, for which the model has tokens"
+    if "<|im_end|>" in controls or not has_eos:
+        return CHATML, "ChatML"
+    return CHATML.replace("'<|im_end|>\n'", "eos_token + '\n'"), "ChatML with the model's own end of a text"
+
+
+def template_of(metadata: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """The template that commands use with a file where none is named, and what it is.
+
+    Raises DataError for a file that has none and no tokens either, such as an adapter.
+    """
+    own = metadata.get(CHAT_TEMPLATE)
+    if isinstance(own, str) and own:
+        return own, OWN
+    if metadata.get("general.type") == "adapter":
+        raise DataError(f"{name}: an adapter without a chat template; commands use that of its base")
+    tokenizer = Tokenizer.from_gguf(metadata)
+    return template_in_use(None, tokenizer.control_texts, tokenizer.eos_id is not None)
+
+
+def _read(path: str) -> str:
+    with read_input(path) as file:
+        read = file.read(4 * _MAX_SOURCE_CHARS + 1)
+    try:
+        return read.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"the chat template {shown(path)} is not UTF-8 text") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -218,76 +284,3 @@ def _outside(text: str, ranges: Sequence[Span]) -> Iterable[str]:
         yield text[last:start]
         last = end
     yield text[last:]
-
-
-class _Worker:
-    """The process that renders, its time bounded from here and everything else by itself."""
-
-    def __init__(self, source: str, bos: str, eos: str, seconds: float) -> None:
-        self._seconds = seconds
-        self._setup = {"path": sys.path, "template": source, "bos": bos, "eos": eos}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def render(self, requests: list[_Request]) -> list[str]:
-        """One text a request."""
-        if self._process is None:
-            self._start()
-        process = self._process
-        assert process is not None and process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(requests).encode() + b"\n")
-            process.stdin.flush()
-            line = self._answers.get(timeout=self._seconds)
-        except queue.Empty:
-            self.stop()
-            raise DataError(f"the chat template took longer than {self._seconds:g} s; it was stopped") from None
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            self.stop()
-            raise DataError("the chat template used more time or memory than it may; it was stopped")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise DataError(f"the chat template failed: {answer['error']}")
-        out: list[str] = answer["out"]
-        return out
-
-    def stop(self) -> None:
-        """Ends the process; the next request starts another."""
-        if self._process is not None:
-            self._finalize()
-            self._process = None
-
-    def _start(self) -> None:
-        script = Path(__file__).with_name("sandbox.py")
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert process.stdin is not None
-        self._process, self._answers = process, queue.SimpleQueue()
-        self._finalize = weakref.finalize(self, _end, process)
-        threading.Thread(target=_pump, args=(process, self._answers), daemon=True).start()
-        process.stdin.write(json.dumps(self._setup).encode() + b"\n")
-
-
-def _pump(process: subprocess.Popen[bytes], answers: queue.SimpleQueue[bytes]) -> None:
-    """Lines of the worker into the queue; an empty one when it ended. JSON spells a character in up to 12 bytes."""
-    assert process.stdout is not None
-    line = b"\n"
-    with contextlib.suppress(ValueError):  # the pipe is closed where the process is ended while it answers
-        while line.endswith(b"\n"):
-            line = process.stdout.readline(12 * MAX_CHARS + (1 << 20))
-            answers.put(line)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()

@@ -25,8 +25,10 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 END_NAMES = frozenset(
     ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>")
 )
-END_NAMES |= {"<eos>", "<EOT>", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>"}
+END_NAMES |= {"<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|EOT|>", "</s>", "<｜end▁of▁sentence｜>", "[e~["}
+END_NAMES |= {"<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "<end_of_utterance>"}
 _TAGS = frozenset(("<|EOT|>", "</s>"))  # these end answers only in models that say so
+_PART, _WHOLE = "<|end|>", ("<|return|>", "<|calls|>")  # where one of these ends an answer, that ends only a part of it
 # What stock llama.cpp does to a whole text or to what it samples, and nothing here does.
 _UNUSED = tuple(f"tokenizer.ggml.{name}" for name in ("add_eos_token", "add_sep_token", "suppress_tokens"))
 _MOST_NESTED = 64  # groups inside groups of a pattern
@@ -73,7 +75,7 @@ class Tokenizer:
     ) -> None:
         self.tokens = tokens
         self.vocab_size = len(tokens)
-        self.bos_id, self.eos_id, self.eot_id, self.pad_id = bos_id, eos_id, eot_id, pad_id
+        self.bos_id, self.eos_id, self.eot_id, self.eom_id, self.pad_id = bos_id, eos_id, eot_id, eom_id, pad_id
         self.add_bos = add_bos and bos_id is not None
         self.chat_template = chat_template
         self._vocabulary = vocabulary
@@ -86,9 +88,10 @@ class Tokenizer:
         self._find_user = _Finder(self._user)
         self._find_special = _Finder(self._user | self._control)
         self._lengths = np.full(self.vocab_size, -1, np.int64)  # in bytes, -1 where nobody asked yet
-        ends = (self._control[name] for name in END_NAMES if name in self._control)
-        ends = (i for i in ends if tokens[i] not in _TAGS or types[i] == _CONTROL)
-        self.end_ids = frozenset(i for i in (*ends, eos_id, eot_id, eom_id) if i is not None)
+        parts = {_PART} if any(name in self._control for name in _WHOLE) else set()
+        named = (self._control[name] for name in END_NAMES - parts if name in self._control)
+        named = (i for i in named if tokens[i] not in _TAGS or types[i] == _CONTROL)
+        self.end_ids = frozenset(i for i in (*named, eos_id, eot_id, eom_id) if i is not None)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:

@@ -213,7 +213,7 @@ def set_up(settings: TrainSettings) -> Iterator[Setup]:
         weights = Weights(gguf, device)
         closing.append(weights.close)
         target = target_of(settings, weights)
-        rows = load_rows(settings, gguf)
+        rows = load_rows(settings, gguf, target.chat)
         lengths = [[len(e.tokens) for e in part] for part in (rows.train, rows.val) if part]
         machine = Machine(settings, weights, target.layout, target.alpha, capacities(settings, *lengths))
         closing.append(machine.close)
@@ -308,7 +308,8 @@ def _write(settings: TrainSettings, setup: Setup, directory: Path, inputs: Input
         if place is not None:
             digest = hashlib.sha256()
             with open_output(place) as out:
-                size = setup.target.write(cast(BinaryIO, _Hashed(out, digest)), setup.machine.params, made)
+                hashed = cast(BinaryIO, _Hashed(out, digest))
+                size = setup.target.write(hashed, setup.machine.params, made, setup.rows.chat)
     return size, digest.hexdigest()
 
 
@@ -338,4 +339,6 @@ _RESULT_SETTINGS = {
     "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip", "optimizer", "batch", "ctx",
     "accumulate", "pack", "shuffle",
 }  # fmt: skip
-_RARE_SETTINGS = {"warmup_steps", "lr_min", "stride", "patience", "dropout", "rslora", "lora_plus", "neftune"}
+_RARE_SETTINGS = {
+    "warmup_steps", "lr_min", "stride", "patience", "dropout", "rslora", "lora_plus", "neftune", "train", "on_error",
+}  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from fabric.errors import DataError
+from fabric.text.conversation import Train
 
 ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
 FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
@@ -75,7 +76,11 @@ class TrainSettings:
     pack: bool = True
     shuffle: bool = True
     template: str | None = None
-    """A chat template file; None: the model's own, else one that its tokens fit."""
+    """A chat template file; None: the adapter's, else the model's own, else one that its tokens fit."""
+    train: Train = "all"
+    """Which answers of a conversation train; "last": the last one of each, up to which its text then goes."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At a row that cannot be read or rendered."""
     precision: Precision = "auto"
     """auto: as the device's profile says, else bf16 where the device gains from it."""
     checkpointing: bool | None = None

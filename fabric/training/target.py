@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
@@ -29,6 +29,7 @@ from fabric.training.parameters import (
 )
 from fabric.training.settings import TrainSettings
 from fabric.weights.adapter import Adapter, LoraPair, check_adapter, other_base, read_adapter, write_adapter
+from fabric.weights.chat import Chat
 from fabric.weights.convert import Rewrite, check_model, is_matrix, write_model
 from fabric.weights.formats import FORMATS, encodable, is_block_format, type_name
 from fabric.weights.gguf import GGUF, TensorInfo
@@ -42,7 +43,9 @@ FULL_SETTINGS = ("full", "type")
 
 @dataclass(frozen=True)
 class Target:
-    """`layout` trains from `start` on; `write(out, params, made)` writes the file whose last step is `made`."""
+    """`layout` trains from `start` on; `write(out, params, made, chat)` writes the file whose last step is `made`, with
+    the chat template that its rows were rendered with. `chat`: that of the adapter it starts from.
+    """
 
     kind: str  # "adapter" or "model"
     layout: Layout
@@ -50,7 +53,8 @@ class Target:
     start: Start
     told: tuple[str, ...]  # settings that matter to this target alone
     notes: list[str]
-    write: Callable[[BinaryIO, Buffer, Step], int]
+    write: Callable[[BinaryIO, Buffer, Step, Chat], int]
+    chat: Chat = field(default_factory=dict)
 
 
 def target_of(settings: TrainSettings, weights: Weights) -> Target:
@@ -60,27 +64,28 @@ def target_of(settings: TrainSettings, weights: Weights) -> Target:
 
 def _adapter(settings: TrainSettings, gguf: GGUF) -> Target:
     notes: list[str] = []
+    carried: Chat = {}
     if settings.adapter:
         first = read_adapter(settings.adapter)
         check_adapter(first, gguf)
         notes += other_base(first, gguf, settings.adapter)
         layout, alpha, start, earlier = adapter_layout(gguf, first), first.alpha, of_adapter(first), first.history
+        carried = first.chat
     else:
         layout, alpha = lora_layout(gguf, settings.modules, settings.rank), settings.alpha
         if settings.rslora:  # readers of the file divide by the rank
             alpha *= math.sqrt(settings.rank)
         start, earlier = drawn(settings.seed), []
 
-    def write(out: BinaryIO, params: Buffer, made: Step) -> int:
+    def write(out: BinaryIO, params: Buffer, made: Step, chat: Chat) -> int:
         history = join_histories(read_history(gguf), earlier, [made])
         arrays = {slot.name: _rows(params, slot, 0, slot.rows) for slot in layout.slots}
         names = [slot.name.removesuffix(".lora_a") for slot in layout.slots[::2]]
         pairs = {name: LoraPair(arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"]) for name in names}
-        return write_adapter(
-            out, Adapter(gguf.architecture, alpha, pairs, base_sha256=gguf.sha256(), history=history)
-        )  # fmt: skip
+        made_adapter = Adapter(gguf.architecture, alpha, pairs, "", gguf.sha256(), history, chat)
+        return write_adapter(out, made_adapter)
 
-    return Target("adapter", layout, alpha, start, LORA_SETTINGS, notes, write)
+    return Target("adapter", layout, alpha, start, LORA_SETTINGS, notes, write, carried)
 
 
 def _model(settings: TrainSettings, weights: Weights) -> Target:
@@ -94,7 +99,7 @@ def _model(settings: TrainSettings, weights: Weights) -> Target:
     slots = {slot.name: slot for slot in layout.slots}
     types = {name: written_type(gguf, info, settings.type, name in slots) for name, info in gguf.tensors.items()}
 
-    def write(out: BinaryIO, params: Buffer, made: Step) -> int:
+    def write(out: BinaryIO, params: Buffer, made: Step, chat: Chat) -> int:
         lock = threading.Lock()  # rows are encoded by several threads, but a device is read by one at a time
 
         def trained(slot: Slot) -> Callable[[int, int], F32Array]:
@@ -109,7 +114,7 @@ def _model(settings: TrainSettings, weights: Weights) -> Target:
             for name, info in gguf.tensors.items()
         ]
         history = [*read_history(gguf), made]
-        return write_model(out, gguf, rewrites, file_type, history, settings.threads, None)
+        return write_model(out, gguf, rewrites, file_type, history, settings.threads, None, chat)
 
     notes = [f"{name}: {type_name(type)}, because {why}" for name, (type, why) in types.items() if why]
     return Target("model", layout, 0.0, of_base(gguf), FULL_SETTINGS, notes, write)

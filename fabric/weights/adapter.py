@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fabric.errors import DataError
+from fabric.weights.chat import Chat, chat_in
 from fabric.weights.codec import Floats
 from fabric.weights.formats import F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
@@ -45,6 +46,8 @@ class Adapter:
     name: str = ""
     base_sha256: str | None = None
     history: list[Step] = field(default_factory=list)
+    chat: Chat = field(default_factory=dict)
+    """Metadata of the chat template that it was trained with, and of the tokens that end answers."""
 
     @property
     def rank(self) -> int:
@@ -78,6 +81,7 @@ def adapter_of(gguf: GGUF) -> Adapter:
         name=gguf.get("general.name", str, ""),
         base_sha256=gguf.get(BASE_SHA256, str, "") or None,
         history=read_history(gguf),
+        chat=chat_in(gguf.metadata),
     )
 
 
@@ -94,6 +98,7 @@ def write_adapter(out: BinaryIO, adapter: Adapter) -> int:
         metadata["general.name"] = adapter.name
     if adapter.base_sha256:
         metadata[BASE_SHA256] = adapter.base_sha256
+    metadata |= adapter.chat
     if adapter.history:
         metadata[HISTORY] = encode_history(adapter.history)
     arrays = {}

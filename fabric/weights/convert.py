@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import isfinite, prod, sqrt
@@ -101,8 +101,9 @@ def write_model(
     history: Sequence[Step],
     threads: int,
     progress: Progress | None,
+    changes: Mapping[str, object] | None = None,
 ) -> int:
-    """Write the rewritten tensors with all metadata of the model; return the size of the file in bytes.
+    """Write the rewritten tensors with all metadata of the model, and `changes` to it; return the size in bytes.
 
     `file_type` is what general.file_type becomes; None: named after the type that most elements of matrices have.
     """
@@ -111,6 +112,7 @@ def write_model(
             check_decodable(gguf, rewrite.info)
     metadata = {
         **gguf.raw_metadata,
+        **(changes or {}),
         "general.file_type": _file_type(gguf, rewrites) if file_type is None else file_type,
         "general.quantization_version": gguf.raw_metadata.get("general.quantization_version", 2),
         HISTORY: encode_history(history),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fabric.errors import DataError
 from fabric.weights.convert import is_matrix
 from fabric.weights.formats import can_decode, type_name
 from fabric.weights.gguf import GGUF, decode_tensor
@@ -47,14 +46,6 @@ def summary(gguf: GGUF) -> dict[str, Any]:
         ],
         "history": read_history(gguf),
     }
-
-
-def chat_template(gguf: GGUF) -> str:
-    """The template of a model's conversations. Raises DataError where it has none."""
-    template = gguf.get("tokenizer.chat_template", str, "")
-    if not template:
-        raise DataError(f"{gguf.name}: no chat template in it; commands use ChatML, as far as the model has its tokens")
-    return str(_text(template))
 
 
 def difference(this: GGUF, other: GGUF) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_choices_compute_their_prompt_once(model: str) -> None:
     settings = GenerateSettings(model, max_tokens=5, temperature=1.0)
     where = (settings.device, 2, "f32")
     for lanes in (1, 2, 5):
-        with open_text(model, None) as text, open_model(text.gguf, (), *where) as opened:
+        with open_text(model, None) as text, open_model(text, *where) as opened:
             decoder = Counting(opened.weights, lanes * 128, 128, lanes, "f32")
             prompts = [first] * 3 + [other] * 2
             found = list(answers(settings, tokenizer, decoder, prompts, lanes, 128))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,23 +98,33 @@ def test_published_templates_train_each_answer_with_its_end(name: str, expected:
 
 def test_rendering_is_that_of_transformers() -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
     for path in sorted(shared("templates").glob("*.jinja")):
-        if "Llama-3.2" in path.name:  # asks for today's date
-            continue
+        source = path.read_text()
+        template = make(source)
         for messages in (ONE, TWO, TWO[:3]):
-            source = path.read_text()
-            compiled = utils._compile_jinja_template(source)
-            wanted = compiled.render(
-                messages=messages, tools=None, bos_token="<s>", eos_token="</s>", add_generation_prompt=True
-            )
-            assert make(source).render(messages, add_generation_prompt=True) == wanted
+            try:
+                (wanted,), _ = utils.render_jinja_template(
+                    [messages], chat_template=source, add_generation_prompt=True, **names
+                )
+            except Exception:
+                with pytest.raises(DataError, match="the chat template failed"):
+                    template.render(messages, add_generation_prompt=True)
+                continue
+            if "strftime_now" not in source:  # asks for today's date
+                assert template.render(messages, add_generation_prompt=True) == wanted, path.name
+        template.close()
 
 
-def test_reasoning_that_later_turns_drop_is_not_trained_there() -> None:
+def test_reasoning_that_later_turns_drop_trains_in_the_last_answer_alone() -> None:
     template = make(shared("templates/Qwen-Qwen3-0.6B.jinja").read_text())
     thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSay"}
     assert trained(template, [ONE[0], thought]) == ["<think>\nhm\n</think>\n\nSay<|im_end|>"]
-    assert trained(template, [ONE[0], thought, *TWO[2:]]) == ["Say<|im_end|>", THINK + "Once more<|im_end|>"]
+    with pytest.raises(DataError, match="content of answer 1 out once other messages follow; --train last"):
+        template.spans([ONE[0], thought, *TWO[2:]])
+    text, spans, _ = template.spans([*TWO[:3], thought], train="last")
+    assert [text[start:end] for start, end in spans] == ["<think>\nhm\n</think>\n\nSay<|im_end|>"]
+    template.close()
 
 
 def test_a_tool_call_is_trained_as_the_model_must_write_it() -> None:
@@ -131,28 +139,57 @@ def test_a_tool_call_is_trained_as_the_model_must_write_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "said"),
     [
-        "{{ messages[-1].content }}{% for m in messages %}{{ m.content }}</s>{% endfor %}",  # the start moves
-        "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else '' }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}",  # earlier answers vanish
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ '</s>' if loop.last else '<|end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}",  # ends differ
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ '!' if loop.last }} {% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}",  # no end, and a tail that comes and goes
-        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",  # answers never show
+        (
+            "{{ messages[-1].content }}{% for m in messages %}{{ m.content }}</s>{% endfor %}",
+            "in front of answer 1 differently",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}:"
+            "{{ m.content if m.role == 'user' or loop.last else '' }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            "content of answer 1 out once other messages follow",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+            "{{ '<|end|>' if m.role == 'assistant' and not loop.last else '</s>' }}{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            "ends answer 1 differently",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+            "{{ '!' if m.role == 'assistant' and loop.last }} {% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",  # no end, and a tail that comes and goes
+            "ends answer 1 differently",
+        ),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            "content of answer 1 out of the text",
+        ),
+        (
+            "{% for m in messages %}{{ '<model>' if m.role == 'assistant' else '<user>' }}"
+            "{{ m.content }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}",
+            "generation prompt of answer 1 differently",
+        ),
     ],
 )
-def test_a_template_whose_answers_cannot_be_told_is_refused(source: str) -> None:
-    with pytest.raises(DataError, match=r"answer \d differently"):
+def test_a_template_whose_answers_cannot_be_told_is_refused(source: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
         make(source).spans(TWO)
 
 
-def test_a_system_message_that_vanishes_once_answered_is_refused() -> None:
+def test_a_system_message_that_vanishes_once_answered_trains_as_generation_shows_it() -> None:
     template = make(shared("templates/mistralai-Mistral-Nemo-Instruct-2407.jinja").read_text())
     system = {"role": "system", "content": "Be brief"}
-    with pytest.raises(DataError, match="answer 1 differently"):
+    with pytest.raises(
+        DataError, match="message 1, of role 'system', out of the text once it is answered; --train last"
+    ):
         template.spans([system, *ONE])
+    text, spans, _ = template.spans([system, *ONE], train="last")
+    assert (text, [text[a:b] for a, b in spans]) == ("<s>[INST]Be brief\n\nAsk[/INST]Say</s>", ["Say</s>"])
+    template.close()
 
 
 def test_a_template_without_end_tokens_trains_the_whole_turn() -> None:
@@ -208,30 +245,6 @@ def test_what_templates_in_the_wild_rely_on(source: str, text: str) -> None:
 def test_a_template_that_fails_does_so_in_a_sentence(source: str, said: str) -> None:
     with pytest.raises(DataError, match=f"^the chat template failed: .*{said}"):
         make(source).render(ONE)
-
-
-ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-
-
-def test_a_template_without_end_is_stopped_and_the_next_conversation_still_renders() -> None:
-    template = make("{% if messages|length > 2 %}" + ENDLESS + "{% endif %}done", seconds=1.0)
-    began = time.monotonic()
-    with pytest.raises(DataError, match="longer than 1 s"):
-        template.render(TWO)
-    assert time.monotonic() - began < 5
-    assert template.render(ONE) == "done"
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_worker_is_slim_and_ends_with_its_template() -> None:
-    template = make(CHATML)
-    template.render(ONE)
-    process = template._worker._process
-    assert process is not None
-    maps = Path(f"/proc/{process.pid}/maps").read_text()
-    assert "numpy" not in maps and "_native" not in maps
-    del template
-    assert process.poll() is not None
 
 
 @settings(max_examples=15, deadline=None)
