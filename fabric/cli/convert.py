@@ -36,12 +36,17 @@ def command(
     check_streams([source, model], [output])
     if not folder.is_dir() and source != "-" and not folder.exists():
         raise MissingInputError(f"{source} cannot be read: no such file or directory")
+    is_adapter = not folder.is_dir() or is_peft(folder)
+    if is_adapter and console.given("type"):
+        raise UsageError(f"--type: {source} is taken for a LoRA adapter, whose pairs are F32; leave it out")
+    if not is_adapter and model is not None:
+        raise UsageError(f"-m: {source} is taken for a checkpoint, which has no base model; leave it out")
     if not folder.is_dir():
         if output == "-":
             raise UsageError("a PEFT adapter is a folder: name one with -o")
         return _tell_adapter(adapter_to_peft(source, _base(source, model), Path(output)), output)
     console.refuse_terminal(output)
-    if is_peft(folder):
+    if is_adapter:
         return _tell_adapter(adapter_from_peft(folder, _base(source, model), output), output)
     _model(folder, output, type)
 
@@ -51,9 +56,8 @@ def _model(folder: Path, output: str, type: str) -> None:
 
     with console.bar("convert", "B") as progress:
         result = convert_model(folder, output, type.lower(), progress)
-    left = f"; {len(result.dropped)} tensors that are no part of the text model left out" if result.dropped else ""
     size = console.human_bytes(result.file_bytes)
-    text = f"converted {result.tensors} tensors of a {result.architecture} model: {size}{left}"
+    text = f"converted {result.tensors} tensors of a {result.architecture} model: {size}"
     console.report(dataclasses.asdict(result), text, output)
 
 

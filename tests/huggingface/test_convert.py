@@ -244,6 +244,10 @@ def test_an_adapter_of_another_base_is_refused(llama: tuple[Path, Path], tmp_pat
 def test_wrong_usage_is_told(llama: tuple[Path, Path], tmp_path: Path) -> None:
     peft_adapter(llama[0], tmp_path / "peft", target_modules=["q_proj"])
     one_sentence(fabric("convert", tmp_path / "peft", "-o", tmp_path / "a.gguf"), 2, "-m")
+    one_sentence(fabric("convert", llama[0], "-m", llama[1], "-o", tmp_path / "b.gguf"), 2, "-m", "checkpoint")
+    one_sentence(
+        fabric("convert", tmp_path / "peft", "-m", llama[1], "--type", "f16", "-o", tmp_path / "a.gguf"), 2, "--type"
+    )
     one_sentence(fabric("convert", tmp_path / "nowhere", "-o", tmp_path / "a.gguf"), 66, "nowhere")
     one_sentence(fabric("convert", llama[0], "-o", tmp_path / "a.gguf", "--type", "q4_0"), 2, "quantize")
     assert fabric("convert", tmp_path / "peft", "-m", llama[1], "-o", tmp_path / "a.gguf").code == 0
