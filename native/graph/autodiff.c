@@ -61,17 +61,17 @@ static void contribute(fb_autodiff *d, fb_tensor x, fb_tensor part) {
 
 /* ---- the rules ---- */
 
-static void grad_embed(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_embed(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor w = n->v[1].tensor, ids = n->v[2].tensor;
-    if (trains(d, w)) EMIT(FB_OP_EMBED_DW, grad_of_param(d, w), dy, ids)->attr.scale = n->attr.scale;
+    if (trains(d, w)) EMIT(FB_OP_EMBED_DW, grad_of_param(d, w), dy[0], ids)->attr.scale = n->attr.scale;
 }
 
-static void grad_rms_norm(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_rms_norm(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor x = n->v[1].tensor, w = n->v[2].tensor;
-    if (trains(d, w)) EMIT(FB_OP_RMS_NORM_DW, grad_of_param(d, w), dy, now(d, x))->attr.eps = n->attr.eps;
+    if (trains(d, w)) EMIT(FB_OP_RMS_NORM_DW, grad_of_param(d, w), dy[0], now(d, x))->attr.eps = n->attr.eps;
     if (!needs(d, x)) return;
     fb_tensor dx = fresh_grad(d, x);
-    EMIT(FB_OP_RMS_NORM_DX, dx, dy, now(d, x), w, d->grads[x])->attr.eps = n->attr.eps;
+    EMIT(FB_OP_RMS_NORM_DX, dx, dy[0], now(d, x), w, d->grads[x])->attr.eps = n->attr.eps;
     d->grads[x] = dx;
 }
 
@@ -80,11 +80,11 @@ static void drop(fb_autodiff *d, fb_attr attr, fb_tensor y, fb_tensor x, fb_tens
 }
 
 /* What is dropped of x forward is dropped of its gradient. */
-static void grad_dropout(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_dropout(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor x = n->v[1].tensor;
     if (!needs(d, x)) return;
     fb_tensor dx = fresh_grad(d, x);
-    drop(d, n->attr, dx, dy, n->v[2].tensor, d->grads[x]);
+    drop(d, n->attr, dx, dy[0], n->v[2].tensor, d->grads[x]);
     d->grads[x] = dx;
 }
 
@@ -99,86 +99,86 @@ static fb_tensor seen_again(fb_autodiff *d, fb_tensor x, fb_tensor seen) {
 }
 
 /* y = x w^T + u b^T + bias + residual, u = lora_scale * x a^T, or of x with dropout, which has a gradient of its own */
-static void grad_linear(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_linear(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor x = n->v[1].tensor, w = n->v[2].tensor, bias = n->v[3].tensor, u = n->v[4].tensor, b = n->v[5].tensor;
     fb_tensor residual = n->v[6].tensor, a = n->lora_a, seen = n->lora_x, du = FB_NONE;
     if (u >= 0 && (needs(d, x) || trains(d, a))) {
         du = fresh(d, u, d->p->tensors[u].cols, FB_F32);
-        EMIT(FB_OP_LINEAR_DX, du, dy, b)->attr.scale = n->lora_scale;
+        EMIT(FB_OP_LINEAR_DX, du, dy[0], b)->attr.scale = n->lora_scale;
     }
-    if (u >= 0 && trains(d, b)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, b), dy, now(d, u));
+    if (u >= 0 && trains(d, b)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, b), dy[0], now(d, u));
     if (u >= 0 && trains(d, a)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, a), du, seen_again(d, x, seen));
-    if (trains(d, w)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, w), dy, now(d, x))->attr.scale = n->attr.scale;
-    if (trains(d, bias)) EMIT(FB_OP_BIAS_DB, grad_of_param(d, bias), dy);
+    if (trains(d, w)) EMIT(FB_OP_LINEAR_DW, grad_of_param(d, w), dy[0], now(d, x))->attr.scale = n->attr.scale;
+    if (trains(d, bias)) EMIT(FB_OP_BIAS_DB, grad_of_param(d, bias), dy[0]);
     if (needs(d, x)) {
         fb_tensor dx = fresh_grad(d, x);
         if (u >= 0 && seen >= 0) {
             EMIT(FB_OP_LINEAR_DX, d->grads[seen] = fresh_grad(d, seen), du, a);
             du = FB_NONE;
         }
-        EMIT(FB_OP_LINEAR_DX, dx, dy, w, du, du < 0 ? FB_NONE : a, d->grads[x])->attr.scale = n->attr.scale;
+        EMIT(FB_OP_LINEAR_DX, dx, dy[0], w, du, du < 0 ? FB_NONE : a, d->grads[x])->attr.scale = n->attr.scale;
         d->grads[x] = dx;
     }
-    if (residual >= 0) contribute(d, residual, dy);
+    if (residual >= 0) contribute(d, residual, dy[0]);
 }
 
-static void grad_rope(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_rope(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor x = n->v[1].tensor;
     if (!needs(d, x)) return;
     fb_tensor dx = fresh_grad(d, x);
-    fb_node *back = EMIT(FB_OP_ROPE, dx, dy, now(d, n->v[2].tensor), d->grads[x]);
+    fb_node *back = EMIT(FB_OP_ROPE, dx, dy[0], now(d, n->v[2].tensor), d->grads[x]);
     back->attr = n->attr;
     back->attr.inverse = 1;
     d->grads[x] = dx;
 }
 
-static void grad_attention(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_attention(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor o = n->v[0].tensor, stats = n->v[1].tensor, q = n->v[2].tensor, k = n->v[3].tensor, v = n->v[4].tensor;
     fb_tensor range = n->v[5].tensor, dq = fresh_grad(d, q);
-    EMIT(FB_OP_ATTENTION_DQ, dq, now(d, stats), now(d, q), now(d, k), now(d, v), now(d, o), dy, range)->attr = n->attr;
+    EMIT(FB_OP_ATTENTION_DQ, dq, now(d, stats), now(d, q), now(d, k), now(d, v), now(d, o), dy[0], range)->attr = n->attr;
     contribute(d, q, dq);
     if (!needs(d, k) && !needs(d, v)) return;
     fb_tensor dk = fresh_grad(d, k), dv = fresh_grad(d, v);
-    EMIT(FB_OP_ATTENTION_DKV, dk, dv, now(d, q), now(d, k), now(d, v), now(d, stats), dy, range)->attr = n->attr;
+    EMIT(FB_OP_ATTENTION_DKV, dk, dv, now(d, q), now(d, k), now(d, v), now(d, stats), dy[0], range)->attr = n->attr;
     contribute(d, k, dk);
     contribute(d, v, dv);
 }
 
-static void grad_glu(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_glu(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor gate = n->v[1].tensor, up = n->v[2].tensor;
     fb_tensor dgate = fresh_grad(d, gate), dup = fresh_grad(d, up);
-    EMIT(FB_OP_GLU_GRAD, dgate, dup, dy, now(d, gate), now(d, up))->attr = n->attr;
+    EMIT(FB_OP_GLU_GRAD, dgate, dup, dy[0], now(d, gate), now(d, up))->attr = n->attr;
     contribute(d, gate, dgate);
     contribute(d, up, dup);
 }
 
-static void grad_add(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
-    contribute(d, n->v[1].tensor, dy);
-    contribute(d, n->v[2].tensor, dy);
+static void grad_add(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    contribute(d, n->v[1].tensor, dy[0]);
+    contribute(d, n->v[2].tensor, dy[0]);
 }
 
-static void grad_scale(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_scale(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor x = n->v[1].tensor;
     if (!needs(d, x)) return;
     fb_tensor dx = fresh_grad(d, x);
-    EMIT(FB_OP_SCALE, dx, dy, d->grads[x])->attr.scale = n->attr.scale;
+    EMIT(FB_OP_SCALE, dx, dy[0], d->grads[x])->attr.scale = n->attr.scale;
     d->grads[x] = dx;
 }
 
-static void grad_softcap(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_softcap(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor y = n->v[0].tensor, x = n->v[1].tensor;
     if (!needs(d, x)) return;
     fb_tensor dx = fresh_grad(d, x);
-    EMIT(FB_OP_SOFTCAP_GRAD, dx, dy, now(d, y), d->grads[x])->attr.softcap = n->attr.softcap;
+    EMIT(FB_OP_SOFTCAP_GRAD, dx, dy[0], now(d, y), d->grads[x])->attr.softcap = n->attr.softcap;
     d->grads[x] = dx;
 }
 
-static void grad_gather(fb_autodiff *d, const fb_node *n, fb_tensor dy) {
+static void grad_gather(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor x = n->v[1].tensor;
     if (!needs(d, x)) return;
     fb_tensor dx = fresh(d, x, d->p->tensors[x].cols, FB_F32);
     EMIT(FB_OP_ZERO, dx);
-    EMIT(FB_OP_SCATTER, dx, dy, n->v[2].tensor);
+    EMIT(FB_OP_SCATTER, dx, dy[0], n->v[2].tensor);
     contribute(d, x, dx);
 }
 
@@ -239,7 +239,7 @@ static void lower_loss(fb_autodiff *d) {
     const fb_device_info *limits = &d->g->device->info;
     uint64_t room = d->options->logits_bytes ? d->options->logits_bytes : (uint64_t)(d->options->checkpoint ? 64 : 160) << 20;
     /* A large card wants many rows at once: its weights are decoded anew for each chunk. */
-    if (!d->options->logits_bytes && strcmp(limits->backend, "cpu") && room < limits->memory_bytes / 64)
+    if (!d->options->logits_bytes && limits->own_memory && room < limits->memory_bytes / 64)
         room = limits->memory_bytes / 64;
     if (room > limits->max_binding_bytes) room = limits->max_binding_bytes;
     if (room > limits->max_allocation_bytes) room = limits->max_allocation_bytes;
@@ -354,6 +354,16 @@ static void recompute(fb_autodiff *d, int32_t first, int32_t end, const int32_t 
     }
 }
 
+/* Those of a node's outputs, at the places of these operands; returns whether there is one. */
+static int gradients_of(const fb_autodiff *d, const fb_node *n, fb_tensor dy[FB_MAX_OPERANDS]) {
+    int any = 0;
+    for (int k = 0; k < FB_MAX_OPERANDS; k++) {
+        dy[k] = n->v[k].tensor >= 0 && fb_is_written(n->op, k) ? d->grads[n->v[k].tensor] : FB_NONE;
+        any |= dy[k] >= 0;
+    }
+    return any;
+}
+
 static void backward(fb_autodiff *d) {
     const fb_program *f = &d->g->program;
     int32_t *last_reader = calloc((size_t)d->n_recorded + 1, sizeof *last_reader);
@@ -371,8 +381,8 @@ static void backward(fb_autodiff *d) {
         if (end < f->n_nodes) recompute(d, first, end, last_reader);
         for (int32_t i = end - 1; i >= first; i--) {
             const fb_node *n = &f->nodes[i];
-            fb_tensor dy = d->grads[n->v[0].tensor];
-            if (dy >= 0 && fb_ops[n->op].grad) fb_ops[n->op].grad(d, n, dy);
+            fb_tensor dy[FB_MAX_OPERANDS];
+            if (gradients_of(d, n, dy) && fb_ops[n->op].grad) fb_ops[n->op].grad(d, n, dy);
         }
         end = first;
     }

@@ -8,7 +8,7 @@
 
 #define FB_MAX_OPERANDS 12
 
-/* Memory of a device. The CPU's is `host`; others keep a handle beside it. */
+/* Memory of a device: `host` where its kernels read the host's own, else a handle. */
 typedef struct fb_mem {
     void *host;
     void *handle;
@@ -191,7 +191,8 @@ typedef struct fb_backend {
     int (*peak)(void *self, int kind, double seconds, double *per_second);
 } fb_backend;
 
-extern const fb_backend fb_backend_cpu, fb_backend_vulkan;
+/* backends/backends.c: those there are, in the order in which devices are listed; NULL ends them. */
+extern const fb_backend *const fb_backends[];
 
 /* Sets fb_error() to one formatted sentence and returns code. */
 int fb_fail(int code, const char *format, ...)

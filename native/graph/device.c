@@ -1,30 +1,27 @@
-/* device.c - the registry of backends; open devices, their memory and their programs. */
+/* device.c - open devices, their memory and their programs. */
 #include <stdlib.h>
 #include <string.h>
 #include "graph.h"
 
-static const fb_backend *const backends[] = {&fb_backend_cpu, &fb_backend_vulkan};
-enum { N_BACKENDS = sizeof backends / sizeof *backends };
-
 int fb_device_count(void) {
     int total = 0;
-    for (int i = 0; i < N_BACKENDS; i++) total += backends[i]->count();
+    for (int i = 0; fb_backends[i]; i++) total += fb_backends[i]->count();
     return total;
 }
 
 int fb_device_describe(int index, fb_device_info *info) {
     if (!info) return fb_fail(FB_E_ARGUMENT, "what a device is needs a place to be written to");
-    for (int i = 0; i < N_BACKENDS; i++) {
-        int count = backends[i]->count();
-        if (index < count) return backends[i]->describe(index, info);
+    for (int i = 0; fb_backends[i]; i++) {
+        int count = fb_backends[i]->count();
+        if (index < count) return fb_backends[i]->describe(index, info);
         index -= count;
     }
     return fb_fail(FB_E_DEVICE, "there is no device of that number");
 }
 
 const char *fb_device_missing(int index) {
-    for (int i = 0; i < N_BACKENDS; i++)
-        if (backends[i]->count() == 0 && index-- == 0) return fb_error();
+    for (int i = 0; fb_backends[i]; i++)
+        if (fb_backends[i]->count() == 0 && index-- == 0) return fb_error();
     return NULL;
 }
 
@@ -47,7 +44,7 @@ static int usable(const fb_device_options *o) {
            (!o->max_allocation_bytes || o->max_allocation_bytes >= least) && is_tile(o->tile_rows) && is_tile(o->tile_cols);
 }
 
-/* "cpu" is its first device, "cpu:1" the second. */
+/* The name of a backend alone is its first device, "name:1" its second. */
 fb_device *fb_device_open(const char *name, const fb_device_options *options) {
     static const fb_device_options defaults;
     if (!options) options = &defaults;
@@ -58,8 +55,8 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
     const char *colon = strchr(name, ':');
     size_t length = colon ? (size_t)(colon - name) : strlen(name);
     int index = colon ? number_of(colon + 1) : 0;
-    for (int i = 0; i < N_BACKENDS; i++) {
-        const fb_backend *backend = backends[i];
+    for (int i = 0; fb_backends[i]; i++) {
+        const fb_backend *backend = fb_backends[i];
         if (strlen(backend->name) != length || strncmp(backend->name, name, length) != 0) continue;
         if (index < 0) break;
         int count = backend->count();

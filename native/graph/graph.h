@@ -142,8 +142,9 @@ typedef struct fb_op_info {
     const char *roles;
     const char *row_axes;
     int acc; /* operand that may share memory with operand 0; 0: none */
-    /* Backward: given the gradient of output 0, emits the gradients of the inputs. NULL: nothing flows back. */
-    void (*grad)(struct fb_autodiff *, const fb_node *, fb_tensor dy);
+    /* Backward: given the gradients of the outputs, emits those of the inputs. dy: one an operand, FB_NONE where it is no
+     * output or none flows into it; there is at least one. NULL: nothing flows back. */
+    void (*grad)(struct fb_autodiff *, const fb_node *, const fb_tensor *dy);
 } fb_op_info;
 
 extern const fb_op_info fb_ops[FB_OP_COUNT];

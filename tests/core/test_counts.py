@@ -59,6 +59,13 @@ def test_no_op_is_known_beyond_its_tables_and_the_graph() -> None:
         assert "FB_OP_" not in path.read_text(encoding="utf-8"), path
 
 
+def test_the_graph_knows_no_backend_by_name() -> None:
+    """What it needs to know of a device is in fb_device_info."""
+    names = "|".join(path.name for path in (NATIVE / "backends").iterdir() if path.is_dir())
+    for path in (NATIVE / "graph").iterdir():
+        assert not re.findall(rf"(?i){names}", path.read_text(encoding="utf-8")), path
+
+
 def test_an_architecture_is_one_file() -> None:
     """Beside which only `convert` knows it, and tokenizers, some kinds of which have the same names."""
     rooms = {"models", "huggingface", "text", "__pycache__"}

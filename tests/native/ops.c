@@ -10,6 +10,7 @@
 #include "ops.h"
 #include "speed.h"
 
+extern const fb_backend fb_backend_cpu, fb_backend_vulkan;
 static const fb_backend *backend = &fb_backend_cpu;
 static int matrix_units; /* attention rounds its weights to 16 bits, as products do */
 static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
