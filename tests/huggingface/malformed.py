@@ -19,7 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from fabric.cli import signals
 from fabric.cli.app import run
 from tests.support import foreign
 
@@ -116,6 +118,7 @@ def main() -> None:
     """Converts each case in a folder."""
     root = Path(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    mock.patch.object(signals, "listen").start()  # which starts a thread, and a process runs one command
     foreign.checkpoint().write(root / "base")
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         assert run(["convert", str(root / "base"), "-o", str(root / "base.gguf")]) == 0
