@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -54,7 +55,7 @@ def made(rng: random.Random) -> bytes:
     out = io.BytesIO()
     try:
         write_gguf(out, metadata, specs, [numbers(rng, spec) for spec in specs])
-    except (FabricError, ArithmeticError, ValueError):  # what cannot be written is no input
+    except (FabricError, ArithmeticError, ValueError, struct.error):  # what cannot be written is no input
         return made(rng)
     return out.getvalue()
 
