@@ -2,7 +2,7 @@
 # The Vulkan backend on a real card: builds it, holds every op against doubles (on the card's best matrix units, and on
 # those for F16), measures products, attention and training, as `fabric bench` and as `fabric train` run it by default.
 #     benchmarks/gpu.sh [--part ops|speed|train] [--debs DIR] [--wheels DIR] [--model SHAPE]
-# Needs gcc and, for the training part, python3 (3.10 or newer). DIR of --debs holds Debian packages to unpack first, where
+# Needs gcc and python3 (3.10 or newer). DIR of --debs holds Debian packages to unpack first, where
 # the Vulkan loader is missing (libvulkan1; NVIDIA's driver wants libglvnd0, libgl1, libglx0 and libegl1 too). DIR of --wheels holds wheels of pyproject.toml's dependencies and of setuptools,
 # wheel and gguf: nothing is downloaded. SHAPE is a name of tests/support/random_models.py.
 set -euo pipefail
@@ -35,10 +35,11 @@ wanted() { [ -z "$part" ] || [ "$part" = "$1" ]; }
 
 if wanted ops || wanted speed; then
     step "build"
+    python3 native/texts.py "$work/texts.c"
     for first in 0 1; do # 1: no matrix units for BF16
-        find native/backends/cpu native/backends/vulkan native/kernels native/quant -name '*.c' -print0 \
+        find native/backends/*/ native/kernels native/quant -name '*.c' -print0 \
             | xargs -0 gcc -std=c11 -O3 -fno-math-errno -fno-trapping-math -DFB_MATRIX_FIRST=$first native/os.c \
-                native/graph/error.c tests/native/ops.c -o "$work/ops-$first" -lm -lpthread -ldl &
+                native/graph/error.c tests/native/ops.c "$work/texts.c" -o "$work/ops-$first" -lm -lpthread -ldl &
     done
     wait
 fi

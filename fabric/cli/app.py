@@ -97,7 +97,7 @@ class Command(typer.core.TyperCommand):
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; what is below it finds the user's profiles, and keeps built kernels in the user's cache."""
+        """Runs the command; what is below it finds the user's profiles and compiler, and keeps built kernels."""
         from fabric import notices, paths
         from fabric.cli import signals
 
@@ -107,6 +107,7 @@ class Command(typer.core.TyperCommand):
             console.note(text)
         notices.speaker = ("\r\x1b[K" if console.wants_bar() else "") + ctx.command_path
         paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()
+        paths.cuda_toolkit = config.cuda_toolkit()
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

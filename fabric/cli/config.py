@@ -124,6 +124,12 @@ def kernel_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fabric" / "kernels"
 
 
+def cuda_toolkit() -> Path | None:
+    """The CUDA toolkit that the environment names, as NVIDIA's own programs read it."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return Path(named) if named else None
+
+
 def _named(args: Sequence[str]) -> Path | None:
     """The file of --config, which must be known before the other flags get their defaults."""
     found = None

@@ -14,7 +14,8 @@ from cffi import FFI
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[2]))
 HEADER = ROOT / "native" / "include" / "fabric.h"
-SOURCES = sorted(str(path) for path in (ROOT / "native").rglob("*.c"))
+TEXTS = ROOT / "build" / "texts.c"
+SOURCES = [*sorted(str(path) for path in (ROOT / "native").rglob("*.c")), str(TEXTS)]
 
 if sys.platform == "win32":
     FLAGS = ["/O2", "/std:c11"]
@@ -32,6 +33,9 @@ def spirv(*flags: str) -> int:
 
 if SPIRV.exists() and spirv("--check") and spirv():
     sys.exit("The Vulkan kernels could not be compiled.")
+
+TEXTS.parent.mkdir(exist_ok=True)
+subprocess.run([sys.executable, ROOT / "native" / "texts.py", TEXTS], check=True)
 
 declarations = re.sub(r"^\s*#.*$", "", HEADER.read_text(encoding="utf-8"), flags=re.MULTILINE)
 

@@ -7,8 +7,10 @@ is our own mistake. The lock of the interpreter is released while the core works
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +108,21 @@ def describe_device(index: int) -> DeviceInfo:
     return _info(info)
 
 
+def nvrtc() -> Path | None:
+    """CUDA's run-time compiler: of the toolkit that the user names, or the newest of the package nvidia-cuda-nvrtc;
+    None: wherever the system finds one."""
+    places: list[tuple[Path, str]] = []
+    if paths.cuda_toolkit:
+        places += [(paths.cuda_toolkit, "lib64/libnvrtc.so.*"), (paths.cuda_toolkit, "bin/**/nvrtc64_*.dll")]
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        places += [(Path(folder), "*/lib/libnvrtc.so.*"), (Path(folder), "*/bin/**/nvrtc64_*.dll")]
+    for place, pattern in places:
+        if found := sorted(path for path in place.glob(pattern) if ".alt." not in path.name):
+            return found[-1]
+    return None
+
+
 class Device:
     """An open device. `isa` lowers what the processor offers; `limits` are further fields of fb_device_options, by
     name: those that lower what the driver says, and those that shape and pace the work."""
@@ -120,6 +137,9 @@ class Device:
             setattr(options, field, value)
         cache = ffi.new("char[]", os.fsencode(paths.kernel_cache)) if paths.kernel_cache else ffi.NULL
         options.cache_path = cache
+        compiler = nvrtc() if name.startswith("cuda") else None
+        compiler_text = ffi.new("char[]", os.fsencode(compiler)) if compiler else ffi.NULL
+        options.compiler_path = compiler_text
         if paths.kernel_cache and name != "cpu":
             with contextlib.suppress(OSError):
                 paths.kernel_cache.parent.mkdir(parents=True, exist_ok=True)

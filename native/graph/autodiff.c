@@ -451,6 +451,7 @@ int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_progr
     }
     if (g->has_loss) lower_loss(&d);
     if (g->has_loss && options->train) backward(&d);
+    for (int32_t i = 0; i < out->n_nodes; i++) out->nodes[i].attr.rounded = g->precision == FB_BF16;
     code = out->failed ? FB_E_MEMORY : drop_unread(out);
 done:
     if (code == FB_E_MEMORY) fb_fail(code, "out of memory while planning");

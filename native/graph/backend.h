@@ -103,6 +103,7 @@ typedef enum fb_op {
 /* The numbers of an op; each reads those that its line above names. */
 typedef struct fb_attr {
     float scale;                              /* EMBED LINEAR* EMBED_DW ROPE_TABLE SCALE DROPOUT */
+    int32_t rounded;                          /* LINEAR*: 1: operands may be rounded to 16 bits to be multiplied, F32 ones too */
     float eps;                                /* RMS_NORM*, ADAMW */
     float softcap;                            /* SOFTCAP* XENT; 0: none */
     int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key */

@@ -86,6 +86,7 @@ typedef struct fb_device_options {
     uint32_t submit_ms;            /* what a submission to a GPU may take; 0: 100 */
     double duty;                   /* share of the time that is worked, the rest is slept; 0: all of it */
     int32_t profile;               /* time every launch (fb_plan_op_stats) */
+    const char *compiler_path;  /* of the library that compiles CUDA's kernels (NVRTC); NULL: where the system finds it */
     const char *cache_path;     /* start of a file name for a driver's built kernels, kept from run to run; NULL: none */
 } fb_device_options;
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.native.test_ops import TEXTS
+
 ROOT = Path(__file__).parents[2]
 WRAPPED = ("malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "mmap")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the linker's --wrap counts the calls")
 def test_a_step_allocates_nothing(tmp_path: Path) -> None:
-    sources = [*sorted((ROOT / "native").rglob("*.c")), Path(__file__).with_name("allocations.c")]
+    sources = [*sorted((ROOT / "native").rglob("*.c")), TEXTS, Path(__file__).with_name("allocations.c")]
     out = tmp_path / "allocations"
     flags = ["-std=gnu11", f"-I{ROOT}/native/include", "-Wall", "-Wextra", "-Werror"]
     wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED]

@@ -4,13 +4,14 @@
  *     ops quick      the smaller shapes (for emulators and sanitizers)
  *     ops emulated   the portable kernels on the host, where they were built in (-DFB_EMULATED)
  *     ops vulkan     the same on the first Vulkan device; also `ops quick vulkan`, and `ops attention` for one op
+ *     ops cuda       the same on the first card, compiled by the library that OPS_NVRTC names, kept as OPS_CACHE says
  *     ops speed vulkan [type], or
  *     ops speed [isa [threads [type]]]   operations/s of products and attention beside the measured peak; type is the
  *                                        number of the weights' format, 8 (Q8_0) if none is given */
 #include "ops.h"
 #include "speed.h"
 
-extern const fb_backend fb_backend_cpu, fb_backend_vulkan;
+extern const fb_backend fb_backend_cpu, fb_backend_cuda, fb_backend_vulkan;
 static const fb_backend *backend = &fb_backend_cpu;
 static int matrix_units; /* attention rounds its weights to 16 bits, as products do */
 static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
@@ -180,12 +181,12 @@ extern const fb_backend fb_backend_emulated;
 #define PORTABLE fb_backend_vulkan
 #endif
 
-static void *open_portable(void) {
-    fb_device_options options = {0};
+static void *open_portable(const fb_backend *which) {
+    fb_device_options options = {.compiler_path = getenv("OPS_NVRTC"), .cache_path = getenv("OPS_CACHE")};
     fb_device_info info;
     void *device;
-    backend = &PORTABLE;
-    few_variants = backend == &fb_backend_vulkan;
+    backend = which;
+    few_variants = backend == &fb_backend_vulkan || backend == &fb_backend_cuda;
     MUST(backend->open(0, &options, &device, &info));
     matrix_units = strstr(info.isa, "matrix") != NULL;
     printf("device: %s, %s\n", info.name, info.isa);
@@ -305,10 +306,10 @@ static int check_reach(void *device) {
     return wrong;
 }
 
-static int check(int quick, int portable, const char *only) {
+static int check(int quick, const fb_backend *portable, const char *only) {
     void *devices[N_ISAS][N_THREADS] = {{NULL}};
     int wrong = 0;
-    if (portable) devices[0][0] = open_portable();
+    if (portable) devices[0][0] = open_portable(portable);
     if (portable && (!only || !strcmp(only, "reach"))) wrong += check_reach(devices[0][0]);
     for (int i = 0; i < N_ISAS && !portable; i++) {
         for (int n = 0; n < N_THREADS; n++) devices[i][n] = open_device(ISAS[i], THREADS[n]);
@@ -326,16 +327,18 @@ static int check(int quick, int portable, const char *only) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc > 2 && !strcmp(argv[1], "speed") && !strcmp(argv[2], "vulkan"))
-        speed(&fb_backend_vulkan, NULL, 0, argc > 3 ? atoi(argv[3]) : FB_Q8_0);
+    if (argc > 2 && !strcmp(argv[1], "speed") && (!strcmp(argv[2], "vulkan") || !strcmp(argv[2], "cuda")))
+        speed(argv[2][0] == 'v' ? &fb_backend_vulkan : &fb_backend_cuda, NULL, 0, argc > 3 ? atoi(argv[3]) : FB_Q8_0);
     else if (argc > 1 && !strcmp(argv[1], "speed"))
         speed(backend, argc > 2 ? argv[2] : NULL, argc > 3 ? atoi(argv[3]) : 0, argc > 4 ? atoi(argv[4]) : FB_Q8_0);
     else {
-        int quick = 0, portable = 0;
+        int quick = 0;
+        const fb_backend *portable = NULL;
         const char *only = NULL;
         for (int i = 1; i < argc; i++)
             if (!strcmp(argv[i], "quick")) quick = 1;
-            else if (!strcmp(argv[i], "vulkan") || !strcmp(argv[i], "emulated")) portable = 1;
+            else if (!strcmp(argv[i], "vulkan") || !strcmp(argv[i], "emulated")) portable = &PORTABLE;
+            else if (!strcmp(argv[i], "cuda")) portable = &fb_backend_cuda;
             else only = argv[i];
         return check(quick, portable, only);
     }

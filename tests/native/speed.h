@@ -112,7 +112,7 @@ static void speed_cache(const fb_backend *b, void *device) {
 }
 
 static void speed(const fb_backend *b, const char *isa, int threads, int weight) {
-    fb_device_options options = {.threads = threads, .isa = isa};
+    fb_device_options options = {.threads = threads, .isa = isa, .compiler_path = getenv("OPS_NVRTC"), .cache_path = getenv("OPS_CACHE")};
     fb_device_info info;
     void *device;
     double peak[3];

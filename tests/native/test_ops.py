@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from tests.support.devices import VALIDATED, swiftshader, vulkan
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
+TEXTS = ROOT / "build" / "texts.c"  # the kernels that are compiled on a user's machine, as a build embeds them
+TEXTS.parent.mkdir(exist_ok=True)
+subprocess.run([sys.executable, str(ROOT / "native" / "texts.py"), str(TEXTS)], check=True)
 SOURCES = [
     ROOT / "native" / "os.c",
     ROOT / "native" / "graph" / "error.c",
@@ -20,6 +24,8 @@ SOURCES = [
     *sorted((ROOT / "native" / "quant").glob("*.c")),
     *sorted((ROOT / "native" / "kernels").glob("*.c")),
     *sorted((ROOT / "native" / "backends" / "vulkan").glob("*.c")),
+    *sorted((ROOT / "native" / "backends" / "cuda").glob("*.c")),
+    TEXTS,
     ROOT / "tests" / "native" / "ops.c",
 ]
 

@@ -1,0 +1,117 @@
+"""Training on one NVIDIA card, by `fabric bench` and by PEFT, in turns on the same card:
+
+    python benchmarks/cuda.py [--shapes qwen3-1.7b] [--rows 8] [--ctx 512] [--type Q8_0] [--peers fabric peft] [--ops]
+
+LoRA r=16 on 7 modules, bf16, every token trained, random weights of a real shape. PEFT runs on PyTorch's own attention
+with the model compiled (torch.compile). Prints card, driver and a line a peer: tokens/s of the median step, and memory.
+Needs PyTorch, transformers and peft for the peer, and the package gguf for the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STEPS = 10
+
+
+def fabric(shape: str, args: argparse.Namespace) -> str:
+    """The command's own report; with --ops, its table by op."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = f"{folder}/model.gguf"
+        make = [sys.executable, "-m", "tests.support.random_models", shape, "--type", args.type, "-o", model]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        subprocess.run(make, check=True, cwd=ROOT, env=environment)
+        command = [
+            sys.executable,
+            "-m",
+            "fabric",
+            "bench",
+            "-m",
+            model,
+            "--device",
+            args.device,
+            "--ctx",
+            str(args.ctx),
+        ]
+        command += ["--batch", str(args.rows), "--steps", str(STEPS), "--json", *args.flags.split()]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    told: dict[str, Any] = json.loads(done.stdout)
+    lines = [f"{told['tokens_per_s']:9,.0f} tokens/s {told['planned_bytes'] / 2**30:6.2f} GiB planned"]
+    lines[0] += f", first step {told['first_step_s']:.1f} s, a decoded token {told['decode_token_s'] * 1e3:.2f} ms"
+    for op in told["ops"][:20] if args.ops else []:
+        rate = f"{op['flops'] / op['seconds'] / 1e12:6.0f} TFLOP/s" if op["flops"] else " " * 14
+        speed = f"{op['bytes'] / op['seconds'] / 1e12:5.2f} TB/s"
+        lines.append(f"    {op['op']:14} {op['launches']:5} launches {op['seconds'] * 1e3:8.2f} ms {rate} {speed}")
+    return "\n".join(lines)
+
+
+def peft(shape: str, args: argparse.Namespace) -> str:
+    """The same step in PyTorch, compiled."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from tests.support.random_models import PRESETS
+
+    s = PRESETS[shape]
+    config = Qwen3Config(
+        vocab_size=s.vocab, hidden_size=s.hidden, intermediate_size=s.ffn, num_hidden_layers=s.layers,
+        num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, head_dim=s.head_dim, tie_word_embeddings=s.tied,
+        use_cache=False,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Qwen3ForCausalLM(config)
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=MODULES))
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    step = torch.compile(model)
+    ids = torch.randint(0, s.vocab, (args.rows, args.ctx), device="cuda")
+    times = []
+    for _ in range(STEPS + 3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        step(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    speed = args.rows * args.ctx / statistics.median(times[3:])
+    return f"{speed:9,.0f} tokens/s {torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB allocated"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Compare training steps on one card.")
+    parser.add_argument("--shapes", nargs="+", default=["qwen3-1.7b"])
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--ctx", type=int, default=512)
+    parser.add_argument("--type", default="Q8_0")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--flags", default="", help="further flags of fabric bench")
+    parser.add_argument("--ops", action="store_true", help="fabric's time by op")
+    parser.add_argument("--peers", nargs="+", default=["fabric", "peft"])
+    args = parser.parse_args()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    print(time.strftime("%Y-%m-%d"), subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip())
+    for shape in args.shapes:
+        for peer in args.peers:
+            told = {"fabric": fabric, "peft": peft}[peer](shape, args)
+            print(f"{shape} {args.rows}x{args.ctx} {peer:7} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+/* args.h - what a kernel of this folder is given, by name; C and CUDA C++ both read it. */
+#ifndef CU_ARGS_H
+#define CU_ARGS_H
+#ifdef __cplusplus
+#define CU_ALIGNED alignas(64)
+#else
+#define CU_ALIGNED _Alignas(64)
+#endif
+
+/* A matrix as in fb_view; rows in use = clamp(counts[count] * factor - first, 0, rows), all of them where count is 0. */
+typedef struct cu_view {
+    unsigned long long at;
+    long long ld; /* elements */
+    int rows, cols, count, factor, first, there;
+} cu_view;
+
+typedef struct cu_map { /* of a matrix that the copy engine reads in tiles: CUtensorMap */
+    CU_ALIGNED unsigned long long words[16];
+} cu_map;
+
+typedef struct cu_args {
+    cu_map x_map, w_map, out_map;
+    cu_view v[12];             /* operands: CU_... of products, else those of the op, in order */
+    unsigned long long counts; /* of the feed, on the device */
+    int parts, depth;          /* of a reduction, and the depth of each */
+    int n_head, n_kv_head, window, first, n_rot, inverse;
+    float scale, eps, softcap, attention_scale;
+} cu_args;
+
+/* The operands of a product: out (m, n) = scale * x w + u b + bias + acc. */
+enum { CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS };
+/* Types of an operand, as constants of a kernel. */
+enum { CU_NONE, CU_F32, CU_BF16 };
+#endif

@@ -1,0 +1,315 @@
+/* program.c - launches made into graphs once, and their replay: what changes between two is the counts of a feed, which lie on
+ * the card. */
+#include "cuda.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../../os.h"
+
+enum { PART = 256 /* kernels of a graph: progress, cancel and rest act between two */ };
+
+typedef struct cu_program {
+    cu_step *steps;
+    int n, room, launches;
+    fb_launch *given; /* the launches, and their scratch */
+    fb_mem workspace;
+    CUgraphExec *graphs; /* of PART steps each */
+    int n_graphs;
+    CUevent *times; /* before each launch, and behind the last; made when first asked for */
+} cu_program;
+
+/* ---- preparing ---- */
+
+/* The argument of a kernel, in memory of its own: cu_args, or addresses and words as a portable kernel takes them. */
+static void *argument_of(const cu_lowered *l) {
+    struct { uint64_t buffer[FB_BINDINGS]; uint32_t words[FB_PUSH_WORDS]; } portable = {{0}, {0}};
+    const fb_dispatch *d = &l->dispatch;
+    for (uint32_t k = 0; !l->key[0] && k < fb_kernels[d->kernel].operands; k++) {
+        if (!d->operand.at[k].mem) continue;
+        const uint64_t at = cu_address(&d->operand.at[k]);
+        portable.buffer[k] = at / 16 * 16;
+        fb_place(d, (int)k, at % 16, portable.words);
+    }
+    if (!l->key[0]) fb_arguments(d, 0, portable.words);
+    void *argument = malloc(l->key[0] ? sizeof l->args : sizeof portable);
+    if (argument && l->key[0]) memcpy(argument, &l->args, sizeof l->args);
+    else if (argument) memcpy(argument, &portable, sizeof portable);
+    return argument;
+}
+
+static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
+    char key[CU_KEY];
+    if (p->n == p->room) {
+        const int room = p->room ? 2 * p->room : 256;
+        cu_step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
+        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
+        p->steps = grown;
+        p->room = room;
+    }
+    size_t at = (size_t)snprintf(key, sizeof key, "%s", l->key[0] ? l->key : fb_kernels[l->dispatch.kernel].name);
+    if (!l->key[0]) {
+        at += (size_t)snprintf(key + at, sizeof key - at, ".kernel");
+        for (int i = 0; i < FB_SPECS; i++)
+            at += (size_t)snprintf(key + at, sizeof key - at, " -DSPEC_%d=%uu", i, l->dispatch.constant.at[i]);
+    }
+    l->args.counts = c->counts;
+    const int kernel = cu_kernel_of(c, key);
+    if (kernel < 0) return -kernel;
+    if (l->shared_bytes > c->kernels[kernel].shared_bytes) c->kernels[kernel].shared_bytes = l->shared_bytes;
+    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, argument_of(l)};
+    return p->steps[p->n++].argument ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+}
+
+static int start(cuda *c, const cu_step *s) {
+    void *arguments[] = {s->argument};
+    return cu_check(c,
+                    c->cu->cuLaunchKernel(c->kernels[s->kernel].function, s->groups, 1, 1, s->threads, 1, 1, s->shared_bytes,
+                                          c->stream, arguments, NULL),
+                    "run a kernel");
+}
+
+/* Steps [first, end) as one graph. */
+static int record(cuda *c, cu_program *p, int first, int end) {
+    CUgraph graph = NULL;
+    int code = cu_check(c, c->cu->cuStreamBeginCapture_v2(c->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "record kernels");
+    if (code) return code;
+    for (int i = first; i < end && code == FB_OK; i++) code = start(c, &p->steps[i]);
+    const CUresult ended = c->cu->cuStreamEndCapture(c->stream, &graph);
+    if (code == FB_OK) code = cu_check(c, ended, "record kernels");
+    if (code == FB_OK)
+        code = cu_check(c, c->cu->cuGraphInstantiateWithFlags(&p->graphs[p->n_graphs], graph, 0), "make a graph");
+    if (code == FB_OK) p->n_graphs++;
+    if (graph) c->cu->cuGraphDestroy(graph);
+    return code;
+}
+
+static void forget(cu_program *p) {
+    for (int i = 0; i < p->n; i++) free(p->steps[i].argument);
+    free(p->steps);
+    p->steps = NULL;
+    p->n = p->room = 0;
+}
+
+void cu_release(void *self, void *program) {
+    cuda *c = self;
+    cu_program *p = program;
+    if (!p) return;
+    c->cu->cuCtxSetCurrent(c->context);
+    c->cu->cuStreamSynchronize(c->stream);
+    for (int i = 0; i < p->n_graphs; i++) c->cu->cuGraphExecDestroy(p->graphs[i]);
+    for (int i = 0; p->times && i <= p->launches; i++)
+        if (p->times[i]) c->cu->cuEventDestroy_v2(p->times[i]);
+    forget(p);
+    free(p->graphs);
+    free(p->times);
+    free(p->given);
+    free(p);
+}
+
+/* The steps of launches, with their kernels compiled; of the rows that are in use with these counts, or (NULL) of all. */
+static int lower_all(cuda *c, cu_program *p, const fb_launch *launches, int n, const fb_mem *workspace,
+                     const int32_t *counts) {
+    const uint64_t bytes = CU_MOST_STEPS * sizeof(cu_lowered);
+    cu_lowered *lowered = fb_os_alloc(bytes);
+    int code = lowered ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+    for (int i = 0; i < n && code == FB_OK; i++) {
+        fb_launch used = launches[i];
+        if (counts && !fb_launch_in_use(&launches[i], counts, &used)) continue;
+        const int count = cu_lower(c, &used, workspace, lowered, NULL);
+        if (count < 0) code = -count;
+        for (int k = 0; k < count && code == FB_OK; k++) code = add(c, p, &lowered[k], i);
+    }
+    if (lowered) fb_os_free(lowered, bytes);
+    return code ? code : cu_kernels_ready(c);
+}
+
+int cu_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **program) {
+    cuda *c = self;
+    cu_program *p = calloc(1, sizeof *p);
+    c->cu->cuCtxSetCurrent(c->context);
+    if (!p || !(p->given = malloc((size_t)(n ? n : 1) * sizeof *launches))) {
+        free(p);
+        return fb_fail(FB_E_MEMORY, "out of memory");
+    }
+    memcpy(p->given, launches, (size_t)n * sizeof *launches);
+    p->launches = n;
+    p->workspace = *workspace;
+    int code = lower_all(c, p, launches, n, workspace, NULL);
+    if (code == FB_OK && !(p->graphs = calloc((size_t)p->n / PART + 1, sizeof *p->graphs)))
+        code = fb_fail(FB_E_MEMORY, "out of memory");
+    for (int i = 0; code == FB_OK && i < p->n; i += PART) code = record(c, p, i, i + PART < p->n ? i + PART : p->n);
+    if (code) cu_release(c, p);
+    else *program = p;
+    return code;
+}
+
+uint64_t cu_scratch(void *self, const fb_launch *launch) {
+    const uint64_t bytes = CU_MOST_STEPS * sizeof(cu_lowered);
+    cu_lowered *lowered = fb_os_alloc(bytes);
+    uint64_t need = 0;
+    if (!lowered) {
+        fb_fail(FB_E_MEMORY, "out of memory");
+        return UINT64_MAX;
+    }
+    if (cu_lower(self, launch, NULL, lowered, &need) < 0) need = UINT64_MAX;
+    fb_os_free(lowered, bytes);
+    return need;
+}
+
+/* ---- replaying ---- */
+
+/* Every launch by itself, with an event before it and one behind the last. */
+static int replay_timed(cuda *c, cu_program *p, const fb_run *run) {
+    int code = FB_OK, at = 0;
+    if (!p->times && !(p->times = calloc((size_t)p->launches + 1, sizeof *p->times)))
+        return fb_fail(FB_E_MEMORY, "out of memory");
+    for (int i = 0; i <= p->launches && code == FB_OK; i++) {
+        if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
+        if (!p->times[i]) code = cu_check(c, c->cu->cuEventCreate(&p->times[i], CU_EVENT_DEFAULT), "make an event");
+        if (code == FB_OK) code = cu_check(c, c->cu->cuEventRecord(p->times[i], c->stream), "mark its work");
+        for (; at < p->n && p->steps[at].launch == i && code == FB_OK; at++) code = start(c, &p->steps[at]);
+        if (run->done && i < p->launches) ++*run->done;
+    }
+    if (code == FB_OK) code = cu_wait(c);
+    for (int i = 0; i < p->launches && code == FB_OK; i++) {
+        float ms = 0;
+        code = cu_check(c, c->cu->cuEventElapsedTime(&ms, p->times[i], p->times[i + 1]), "tell the time");
+        run->seconds[i] = ms * 1e-3;
+    }
+    return code;
+}
+
+/* Until a part of the replay has ended; a cancel is seen meanwhile. */
+static int wait_for(cuda *c, CUevent mark, const fb_run *run) {
+    for (;;) {
+        const CUresult result = c->cu->cuEventQuery(mark);
+        if (result != CUDA_ERROR_NOT_READY) return cu_check(c, result, "finish its work");
+        if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
+        fb_os_sleep(1e-4);
+    }
+}
+
+/* Portable kernels are told their rows when they are recorded: of fewer than all, the steps are made anew. */
+static int replay_fewer(cuda *c, const cu_program *p, const int32_t counts[FB_COUNTS], const fb_run *run) {
+    cu_program fewer = {.launches = p->launches};
+    int code = lower_all(c, &fewer, p->given, p->launches, &p->workspace, counts);
+    if (code == FB_OK && run->seconds) {
+        code = replay_timed(c, &fewer, run);
+        for (int i = 0; fewer.times && i <= fewer.launches; i++)
+            if (fewer.times[i]) c->cu->cuEventDestroy_v2(fewer.times[i]);
+        free(fewer.times);
+        forget(&fewer);
+        return code;
+    }
+    double before = fb_os_seconds();
+    for (int i = 0; i < fewer.n && code == FB_OK; i++) {
+        if (run->cancel && *run->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
+        if (code == FB_OK) code = start(c, &fewer.steps[i]);
+        if (run->done && fewer.steps[i].launch != (i ? fewer.steps[i - 1].launch : -1)) ++*run->done;
+        if ((i + 1) % PART || code) continue;
+        code = cu_wait(c); /* so that not all of it is on its way when a cancel comes */
+        if (code == FB_OK && run->duty < 1) fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
+        before = fb_os_seconds();
+    }
+    forget(&fewer);
+    return code;
+}
+
+/* Whether every row is in use. */
+static int is_full(const cu_program *p, const int32_t counts[FB_COUNTS]) {
+    for (int i = 0; i < p->launches; i++)
+        for (int k = 0; k < FB_MAX_OPERANDS; k++)
+            if (p->given[i].v[k].mem && fb_rows_in_use(&p->given[i].v[k], counts) < p->given[i].v[k].rows) return 0;
+    return 1;
+}
+
+int cu_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run) {
+    cuda *c = self;
+    cu_program *p = program;
+    int code = FB_OK;
+    c->cu->cuCtxSetCurrent(c->context);
+    for (int i = FB_COUNT_NONE + 1; i < FB_COUNTS && code == FB_OK; i++)
+        code = cu_check(c, c->cu->cuMemsetD32Async(c->counts + 4 * (CUdeviceptr)i, (unsigned)counts[i], 1, c->stream),
+                        "tell its rows");
+    if (code == FB_OK && !is_full(p, counts)) return replay_fewer(c, p, counts, run);
+    if (code == FB_OK && run->seconds) return replay_timed(c, p, run);
+    for (int i = 0; i < p->n_graphs && code == FB_OK; i++) {
+        const double before = fb_os_seconds();
+        const int end = (i + 1) * PART < p->n ? p->steps[(i + 1) * PART].launch : p->launches;
+        if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
+        if (i >= 2) code = wait_for(c, c->marks[i % 2], run); /* of the last but one: one runs, one waits its turn */
+        if (code == FB_OK) code = cu_check(c, c->cu->cuGraphLaunch(p->graphs[i], c->stream), "run a graph");
+        if (code == FB_OK) code = cu_check(c, c->cu->cuEventRecord(c->marks[i % 2], c->stream), "mark its work");
+        if (code == FB_OK && run->done) *run->done += end - (i ? p->steps[i * PART].launch : 0);
+        if (code == FB_OK && run->duty < 1) {
+            code = wait_for(c, c->marks[i % 2], run);
+            fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
+        }
+    }
+    return code;
+}
+
+/* ---- peaks ---- */
+
+/* The kernel that a peak is measured by, and the operations or bytes of a run: multiply-adds in registers, products of one stage
+ * of shared memory over and over, or a sum over memory. */
+static int peak_of(cuda *c, int kind, const fb_mem *memory, fb_mem *partial, cu_lowered *l, double *each) {
+    const uint32_t rounds = 1000, groups = (uint32_t)c->processors * 8;
+    memset(l, 0, sizeof *l);
+    if (kind == FB_PEAK_READ) {
+        const int32_t n = (int32_t)(memory->bytes / 4);
+        const fb_launch sum = {.op = FB_OP_SUMSQ,
+                               .sumsq = {{.mem = partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
+                                         {.mem = memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
+        *each = (double)memory->bytes;
+        return cu_lower(c, &sum, NULL, l, NULL) == 1 ? FB_OK : FB_E_INTERNAL;
+    }
+    l->groups = groups;
+    l->threads = l->dispatch.constant.at[0] = 256;
+    l->dispatch.kernel = FB_KERNEL_peak;
+    l->dispatch.operand.peak.OUT = (fb_view){.mem = partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096};
+    l->dispatch.argument.peak.ROUNDS = rounds;
+    *each = 2.0 * 16 * 256 * rounds * groups;
+    if (kind == FB_PEAK_F32 || !c->own) return FB_OK;
+    l->args.depth = (int)rounds;
+    l->args.v[0].at = cu_address(&l->dispatch.operand.peak.OUT);
+    *each = 2.0 * 256 * 64 * 64 * rounds * groups;
+    snprintf(l->key, sizeof l->key, c->arch == 90 ? "peak -DBN=256" : "peak -DBN=0");
+    if (c->arch == 90) l->shared_bytes = 1024 + 256 * 128 + 128 * 128, *each *= 2;
+    return FB_OK;
+}
+
+int cu_peak(void *self, int kind, double seconds, double *per_second) {
+    cuda *c = self;
+    const uint64_t most = c->memory_bytes / 16 < (uint64_t)1 << 30 ? c->memory_bytes / 16 : (uint64_t)1 << 30,
+                   bytes = kind == FB_PEAK_READ ? most : 4096;
+    fb_mem memory = {0}, partial = {0};
+    cu_lowered *l = fb_os_alloc(sizeof *l);
+    cu_program p = {.launches = 1};
+    double each = 0, best = 0;
+    int code =
+        kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
+    if (code == FB_OK && !l) code = fb_fail(FB_E_MEMORY, "out of memory");
+    if (code == FB_OK) code = fb_backend_cuda.alloc(c, bytes, &memory);
+    if (code == FB_OK) code = fb_backend_cuda.alloc(c, 4096 * 4, &partial);
+    if (code == FB_OK) code = peak_of(c, kind, &memory, &partial, l, &each);
+    if (code == FB_OK) code = add(c, &p, l, 0);
+    if (code == FB_OK) code = cu_kernels_ready(c);
+    int times = 1;
+    for (double spent = 0; code == FB_OK && (spent < seconds || best == 0);) {
+        const double before = fb_os_seconds();
+        for (int i = 0; i < times && code == FB_OK; i++) code = start(c, p.steps);
+        if (code == FB_OK) code = cu_wait(c);
+        const double took = fb_os_seconds() - before;
+        spent += took;
+        if (took > 0 && times * each / took > best) best = times * each / took;
+        if (took < seconds / 8 && times < 1 << 20) times *= 2;
+    }
+    fb_backend_cuda.free(c, &memory);
+    fb_backend_cuda.free(c, &partial);
+    if (p.n) free(p.steps[0].argument);
+    free(p.steps);
+    if (l) fb_os_free(l, sizeof *l);
+    *per_second = best;
+    return code;
+}

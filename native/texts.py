@@ -1,0 +1,27 @@
+"""Writes the text of every kernel that is compiled on the user's machine as a C file: python texts.py OUT.c"""
+
+import sys
+from pathlib import Path
+
+NATIVE = Path(__file__).resolve().parent
+FOLDERS = (NATIVE / "kernels", NATIVE / "backends" / "cuda", NATIVE / "graph")
+NAMES = ("*.kernel", "*.prelude", "*.cu", "args.h", "names.h", "operands.h")
+
+
+def texts() -> dict[str, bytes]:
+    """By file name, as the kernels include each other."""
+    return {path.name: path.read_bytes() for folder in FOLDERS for name in NAMES for path in sorted(folder.glob(name))}
+
+
+def written() -> str:
+    """The C file. Texts are numbers, since compilers bound the length of a string."""
+    lines = ["/* Made by native/texts.py. */"]
+    for i, text in enumerate(texts().values()):
+        lines.append(f"static const char text_{i}[] = {{{','.join(map(str, text))},0}};")
+    lines += [f"const char *const cu_text_names[] = {{{','.join(chr(34) + name + chr(34) for name in texts())}}};"]
+    lines += [f"const char *const cu_texts[] = {{{','.join(f'text_{i}' for i in range(len(texts())))}}};"]
+    return "\n".join([*lines, f"const int cu_text_count = {len(texts())};", ""])
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(written(), encoding="ascii")
