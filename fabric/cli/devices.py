@@ -45,9 +45,9 @@ def command(
     from fabric.devices.listing import list_devices
 
     values = list_devices()
+    console.report(values, describe(values["devices"]), result=True)
     for sentence in values["missing"]:
         console.note(sentence)
-    console.report(values, describe(values["devices"]), result=True)
 
 
 def measure(device: str, output: str | None) -> None:

@@ -245,7 +245,7 @@ WRONG = {
     "# mine\n[run]\nprecision = 'f16'\n": (3, "precision", '"f32" or "bf16"', "f16"),
     "[run]\ntile_rows = 48\n": (2, "tile_rows", "16, 32 or 64"),
     "[match]\nname = 'Adreno'\n": (2, "name", "a list of texts"),
-    "[match]\nbackend = 'cuda'\n": (2, "backend", '"cpu" or "vulkan"'),
+    "[match]\nbackend = 'opencl'\n": (2, "backend", '"cpu", "cuda" or "vulkan"'),
     "[limits]\nduty = 1.0\n": (2, "duty", "workgroups"),
     "\n[speed]\n": (2, "speed", "match", "limits", "run"),
     "duty = 0.5\n": (1, "duty", "match", "limits", "run"),
