@@ -21,6 +21,7 @@ def command(
     rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
     modules: Annotated[str, Option(metavar="NAMES", help="as for `train`")] = "all",
     precision: options.Precision = "auto",
+    weights: options.Frozen = "auto",
     checkpointing: options.Checkpointing = None,
     steps: Annotated[int, Option(metavar="N", min=1, help="timed steps; the median counts")] = 3,
     threads: options.Threads = 0,
@@ -42,6 +43,7 @@ def command(
         rank=rank,
         modules=modules_of(modules),
         precision=precision,
+        weights=weights,
         checkpointing=checkpointing,
         steps=steps,
         threads=threads,
@@ -67,6 +69,7 @@ def describe(result: BenchReport) -> str:
             "memory",
             f"{console.human_bytes(result.planned_bytes)} planned, {console.human_bytes(result.peak_bytes)} peak",
         ],
+        ["frozen weights", console.weights_kept(result.weights, result.decoded_bytes)],
         ["model", f"{console.human_bytes(result.model_bytes)} mapped"],
         ["decoding", f"{1 / result.decode_token_s:.1f} tokens/s, one at a time; {_reading(result)}"],
     ]

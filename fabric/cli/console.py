@@ -134,6 +134,11 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def weights_kept(kept: str, decoded: int) -> str:
+    """How frozen weights are kept, and what that takes."""
+    return f"decoded to 16 bits, {human_bytes(decoded)}" if kept == "16bit" else "in the file's blocks"
+
+
 def human_seconds(seconds: float) -> str:
     """5400 -> '1.5 h'."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):

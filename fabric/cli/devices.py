@@ -25,6 +25,7 @@ def command(
     full: Annotated[bool, Option("--full/--no-full", help="plan for whole weights, not for LoRA pairs")] = False,
     ctx: options.Context = 512,
     precision: options.Precision = "auto",
+    weights: options.Frozen = "auto",
     device: options.Device = "cpu",
 ) -> None:
     """Lists the devices that --device takes, what each has, and the profile that it gets."""
@@ -38,9 +39,9 @@ def command(
     if plan:
         if model is None:
             raise UsageError("--plan is of a model: name it with -m")
-        console.report(*tiles(model, device, full, ctx, precision), result=True)
+        console.report(*tiles(model, device, full, ctx, precision, weights), result=True)
         return
-    if typed := console.given("model", "full", "ctx", "precision"):
+    if typed := console.given("model", "full", "ctx", "precision", "weights"):
         raise UsageError(f"{' and '.join(typed)} belongs to --plan")
     from fabric.devices.listing import list_devices
 
@@ -60,13 +61,17 @@ def measure(device: str, output: str | None) -> None:
     console.report({**found.to_json(), "file": place}, f"{place}: {values}", output)
 
 
-def tiles(model: str, device: str, full: bool, ctx: int, precision: Any) -> tuple[dict[str, Any], str]:
+def tiles(
+    model: str, device: str, full: bool, ctx: int, precision: Any, weights: Any
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """What would be cut, as values and as text."""
     from fabric.devices.tiling import plan_tiles
     from fabric.training.settings import TrainSettings
 
     values = plan_tiles(
-        TrainSettings(data="", model=model, device=device, full=full, ctx=ctx, precision=precision)
+        TrainSettings(
+            data="", model=model, device=device, full=full, ctx=ctx, precision=precision, weights=weights,
+        )
     )  # fmt: skip
     rows = [["op", "because of", "shape", "size", "limit", "ops", "launches"]]
     for row in values["tiles"]:
@@ -76,7 +81,8 @@ def tiles(model: str, device: str, full: bool, ctx: int, precision: Any) -> tupl
         rows.append([row["op"], row["tensor"], shape, size, limit, str(row["ops"]), str(row["launches"])])
     cut = sum(row["launches"] for row in values["tiles"])
     said = f"{cut:,} of {values['launches']:,} launches are tiles" if cut else "nothing is tiled: every operand fits"
-    text = f"{values['tokens']:,} tokens of {values['model']} on {device}: {said}"
+    kept = console.weights_kept(values["weights"], values["decoded_bytes"])
+    text = f"{values['tokens']:,} tokens of {values['model']} on {device}: {said}; frozen weights {kept}"
     return values, f"{console.table(rows, '<<>><')}\n\n{text}" if cut else text
 
 

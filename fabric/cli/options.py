@@ -21,6 +21,13 @@ Precision = Annotated[
     Literal["auto", "f32", "bf16"],
     typer.Option("--precision", help="of activations; auto: as the device's profile says, or bf16 where it pays"),
 ]
+Frozen = Annotated[
+    Literal["auto", "blocks", "16bit"],
+    typer.Option(
+        "--weights",
+        help="frozen ones: as the file has them, or decoded once; auto: the profile's, or 16bit where it pays and fits",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="the same seed gives the same bits")]
 Template = Annotated[
     str | None,

@@ -171,6 +171,8 @@ def plan(settings: TrainSettings) -> None:
         ["micro-batch", f"{values['micro_batch_tokens']:,} tokens in {values['precision']}"],
         ["memory to allocate", console.human_bytes(values["planned_bytes"])],
         *([f"  {name.replace('_', ' ')}", console.human_bytes(n)] for name, n in values["memory"].items()),
+        ["frozen weights", console.weights_kept(values["weights"], values["memory"]["decoded_weights"])],
+        *([["uploaded", console.human_bytes(values["uploaded_bytes"])]] if values["uploaded_bytes"] else []),
         ["mapped model file", console.human_bytes(values["model_bytes"])],
         ["peak of the process", f"{console.human_bytes(values['peak_bytes'])}, the mapped file included"],
         ["time, by one step", f"{console.human_seconds(values['seconds'])}, {values['tokens_per_s']:,.0f} tokens/s"],

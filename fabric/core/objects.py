@@ -67,6 +67,8 @@ class DeviceInfo(NamedTuple):
     threads: int
     bf16: bool
     own_memory: bool
+    in_place: bool
+    decode_pays: bool
     memory_bytes: int
     max_binding_bytes: int
     max_allocation_bytes: int
@@ -83,7 +85,8 @@ def _info(c: Any) -> DeviceInfo:
 
     return DeviceInfo(
         text(c.backend), text(c.name), text(c.isa), c.cores, c.threads, bool(c.bf16),
-        bool(c.own_memory), c.memory_bytes, c.max_binding_bytes, c.max_allocation_bytes, c.max_reduction,
+        bool(c.own_memory), bool(c.in_place), bool(c.decode_pays),
+        c.memory_bytes, c.max_binding_bytes, c.max_allocation_bytes, c.max_reduction,
         text(c.driver), c.workgroup_bytes, c.workgroup_threads, c.workgroups,
     )  # fmt: skip
 

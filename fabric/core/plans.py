@@ -99,6 +99,8 @@ class PlanStats(NamedTuple):
     scratch_bytes: int
     input_bytes: int
     allocated_bytes: int
+    constant_bytes: int
+    weight_bytes: int
     launches: int
     tiled: int
     flops_per_token: float
@@ -122,7 +124,8 @@ class Tiling(NamedTuple):
 
 
 class Plan:
-    """A graph made ready to run; with `train`, its backward pass too."""
+    """A graph made ready to run; with `grads`, its backward pass too. With `decode` its products read frozen weights
+    decoded to 16 bits, once."""
 
     def __init__(
         self,
@@ -131,8 +134,10 @@ class Plan:
         grads: Buffer | None = None,
         checkpoint: bool = True,
         logits_bytes: int = 0,
+        decode: bool = False,
     ) -> None:
         options = ffi.new("fb_plan_options *")
+        options.decode = int(decode)
         options.train, options.checkpoint, options.logits_bytes = int(grads is not None), int(checkpoint), logits_bytes
         options.params = params.c if params else ffi.NULL
         options.grads = grads.c if grads else ffi.NULL

@@ -67,6 +67,7 @@ KEYS: dict[str, Key] = {
     "tile_rows": _TILES,
     "tile_cols": _TILES,
     "precision": Key("run", '"f32" or "bf16"', str, choices=("f32", "bf16"), option=False),
+    "weights": Key("run", '"blocks" or "16bit"', str, choices=("blocks", "16bit"), option=False),
     "micro_batch": _whole("run", 1, (1 << 31) - 1, "tokens", option=False),
     "checkpointing": Key("run", "true or false", bool, option=False),
     "submit_ms": _whole("run", 1, 10_000, "milliseconds"),

@@ -26,6 +26,8 @@ def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
     profile = profile_of(settings.device)
     if settings.precision == "auto":
         settings = replace(settings, precision=profile.get("precision", "auto"))
+    if settings.weights == "auto":
+        settings = replace(settings, weights=profile.get("weights", "auto"))
     if settings.checkpointing is None:
         settings = replace(settings, checkpointing=profile.get("checkpointing"))
     settings = replace(settings, micro_batch=profile.get("micro_batch"))
@@ -53,5 +55,7 @@ def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
         return {
             "model": gguf.name, "device": settings.device, "profile": profile.name, "tokens": machine.capacity,
             "precision": machine.precision, "launches": machine.plan.stats.launches,
-            "planned_bytes": machine.planned_bytes(), "tiles": list(rows.values()),
+            "planned_bytes": machine.planned_bytes(), "weights": machine.weights_kept,
+            "decoded_bytes": machine.plan.stats.constant_bytes, "uploaded_bytes": machine.plan.stats.weight_bytes,
+            "tiles": list(rows.values()),
         }  # fmt: skip

@@ -22,7 +22,7 @@ from fabric.models.recorder import Weights
 from fabric.training.loop import Machine
 from fabric.training.metrics import peak_bytes
 from fabric.training.parameters import drawn, fill, lora_layout
-from fabric.training.settings import ALL_MODULES, Precision, TrainSettings
+from fabric.training.settings import ALL_MODULES, Frozen, Precision, TrainSettings
 from fabric.weights.gguf import GGUF, TensorInfo
 
 TOKEN_BYTES, ROW_BYTES = 32, 1024  # of feeds, at most
@@ -43,6 +43,7 @@ class BenchSettings:
     rank: int = 16
     modules: tuple[str, ...] = ALL_MODULES
     precision: Precision = "auto"
+    weights: Frozen = "auto"
     checkpointing: bool | None = None
     steps: int = 3
     threads: int = 0
@@ -67,6 +68,9 @@ class BenchReport:
     peak_flops_per_s: dict[str, float]
     read_bytes_per_s: float
     planned_bytes: int
+    weights: str
+    decoded_bytes: int
+    uploaded_bytes: int
     peak_bytes: int
     model_bytes: int
     decode_token_s: float
@@ -116,12 +120,14 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
     known = profile_of(settings.device)
     if settings.precision == "auto":
         settings = replace(settings, precision=known.get("precision", "auto"))
+    if settings.weights == "auto":
+        settings = replace(settings, weights=known.get("weights", "auto"))
     if settings.checkpointing is None:
         settings = replace(settings, checkpointing=known.get("checkpointing"))
     layout = lora_layout(gguf, settings.modules, settings.rank)
     train = TrainSettings(
         data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
-        checkpointing=settings.checkpointing,
+        weights=settings.weights, checkpointing=settings.checkpointing,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         device = known.open(settings.device, settings.threads, settings.isa, profile)
@@ -153,6 +159,7 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
                 if progress:
                     progress(step + 1, settings.steps + 3)
             stats, planned, precision = plan.stats, steps.machine.planned_bytes(), steps.machine.precision
+            kept = steps.machine.weights_kept
             resident, nominal, tokens = peak_bytes(), steps.nominal_flops, steps.tokens
             trained = sum(feed.trained for feed in steps.feeds)
         with steps_of(settings, gguf, profile=True) as steps:
@@ -168,7 +175,8 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             step_s=step_s, first_step_s=times[0], tokens_per_s=tokens / step_s,
             flops_per_s=(stats.flops_per_token * tokens + stats.flops_per_trained * trained) / step_s,
             nominal_flops_per_s=nominal / step_s, peak_flops_per_s=peaks,
-            read_bytes_per_s=read, planned_bytes=planned, peak_bytes=resident,
+            read_bytes_per_s=read, planned_bytes=planned, weights=kept, decoded_bytes=stats.constant_bytes,
+            uploaded_bytes=stats.weight_bytes, peak_bytes=resident,
             model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
             decode_bytes_per_s=sum(t.nbytes for t in _factors(gguf)) / token_s, ops=ops, decode_ops=decode_ops,
         )  # fmt: skip

@@ -74,7 +74,8 @@ def capacities(settings: TrainSettings, *lengths: list[int]) -> list[int]:
 class Machine:
     """The device side of a run: parameters, optimizer state, and the plans that train and validate. Of `capacities`,
     the tokens that a micro-batch may have, the first is taken that leaves room on the device; where none does,
-    activations are recomputed, if the settings leave that open."""
+    activations are recomputed, if the settings leave that open. Frozen weights are decoded to 16 bits only where that
+    leaves room too."""
 
     settings: TrainSettings
     weights: Weights
@@ -94,7 +95,9 @@ class Machine:
         self.params = self.state[0]
         self.grads = Buffer(device, flat, seams=self.layout.seams)
         ways = (False, True) if s.checkpointing is None else (s.checkpointing,)
-        choices = [(tokens, checkpointing) for checkpointing in ways for tokens in self.capacities]
+        choices = [
+            (n, checkpointing, kept) for checkpointing in ways for n in self.capacities for kept in self._kinds()
+        ]
         for choice in choices:
             self._plan(*choice)
             if choice == choices[-1] or self._leaves_room():
@@ -106,10 +109,17 @@ class Machine:
             ranges=self.layout.ranges(s.lora_plus), kind=s.optimizer, weight_decay=s.weight_decay, clip=s.clip,
         )  # fmt: skip
 
-    def _plan(self, capacity: int, checkpointing: bool) -> None:
+    def _kinds(self) -> tuple[str, ...]:
+        """How frozen weights may be kept, best first."""
+        info = self.weights.device.info
+        if self.settings.weights != "auto":
+            return (self.settings.weights,)
+        return ("16bit", "blocks") if info.decode_pays and info.own_memory and self.precision == "bf16" else ("blocks",)
+
+    def _plan(self, capacity: int, checkpointing: bool, kept: str) -> None:
         """Plans for micro-batches of at most `capacity` tokens; nothing is allocated."""
         s, arch = self.settings, architecture_of(self.weights.gguf)
-        self.capacity, self.checkpointing = capacity, checkpointing
+        self.capacity, self.checkpointing, self.weights_kept, decode = capacity, checkpointing, kept, kept == "16bit"
         recorder = Recorder(
             self.weights, capacity, capacity, self.precision, self.layout.sources(self.params),
             alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
@@ -117,8 +127,8 @@ class Machine:
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check()
         self.names = {tensor: name for name, tensor in recorder.leaves.items()}
-        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing)
-        self.scorer = Plan(recorder.graph) if s.val else None
+        self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing, decode=decode)
+        self.scorer = Plan(recorder.graph, decode=decode) if s.val else None
         recorder.graph.close()
 
     def _close_plans(self) -> None:
@@ -126,16 +136,12 @@ class Machine:
             if plan is not None:
                 plan.close()
 
-    def _uploaded(self) -> int:
-        """Bytes of the base that lie in the device's memory; a processor reads the mapped file."""
-        return 0 if self.weights.device.info.backend == "cpu" else self.weights.gguf.file_bytes
-
     def _leaves_room(self) -> bool:
         """Whether a quarter of a device's own memory stays free; of memory that it shares, activations take at most an
         eighth."""
         info = self.weights.device.info
         if info.own_memory:
-            return self.planned_bytes() + self._uploaded() <= info.memory_bytes * 3 // 4
+            return self._taken_bytes() <= info.memory_bytes * 3 // 4
         return self.plan.stats.arena_bytes <= info.memory_bytes // 8
 
     def feed(self, rows: list[Example], numbers: list[int] | None = None, step: int = 0) -> Feed:
@@ -153,31 +159,35 @@ class Machine:
         return Feed(len(packed.tokens), len(packed.index), inputs)
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the device by what they are for; the mapped base comes on top."""
+        """Bytes of the device by what they are for; what it reads or copies of the mapped base comes on top."""
         flat = self.layout.size * 4
         stats = [plan.stats for plan in (self.plan, self.scorer) if plan]
         return {
             "trained_weights": flat, "gradients": flat, "optimizer_state": (self.arrays - 1) * flat,
             "activations": sum(s.arena_bytes for s in stats), "scratch": sum(s.scratch_bytes for s in stats),
-            "inputs": sum(s.input_bytes for s in stats),
+            "inputs": sum(s.input_bytes for s in stats), "decoded_weights": self.plan.stats.constant_bytes,
         }  # fmt: skip
 
     def planned_bytes(self) -> int:
         """All of it."""
         return sum(self.memory().values())
 
+    def _taken_bytes(self) -> int:
+        """That, and what the device copies of the base; the plan that validates reads nothing else."""
+        return self.planned_bytes() + self.plan.stats.weight_bytes
+
     def _least_bytes(self) -> int:
-        """What any plan takes: the flat space, and for each token its inputs and a row of activations."""
+        """What any plan takes: the base, the flat space, and for each token its inputs and a row of activations."""
         row = self.weights.gguf.tensors[EMBEDDING].shape[-1] * 2 + 16
-        return (self.arrays + 1) * self.layout.size * 4 + self.capacities[-1] * row
+        base = 0 if self.weights.device.info.in_place else self.weights.gguf.file_bytes
+        return base + (self.arrays + 1) * self.layout.size * 4 + self.capacities[-1] * row
 
     def check_fits(self, feeds_bytes: int = 0) -> None:
         """DeviceError where what is planned, and feeds of so many bytes, are more than the device has."""
-        self._check_fits(self.planned_bytes() + feeds_bytes)
+        self._check_fits(self._taken_bytes() + feeds_bytes)
 
     def _check_fits(self, needed: int) -> None:
         there = self.weights.device.info.memory_bytes
-        needed += self._uploaded()
         if (there and needed > there) or self.capacities[-1] > MOST_TOKENS:
             way = "train LoRA pairs, without --full" if self.settings.full else "lower --rank"
             raise DeviceError(

@@ -166,6 +166,8 @@ def _profiled(settings: TrainSettings) -> TrainSettings:
     told = {key: profile.get(key) for key in ("checkpointing", "micro_batch") if getattr(settings, key) is None}
     if settings.precision == "auto":
         told["precision"] = profile.get("precision", "auto")
+    if settings.weights == "auto":
+        told["weights"] = profile.get("weights", "auto")
     return replace(settings, **told)
 
 
@@ -236,11 +238,13 @@ def _describe(settings: TrainSettings, setup: Setup, spans: Spans | None = None)
         "trained_params": setup.target.layout.trained,
         "micro_batch_tokens": machine.capacity,
         "precision": machine.precision,
+        "weights": machine.weights_kept,
         "checkpointing": machine.checkpointing,
         "memory": machine.memory(),
         "planned_bytes": machine.planned_bytes(),
         "peak_bytes": peak_bytes() + machine.planned_bytes() + setup.gguf.file_bytes,
         "model_bytes": setup.gguf.file_bytes,
+        "uploaded_bytes": machine.plan.stats.weight_bytes,
         "device": {**setup.weights.device.info._asdict(), "opened": settings.device},
         "launches": machine.plan.stats.launches,
         "tiled": machine.plan.stats.tiled,
@@ -330,6 +334,8 @@ def _step(settings: TrainSettings, setup: Setup, inputs: Inputs, spans: Spans) -
     rare = {k for k in _RARE_SETTINGS if getattr(settings, k) != getattr(TrainSettings, k)}
     told = {k: v for k, v in settings.to_json().items() if k in known | rare}
     told["precision"] = setup.machine.precision
+    if setup.machine.weights_kept != "blocks":
+        told["weights"] = setup.machine.weights_kept
     if len(spans.ends) > 1:
         told["extended"] = [list(end) for end in spans.ends[:-1]]
     return step("train", told, inputs.known, settings.seed)

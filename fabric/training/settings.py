@@ -21,6 +21,7 @@ MODULES = (*ALL_MODULES, "output")
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
 Precision = Literal["auto", "f32", "bf16"]
+Frozen = Literal["auto", "blocks", "16bit"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class TrainSettings:
     """At a row that cannot be read or rendered."""
     precision: Precision = "auto"
     """auto: as the device's profile says, else bf16 where the device gains from it."""
+    weights: Frozen = "auto"
+    """Frozen weights of products: as the file has them, or decoded once to 16 bits. auto: as the device's profile says,
+    else 16 bits in bf16 precision where the device gains from it and has room."""
     checkpointing: bool | None = None
     """Recompute activations in backward; the same bits for less memory and more time. None: as the device's profile
     says, else where they would leave the device little memory."""

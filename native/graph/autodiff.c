@@ -185,6 +185,7 @@ static void grad_gather(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
 /*                                name             roles         row axes      acc  rule */
 const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_EMBED]         = {"embed",         "xii",        "mnm",        0, grad_embed},
+    [FB_OP_DECODE]        = {"decode",        "oi",         "mm",         0, NULL},
     [FB_OP_RMS_NORM]      = {"rms_norm",      "oii",        "mm.",        0, grad_rms_norm},
     [FB_OP_RMS_NORM_DX]   = {"rms_norm_dx",   "oiiii",      "mmm.m",      4, NULL},
     [FB_OP_RMS_NORM_DW]   = {"rms_norm_dw",   "xii",        ".mm",        0, NULL},

@@ -42,6 +42,7 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *
  *  EMBED          out y act(T,D); w block(V,D); ids i32(T,1).           y = scale * w[ids - first]; rows of other ids
  *                                                                       are left alone (w may be a slice)
+ *  DECODE         out y bf16(N,K); w block(N,K)                         y = w
  *  RMS_NORM       out y act(T,D); x act(T,D); w f32(1,G)                G divides D: groups of G columns
  *  RMS_NORM_DX    out dx act(T,D); dy act; x act; w; [acc]
  *  RMS_NORM_DW    io dw f32(1,G); dy act(T,D); x act(T,D)               dw += sum over rows and groups
@@ -90,7 +91,7 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *  SGD            io p f32(1,n); [io m]; g; hyper; record
  */
 typedef enum fb_op {
-    FB_OP_EMBED, FB_OP_RMS_NORM, FB_OP_RMS_NORM_DX, FB_OP_RMS_NORM_DW,
+    FB_OP_EMBED, FB_OP_DECODE, FB_OP_RMS_NORM, FB_OP_RMS_NORM_DX, FB_OP_RMS_NORM_DW,
     FB_OP_LINEAR, FB_OP_LINEAR_DX, FB_OP_LINEAR_DW, FB_OP_BIAS_DB, FB_OP_EMBED_DW,
     FB_OP_ROPE_TABLE, FB_OP_ROPE,
     FB_OP_ATTENTION, FB_OP_ATTENTION_DQ, FB_OP_ATTENTION_DKV,

@@ -140,20 +140,25 @@ void fb_buffer_release(fb_buffer *buffer) {
     free(buffer);
 }
 
-static void let_go(fb_buffer *buffer) {
-    for (int64_t i = 0; i < buffer->n_parts && buffer->parts; i++)
+void fb_buffer_drop(fb_buffer *buffer) {
+    for (int64_t i = 0; i < buffer->n_parts && buffer->parts; i++) {
         if (buffer->parts[i].bytes) buffer->device->backend->free(buffer->device->self, &buffer->parts[i]);
+        memset(&buffer->parts[i], 0, sizeof buffer->parts[i]);
+    }
+}
+
+static void let_go(fb_buffer *buffer) {
+    fb_buffer_drop(buffer);
     free(buffer->parts);
     buffer->parts = NULL;
     fb_buffer_release(buffer);
 }
 
-static fb_buffer *buffer_of(fb_device *device, const char *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
+fb_buffer *fb_buffer_later(fb_device *device, const char *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
     if (!device || device->closed || n_seams < 0 || (n_seams && !seams)) {
         fb_fail(FB_E_ARGUMENT, "a buffer needs an open device, and its seams");
         return NULL;
     }
-    const fb_backend *backend = device->backend;
     fb_buffer *buffer = calloc(1, sizeof *buffer);
     if (!buffer) {
         fb_fail(FB_E_MEMORY, "out of memory");
@@ -161,21 +166,37 @@ static fb_buffer *buffer_of(fb_device *device, const char *host, uint64_t bytes,
     }
     buffer->device = fb_device_hold(device);
     buffer->users = 1;
-    buffer->wrapped = host != NULL;
+    buffer->host = host;
     buffer->bytes = bytes;
-    int code = lay_out(buffer, device->info.max_allocation_bytes, seams, n_seams);
-    for (int64_t i = 0; i < buffer->n_parts && code == FB_OK; i++) {
-        uint64_t start = buffer->starts[i], size = buffer->starts[i + 1] - start;
-        code = host ? backend->wrap(device->self, host + start, size, &buffer->parts[i])
-                    : backend->alloc(device->self, size, &buffer->parts[i]);
-    }
-    if (code == FB_OK) return buffer;
+    if (lay_out(buffer, device->info.max_allocation_bytes, seams, n_seams) == FB_OK) return buffer;
     let_go(buffer);
     return NULL;
 }
 
+int fb_buffer_there(const fb_buffer *buffer) {
+    for (int64_t i = 0; i < buffer->n_parts; i++)
+        if (!buffer->parts[i].bytes) return 0;
+    return 1;
+}
+
+int fb_buffer_fill(fb_buffer *buffer) {
+    const fb_backend *backend = buffer->device->backend;
+    void *self = buffer->device->self;
+    int code = FB_OK;
+    for (int64_t i = 0; i < buffer->n_parts && code == FB_OK; i++) {
+        uint64_t start = buffer->starts[i], size = buffer->starts[i + 1] - start;
+        if (buffer->parts[i].bytes) continue;
+        code = buffer->host ? backend->wrap(self, buffer->host + start, size, &buffer->parts[i])
+                            : backend->alloc(self, size, &buffer->parts[i]);
+    }
+    return code;
+}
+
 fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
-    return buffer_of(device, NULL, bytes ? bytes : 1, seams, n_seams);
+    fb_buffer *buffer = fb_buffer_later(device, NULL, bytes ? bytes : 1, seams, n_seams);
+    if (!buffer || fb_buffer_fill(buffer) == FB_OK) return buffer;
+    let_go(buffer);
+    return NULL;
 }
 
 fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams) {
@@ -183,7 +204,7 @@ fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, c
         fb_fail(FB_E_ARGUMENT, "a wrapped buffer needs memory");
         return NULL;
     }
-    return buffer_of(device, host, bytes, seams, n_seams);
+    return fb_buffer_later(device, host, bytes, seams, n_seams);
 }
 
 int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset) {
@@ -206,6 +227,7 @@ static int within(const fb_buffer *buffer, uint64_t offset, uint64_t bytes) {
 /* Copies part after part, to the device or (dst) from it. */
 static int copy(fb_buffer *buffer, uint64_t offset, const char *src, char *dst, uint64_t bytes) {
     int code = within(buffer, offset, bytes);
+    if (code == FB_OK) code = fb_buffer_fill(buffer);
     if (code) return code;
     const fb_backend *backend = buffer->device->backend;
     for (uint64_t at = 0; at < bytes && code == FB_OK;) {
@@ -220,7 +242,7 @@ static int copy(fb_buffer *buffer, uint64_t offset, const char *src, char *dst, 
 }
 
 int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes) {
-    if (buffer && buffer->wrapped) return fb_fail(FB_E_ARGUMENT, "memory of the caller is only read");
+    if (buffer && buffer->host) return fb_fail(FB_E_ARGUMENT, "memory of the caller is only read");
     if (bytes && !src) return fb_fail(FB_E_ARGUMENT, "there is nothing to copy from");
     return copy(buffer, offset, src, NULL, bytes);
 }

@@ -114,7 +114,7 @@ fb_tensor fb_leaf(fb_graph *g, int kind, fb_buffer *buffer, uint64_t offset, int
         return -fb_fail(FB_E_ARGUMENT, "a %s matrix of %d x %d has no whole blocks", format->name, (int)rows, (int)cols);
     if (kind == FB_PARAM && type != FB_F32) return -fb_fail(FB_E_ARGUMENT, "what trains must be F32");
     if (kind == FB_STATE && type != FB_F32 && type != FB_BF16) return -fb_fail(FB_E_ARGUMENT, "a cache must be F32 or BF16");
-    if (kind != FB_FROZEN && buffer->wrapped) return -fb_fail(FB_E_ARGUMENT, "memory of the caller is only read");
+    if (kind != FB_FROZEN && buffer->host) return -fb_fail(FB_E_ARGUMENT, "memory of the caller is only read");
     if (offset % (type == FB_F32 ? 4 : format->block_bytes % 2 ? 1 : 2))
         return -fb_fail(FB_E_ARGUMENT, "a %s matrix cannot begin at byte %llu", format->name, (unsigned long long)offset);
     uint64_t bytes = fb_type_bytes(type, (int64_t)rows * cols);

@@ -2,6 +2,7 @@
  *
  *   graph.c     records ops and infers shapes            (fb_graph)
  *   autodiff.c  turns a recording into a program: lowered loss, backward pass, recomputed blocks
+ *   constants.c takes out what is computed from read-only leaves alone
  *   tiles.c     splits nodes whose operands pass a limit
  *   memory.c    lays the program's tensors into one arena by liveness
  *   plan.c      binds the program to memory              (fb_plan)
@@ -12,6 +13,8 @@
 #define FB_GRAPH_H
 #include "backend.h"
 
+typedef struct fb_constant fb_constant;
+
 struct fb_device {
     const fb_backend *backend;
     void *self;
@@ -20,13 +23,15 @@ struct fb_device {
     double duty; /* share of the time that is worked */
     int64_t users; /* its owner, and the buffers, graphs and plans of it: the last one that goes closes it */
     int closed;    /* by its owner */
+    fb_constant *constants; /* of its plans */
 };
 
-/* Memory in parts, each an allocation of the device; offsets run on through all of them. */
+/* Memory in parts, each an allocation of the device; offsets run on through all of them. What wraps memory of the caller is
+ * given to the device when a plan first reads it. */
 struct fb_buffer {
     fb_device *device;
     int64_t users; /* its owner, and the tensors that lie in it */
-    int wrapped;   /* memory of the caller, which is only read */
+    const char *host; /* memory of the caller, which is only read; else NULL */
     uint64_t bytes;
     int64_t n_parts;
     fb_mem *parts; /* NULL: freed */
@@ -113,9 +118,18 @@ typedef struct fb_prepared {
     double *seconds;
 } fb_prepared;
 
+/* A tensor whose value is computed once, from others of which this is the first. */
+typedef struct fb_folded {
+    fb_constant *constant;
+    fb_tensor value, from;
+} fb_folded;
+
 struct fb_plan {
     fb_device *device;
     fb_program program;
+    fb_folded *constants;
+    int32_t n_constants, n_weights;
+    fb_buffer **weights; /* the memory of the caller that the program reads */
     fb_plan_options options;
     int32_t tokens, trained, n_inputs;
     fb_tensor *inputs;
@@ -171,6 +185,18 @@ fb_device *fb_device_hold(fb_device *device);
 void fb_device_release(fb_device *device);
 void fb_buffer_hold(fb_buffer *buffer);
 void fb_buffer_release(fb_buffer *buffer);
+/* A buffer whose memory (that of `host`, or zeros) is not there yet; whether it is; getting it, and giving it back. */
+fb_buffer *fb_buffer_later(fb_device *device, const char *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
+int fb_buffer_there(const fb_buffer *buffer);
+int fb_buffer_fill(fb_buffer *buffer);
+void fb_buffer_drop(fb_buffer *buffer);
+/* constants.c: products read frozen weights that nodes of their own decode; nodes that compute constants, taken out of the
+ * program; their values, before the first feed; the bytes that they are planned to take, or take */
+int fb_decode_weights(fb_program *p);
+int fb_fold_constants(fb_plan *plan);
+int fb_compute_constants(const fb_plan *plan);
+uint64_t fb_constant_bytes(const fb_plan *plan, int there);
+void fb_release_constants(fb_plan *plan);
 /* tiles.c */
 int fb_tile_program(fb_program *p, const fb_device_info *limits);
 /* memory.c: sets offsets of arena tensors; returns the arena's size */
@@ -180,6 +206,8 @@ uint64_t fb_row_offset(const fb_program *p, const fb_tensor_info *t, int32_t row
 /* plan.c: memory and programs, at the first run; the memory of a row, and where in it the row begins */
 int fb_plan_allocate(fb_plan *plan);
 const fb_mem *fb_plan_locate(const fb_plan *plan, const fb_tensor_info *t, int32_t row, uint64_t *offset);
+/* A node of a program over the plan's memory, with every row in use. 0 where some operand has none: nothing to do then. */
+int fb_plan_launch(const fb_plan *plan, const fb_program *p, const fb_node *n, fb_launch *out);
 void fb_count_launch(fb_op_stats *stats, const fb_launch *launch, double seconds);
 /* optimizer.c: bytes beside the gradients; the programs before the feeds of a step and after them, this one made anew only
  * where the optimizer's constants or buffers are not those of before */

@@ -4,6 +4,7 @@
 #define FB_OPERANDS_H
 
 #define fb_embed_views(X) X(y) X(w) X(ids)
+#define fb_decode_views(X) X(y) X(w)
 #define fb_rms_norm_views(X) X(y) X(x) X(w)
 #define fb_rms_norm_dx_views(X) X(dx) X(dy) X(x) X(w) X(acc)
 #define fb_rms_norm_dw_views(X) X(dw) X(dy) X(x)
@@ -36,7 +37,7 @@
 #define fb_sgd_views(X) X(p) X(m) X(g) X(hyper) X(record)
 
 #define FB_VIEWS_OF_OPS(X) \
-    X(embed) X(rms_norm) X(rms_norm_dx) X(rms_norm_dw) X(linear) X(linear_dx) X(linear_dw) X(bias_db) \
+    X(embed) X(decode) X(rms_norm) X(rms_norm_dx) X(rms_norm_dw) X(linear) X(linear_dx) X(linear_dw) X(bias_db) \
     X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(glu) X(glu_grad) \
     X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
     X(tally) X(sumsq) X(norm) X(adamw) X(sgd)

@@ -101,7 +101,7 @@ int fb_buffers_alike(const fb_buffer *a, const fb_buffer *b) {
 }
 
 static int is_state(const fb_buffer *state, const fb_buffer *params) {
-    return state->parts && state->device == params->device && !state->wrapped && fb_buffers_alike(state, params);
+    return state->parts && state->device == params->device && !state->host && fb_buffers_alike(state, params);
 }
 
 int fb_optimizer_check(const fb_buffer *params, const fb_optimizer *o) {

@@ -28,8 +28,7 @@ const fb_mem *fb_plan_locate(const fb_plan *plan, const fb_tensor_info *t, int32
     return &buffer->parts[part];
 }
 
-/* With every row in use. Returns 0 where some operand has none: nothing to do then. */
-static int make_launch(const fb_plan *plan, const fb_node *n, fb_launch *out) {
+int fb_plan_launch(const fb_plan *plan, const fb_program *p, const fb_node *n, fb_launch *out) {
     memset(out, 0, sizeof *out);
     out->op = n->op;
     out->attr = n->attr;
@@ -38,7 +37,7 @@ static int make_launch(const fb_plan *plan, const fb_node *n, fb_launch *out) {
         fb_view *view = &out->v[k];
         if (v->tensor < 0) continue;
         if (v->rows == 0) return 0;
-        const fb_tensor_info *t = &plan->program.tensors[v->tensor];
+        const fb_tensor_info *t = &p->tensors[v->tensor];
         *view = (fb_view){.type = t->type, .rows = v->rows, .cols = v->cols, .ld = t->cols,
                           .count = t->count, .factor = 1, .first = t->first + v->row};
         view->mem = fb_plan_locate(plan, t, v->row, &view->offset);
@@ -106,7 +105,7 @@ static void bound_inputs(fb_plan *plan) {
 static int check_flat(const fb_graph *g, const fb_buffer *params, const fb_buffer *grads) {
     if (!params || !grads || !params->parts || !grads->parts || params->device != g->device || grads->device != g->device)
         return fb_fail(FB_E_ARGUMENT, "a training plan needs parameters and gradients on the device of its graph");
-    if (!fb_buffers_alike(grads, params) || params->wrapped || grads->wrapped)
+    if (!fb_buffers_alike(grads, params) || params->host || grads->host)
         return fb_fail(FB_E_ARGUMENT, "gradients must be as large as the parameters, both in memory of the device");
     for (int64_t i = 0; i <= params->n_parts; i++)
         if (params->starts[i] % 4) return fb_fail(FB_E_ARGUMENT, "parameters are whole F32 elements");
@@ -116,6 +115,27 @@ static int check_flat(const fb_graph *g, const fb_buffer *params, const fb_buffe
             return fb_fail(FB_E_ARGUMENT, "a matrix that trains lies outside the parameters");
     }
     return FB_OK;
+}
+
+/* The memory of the caller that the program reads, each buffer once. */
+static int find_weights(fb_plan *plan) {
+    const fb_program *p = &plan->program;
+    plan->weights = malloc(sizeof *plan->weights * ((size_t)p->n_tensors + 1));
+    if (!plan->weights) return fb_fail(FB_E_MEMORY, "out of memory while planning");
+    for (int32_t i = 0; i < p->n_nodes; i++)
+        for (int k = 0; k < FB_MAX_OPERANDS; k++) {
+            fb_buffer *buffer = p->nodes[i].v[k].tensor < 0 ? NULL : p->tensors[p->nodes[i].v[k].tensor].buffer;
+            int32_t at = 0;
+            while (buffer && at < plan->n_weights && plan->weights[at] != buffer) at++;
+            if (buffer && buffer->host && at == plan->n_weights) plan->weights[plan->n_weights++] = buffer;
+        }
+    return FB_OK;
+}
+
+static uint64_t weight_bytes(const fb_plan *plan) {
+    uint64_t bytes = 0;
+    for (int32_t i = 0; i < plan->n_weights && !plan->device->info.in_place; i++) bytes += plan->weights[i]->bytes;
+    return bytes;
 }
 
 fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
@@ -153,11 +173,13 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
     if (fb_build_program(g, options, &plan->program)) goto fail;
     fb_program_hold(&plan->program);
     bound_inputs(plan);
+    if (options->decode && fb_decode_weights(&plan->program)) goto fail;
+    if (fb_fold_constants(plan) || find_weights(plan)) goto fail;
     if (fb_tile_program(&plan->program, &g->device->info)) goto fail;
     if (fb_plan_memory(&plan->program, &plan->arena_bytes)) goto fail;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
         fb_launch launch;
-        if (!make_launch(plan, &plan->program.nodes[i], &launch)) continue;
+        if (!fb_plan_launch(plan, &plan->program, &plan->program.nodes[i], &launch)) continue;
         uint64_t bytes = g->device->backend->scratch(g->device->self, &launch);
         if (bytes == UINT64_MAX) goto fail;
         if (bytes > plan->scratch_bytes) plan->scratch_bytes = bytes;
@@ -210,7 +232,7 @@ static int prepare(fb_plan *plan) {
     fb_launch *launches = malloc(sizeof *launches * (size_t)(plan->program.n_nodes + 1));
     int32_t n = 0;
     if (!launches) return fb_fail(FB_E_MEMORY, "out of memory");
-    for (int32_t i = 0; i < plan->program.n_nodes; i++) n += make_launch(plan, &plan->program.nodes[i], &launches[n]);
+    for (int32_t i = 0; i < plan->program.n_nodes; i++) n += fb_plan_launch(plan, &plan->program, &plan->program.nodes[i], &launches[n]);
     int code = fb_prepare(plan->device, launches, n, &plan->scratch, &plan->feed);
     free(launches);
     return code;
@@ -223,9 +245,21 @@ static int allocate_piece(fb_plan *plan, uint64_t bytes, fb_mem *mem) {
                    (unsigned long long)mem->bytes);
 }
 
+/* Weights and constants, which stay when the rest is released: others may use them. */
+static int load(fb_plan *plan) {
+    int code = FB_OK;
+    for (int32_t i = 0; i < plan->n_weights && code == FB_OK; i++) code = fb_buffer_fill(plan->weights[i]);
+    if (code == FB_OK) code = fb_compute_constants(plan);
+    const uint64_t planned = fb_constant_bytes(plan, 0), there = fb_constant_bytes(plan, 1);
+    if (code || there == planned) return code;
+    return fb_fail(FB_E_INTERNAL, "planned %llu bytes of constants but allocated %llu", (unsigned long long)planned,
+                   (unsigned long long)there);
+}
+
 int fb_plan_allocate(fb_plan *plan) {
     if (plan->ready) return FB_OK;
-    int code = allocate_arena(plan);
+    int code = load(plan);
+    if (code == FB_OK) code = allocate_arena(plan);
     if (code == FB_OK) code = allocate_piece(plan, plan->scratch_bytes, &plan->scratch);
     if (code == FB_OK) code = allocate_piece(plan, plan->input_bytes, &plan->staged);
     if (code == FB_OK) code = allocate_piece(plan, plan->step_bytes, &plan->step);
@@ -242,6 +276,7 @@ int fb_plan_allocate(fb_plan *plan) {
 void fb_plan_free(fb_plan *plan) {
     if (!plan) return;
     release(plan);
+    fb_release_constants(plan);
     fb_program_release(&plan->program);
     fb_program_free(&plan->program);
     if (plan->options.params) fb_buffer_release(plan->options.params);
@@ -249,6 +284,7 @@ void fb_plan_free(fb_plan *plan) {
     fb_device_release(plan->device);
     free(plan->inputs);
     free(plan->bounds);
+    free(plan->weights);
     free(plan->text);
     free(plan);
 }
@@ -261,12 +297,14 @@ int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
     stats->input_bytes = plan->input_bytes + plan->step_bytes + (plan->options.train ? FB_RECORD * 4 : 0);
     stats->allocated_bytes = arena_there(plan) + plan->scratch.bytes + plan->staged.bytes + plan->step.bytes +
                              (plan->record ? plan->record->bytes : 0);
+    stats->constant_bytes = fb_constant_bytes(plan, 0);
+    stats->weight_bytes = weight_bytes(plan);
     stats->launches = plan->program.n_nodes;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
         const fb_node *n = &plan->program.nodes[i];
         fb_launch launch;
         stats->tiled += n->tiled;
-        if (!make_launch(plan, n, &launch)) continue;
+        if (!fb_plan_launch(plan, &plan->program, n, &launch)) continue;
         /* The head's nodes run over trained positions, all others over tokens. */
         const fb_operand *counted = n->op == FB_OP_LINEAR_DW ? &n->v[1] : &n->v[0];
         if (plan->program.tensors[counted->tensor].count == FB_COUNT_TRAINED)
@@ -308,7 +346,11 @@ const char *fb_plan_describe(fb_plan *plan) {
 
 int32_t fb_plan_tilings(const fb_plan *plan, fb_tiling *out, int32_t capacity) {
     if (!plan) return 0;
-    for (int32_t i = 0; i < plan->program.n_tilings && i < capacity; i++) out[i] = plan->program.tilings[i];
+    for (int32_t i = 0; i < plan->program.n_tilings && i < capacity; i++) {
+        out[i] = plan->program.tilings[i];
+        for (int32_t k = 0; k < plan->n_constants; k++) /* a constant is known by its leaf */
+            if (plan->constants[k].value == out[i].tensor) out[i].tensor = plan->constants[k].from;
+    }
     return plan->program.n_tilings;
 }
 

@@ -99,6 +99,8 @@ typedef struct fb_device_info {
     int32_t threads;
     int32_t bf16;               /* 1: 16-bit activations pay off here */
     int32_t own_memory;         /* 1: memory that nothing but the device uses */
+    int32_t in_place;           /* 1: wrapped memory is read where it lies, not copied */
+    int32_t decode_pays;        /* 1: training is faster with weights decoded to 16 bits once, where there is room */
     uint64_t memory_bytes;      /* of the device */
     uint64_t max_binding_bytes; /* largest range one operand of a launch may span; UINT64_MAX: any */
     uint64_t max_allocation_bytes; /* largest piece of memory that it gives; UINT64_MAX: any */
@@ -125,7 +127,8 @@ typedef struct fb_buffer fb_buffer;
 /* Zeroed. A buffer larger than one allocation of the device is parted at some of its `n_seams` seams, offsets in ascending
  * order: rows of matrices must not lie across one. seams may be NULL where n_seams is 0. */
 fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
-/* Read-only memory of the caller, which must outlive the buffer; the CPU reads it in place. */
+/* Read-only memory of the caller, which must outlive the buffer and stay as it is; the CPU reads it in place, other devices
+ * copy it when a plan that reads it first runs. */
 fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
 int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes);
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes);
@@ -222,6 +225,8 @@ typedef struct fb_plan fb_plan;
 typedef struct fb_plan_options {
     int32_t train;         /* derive the backward pass of fb_loss */
     int32_t checkpoint;    /* recompute each block's activations in backward */
+    int32_t decode;        /* products read frozen weights that the caller's memory has in blocks or F16 as BF16, decoded once
+                              for all plans of the device that ask for it */
     uint64_t logits_bytes; /* room for one chunk of logits; 0: 160 MiB, 64 with checkpoint, or 1/64 of a larger card */
     fb_buffer *params;     /* holds the FB_PARAM leaves */
     fb_buffer *grads;      /* same layout */
@@ -232,6 +237,8 @@ typedef struct fb_plan_stats {
     uint64_t scratch_bytes;   /* of kernels */
     uint64_t input_bytes;     /* staged feeds, and the few numbers of a step */
     uint64_t allocated_bytes; /* what the three came to; 0 before the first run */
+    uint64_t constant_bytes;  /* values computed once from wrapped memory, as decoded weights are; plans share them */
+    uint64_t weight_bytes;    /* wrapped memory that the plan reads and the device copies; plans share it */
     int32_t launches;
     int32_t tiled;            /* launches that exist only because an operand passed a limit */
     double flops_per_token;   /* products of one feed / tokens */

@@ -403,6 +403,8 @@ LOWER(append) {
     return moved(d, 1, (struct fb_rows_operands){.OUT = l->append.cache, .W = l->append.x, .IDS = l->append.slots}, 0, 1);
 }
 
+LOWER(decode) { UNUSED; return moved(d, 2, (struct fb_rows_operands){.OUT = l->decode.y, .W = l->decode.w}, 0, 1); }
+
 static int turned(dispatch *d, uint32_t op, struct fb_rope_operands v, struct fb_rope_arguments a) {
     spread(d, FB_KERNEL_rope, &v.OUT, 2);
     d->operand.rope = v;
@@ -487,7 +489,7 @@ uint32_t fb_arguments(const fb_dispatch *d, uint32_t first_group, uint32_t words
 typedef int lowering(dispatch *, const fb_launch *, const fb_mem *, const fb_kernel_limits *);
 
 static lowering *const ROWS[FB_OP_COUNT] = {
-    [FB_OP_EMBED] = embed, [FB_OP_RMS_NORM] = rms_norm, [FB_OP_RMS_NORM_DX] = rms_norm_dx,
+    [FB_OP_EMBED] = embed, [FB_OP_DECODE] = decode, [FB_OP_RMS_NORM] = rms_norm, [FB_OP_RMS_NORM_DX] = rms_norm_dx,
     [FB_OP_RMS_NORM_DW] = rms_norm_dw, [FB_OP_LINEAR] = linear, [FB_OP_LINEAR_DX] = linear_dx,
     [FB_OP_LINEAR_DW] = linear_dw, [FB_OP_BIAS_DB] = bias_db, [FB_OP_EMBED_DW] = embed_dw,
     [FB_OP_ROPE_TABLE] = rope_table, [FB_OP_ROPE] = rope, [FB_OP_ATTENTION] = attention,

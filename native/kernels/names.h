@@ -153,7 +153,7 @@
 
 #define rows_OPERANDS(BIND) BIND(0, OUT, ACT, WRITTEN) BIND(1, W, BLOCKS, READ) BIND(2, IDS, WORDS, READ)
 #define rows_CONSTANTS(SPEC, TILE) \
-    SPEC(3, OP) /* 0 out[r] = scale w[ids[r] - first], other ids left alone; 1 out[ids[r]] = w[r] */ \
+    SPEC(3, OP) /* 0 out[r] = scale w[ids[r] - first], other ids left alone; 1 out[ids[r]] = w[r]; 2 out = w */ \
     SPEC(4, WTYPE)
 #define rows_ARGUMENTS(ARG) \
     ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, CHOICE) /* rows of w */ ARG(uint, FIRST) ARG(float, SCALE)

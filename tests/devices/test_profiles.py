@@ -93,7 +93,7 @@ def test_the_fastest_layout_that_leaves_room_is_taken_and_kept(
         return values
 
     def just_short_of(values: dict[str, Any]) -> int:
-        return int((values["planned_bytes"] + values["model_bytes"]) * 4 // 3 - 4)
+        return int((values["planned_bytes"] + values["uploaded_bytes"]) * 4 // 3 - 4)
 
     whole = layout(1 << 40)
     assert whole["micro_batch_tokens"] == whole["tokens"] > 4 * 50, "all twelve rows at once"
@@ -219,7 +219,7 @@ def test_no_device_is_of_two_kinds() -> None:
         ("vulkan", "SwiftShader Device (Subzero)", "SwiftShader driver"),
         *(("vulkan", name, "") for name in NAMES.values()),
     ]:  # fmt: skip
-        info = DeviceInfo(backend, name, "", 0, 0, False, False, 0, 0, 0, 0, driver, 0, 0, 0)
+        info = DeviceInfo(backend, name, "", 0, 0, False, False, False, False, 0, 0, 0, 0, driver, 0, 0, 0)
         assert len(profile_of(info).files) == 1, name
     assert {path.stem for path in shipped_profiles()} == {*NAMES, "lavapipe", "cpu"}
 
@@ -243,6 +243,7 @@ WRONG = {
     "[run]\nsubmit_ms = 0.5\n": (2, "submit_ms", "1 to 10000 milliseconds"),
     "[limits]\nworkgroups = true\n": (2, "workgroups", "1 to"),
     "# mine\n[run]\nprecision = 'f16'\n": (3, "precision", '"f32" or "bf16"', "f16"),
+    "[run]\nweights = 'auto'\n": (2, "weights", '"blocks" or "16bit"', "auto"),
     "[run]\ntile_rows = 48\n": (2, "tile_rows", "16, 32 or 64"),
     "[match]\nname = 'Adreno'\n": (2, "name", "a list of texts"),
     "[match]\nbackend = 'opencl'\n": (2, "backend", '"cpu", "cuda" or "vulkan"'),

@@ -31,6 +31,7 @@ typedef struct row {
 
 static const row TABLE[] = {
     {"embed", FB_OP_EMBED, make_embed, 1, {{1, 32, 1}, {7, 64, 13}, {3, 768, 5}, {37, 576, 50}}},
+    {"decode", FB_OP_DECODE, make_decode, 1, {{1, 32}, {13, 64}, {3, 768}, {50, 576}}},
     {"rms_norm", FB_OP_RMS_NORM, make_rms_norm, 0, {{1, 1, 1}, {3, 7, 1}, {5, 64, 3}, {67, 576, 1}}},
     {"rms_norm_dx", FB_OP_RMS_NORM_DX, make_rms_norm_dx, 0, {{1, 1, 1}, {3, 7, 1}, {5, 64, 3}, {67, 576, 1}, {9, 13, 5}}},
     {"rms_norm_dw", FB_OP_RMS_NORM_DW, make_rms_norm_dw, 0, {{1, 1, 1}, {3, 7, 1}, {5, 64, 3}, {67, 576, 1}}},

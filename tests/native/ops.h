@@ -12,6 +12,12 @@ static void make_embed(test_case *t, const int *s) {
             AT(y, r, c) = t->launch.attr.scale * AT(w, id, c);
 }
 
+static void make_decode(test_case *t, const int *s) {
+    operand *y = add(t, FB_BF16, s[0], s[1], OUT), *w = add(t, t->weight, s[0], s[1], 0);
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[1]; c++) AT(y, r, c) = AT(w, r, c);
+}
+
 static double inv_rms(operand *x, int r, int c0, int g, double eps) {
     double sum = 0;
     for (int c = 0; c < g; c++) sum += AT(x, r, c0 + c) * AT(x, r, c0 + c);

@@ -70,6 +70,7 @@ static void fill_info(fb_device_info *info, const fb_kernels *kernels, int threa
     fb_os_cpu_name(info->name, sizeof info->name);
     info->cores = fb_os_cpu_count();
     info->threads = threads;
+    info->in_place = 1;
     info->bf16 = kernels != &fb_kernels_generic;
     info->memory_bytes = fb_os_memory_bytes();
     info->max_binding_bytes = info->max_allocation_bytes = UINT64_MAX;

@@ -44,6 +44,7 @@ static float read_all(const float *p, int64_t n) {
         .read = read_all,                                        \
         .run = {                                                 \
             [FB_OP_EMBED] = run_embed,                           \
+            [FB_OP_DECODE] = run_decode,                         \
             [FB_OP_RMS_NORM] = run_rms_norm,                     \
             [FB_OP_RMS_NORM_DX] = run_rms_norm_dx,               \
             [FB_OP_RMS_NORM_DW] = run_rms_norm_dw,               \

@@ -36,6 +36,18 @@ static void run_embed(fb_worker *w, const fb_launch *l, char *scratch) {
     }
 }
 
+static void run_decode(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    float buf[CHUNK];
+    for (int64_t r; (r = fb_next(w)) < v[0].rows;)
+        for (int64_t c0 = 0; c0 < v[0].cols; c0 += CHUNK) {
+            int64_t n = at_most(v[0].cols - c0, CHUNK);
+            decode(v[1].type, fb_row(&v[1], r), c0, n, buf);
+            for (int64_t c = 0; c < n; c += VW)
+                a_store(fb_row(&v[0], r), v[0].type, c0 + c, n - c, a_load(buf, FB_F32, c, n - c));
+        }
+}
+
 /* Rows of x[T,D] in items of about 16k elements: [*r0, *r1). */
 static inline int next_rows(fb_worker *w, int64_t rows, int64_t cols, int64_t *r0, int64_t *r1) {
     int64_t high = cols < 16384 ? 16384 / cols : 1;

@@ -103,6 +103,7 @@ static void look(CUdevice device, fb_device_info *info) {
     info->cores = attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
     info->bf16 = 1;
     info->own_memory = !attribute(device, CU_DEVICE_ATTRIBUTE_INTEGRATED);
+    info->decode_pays = arch >= 80;
     info->memory_bytes = driver.cuDeviceTotalMem_v2(&bytes, device) ? 0 : bytes;
     info->max_binding_bytes = ((uint64_t)4 << 30) - 256; /* kernels count elements, and bytes of blocks, in 32 bits */
     info->max_allocation_bytes = UINT64_MAX;

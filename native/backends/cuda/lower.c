@@ -294,6 +294,13 @@ static int multiplied(lowering *s, product p, int rounded) {
     return 1;
 }
 
+static int decode(lowering *s, const fb_launch *l) {
+    fb_view y = l->decode.y;
+    if (!s->c->own || !in_halves(&y) || y.cols % 8) return 0;
+    packed(s, &l->decode.w, &y);
+    return 1;
+}
+
 static int linear(lowering *s, const fb_launch *l) {
     const struct fb_linear_views *v = &l->linear;
     return multiplied(s, (product){v->y, v->x, v->w, v->u, v->b, v->acc, v->bias, 0, l->attr.scale}, l->attr.rounded);
@@ -413,6 +420,7 @@ static int xent(lowering *s, const fb_launch *l) {
 /* ---- the table ---- */
 
 static int (*const ROWS[FB_OP_COUNT])(lowering *, const fb_launch *) = {
+    [FB_OP_DECODE] = decode,
     [FB_OP_LINEAR] = linear,
     [FB_OP_LINEAR_DX] = linear_dx,
     [FB_OP_LINEAR_DW] = linear_dw,
