@@ -1,7 +1,10 @@
 """Training on one NVIDIA card, by `fabric bench` and by PEFT, in turns on the same card:
 
-    python benchmarks/cuda.py [--shapes qwen3-1.7b] [--rows 8] [--ctx 512] [--type Q8_0] [--peers fabric peft] [--ops]
+    python benchmarks/cuda.py [--shapes qwen3-1.7b] [--rows 8] [--ctx 512] [--types Q8_0] [--weights auto]
+                              [--peers fabric peft] [--ops] [--check]
 
+`--weights blocks 16bit` runs fabric with frozen weights as the file has them and decoded once, in turns. `--check` first
+trains a small shape on the processor and in both ways on the card, in each of the types, and compares the losses.
 LoRA r=16 on 7 modules, bf16, every token trained, random weights of a real shape. PEFT runs on PyTorch's own attention
 with the model compiled (torch.compile). Prints card, driver and a line a peer: tokens/s of the median step, and memory.
 Needs PyTorch, transformers and peft for the peer, and the package gguf for the model.
@@ -27,29 +30,47 @@ MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 STEPS = 10
 
 
-def fabric(shape: str, args: argparse.Namespace) -> str:
+def run(module: str, *arguments: str, folder: str | None = None) -> str:
+    """What a module of this repository prints."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder or ROOT, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
+    return done.stdout
+
+
+def check(args: argparse.Namespace) -> None:
+    """Losses of four steps on the card beside those on the processor; more than 1 % apart ends the program."""
+    rows = [json.dumps({"text": f"{i} is the square of {i / 7:.3f}, more or less. " * 40}) for i in range(16)]
+    for kind in args.types:
+        with tempfile.TemporaryDirectory() as folder:
+            run("tests.support.random_models", "smollm2-135m", "--type", kind, "-o", f"{folder}/m.gguf")
+            Path(folder, "rows.jsonl").write_text("\n".join(rows))
+            losses = {}
+            for device, weights in (("cpu", "blocks"), (args.device, "blocks"), (args.device, "16bit")):
+                line = ["train", "rows.jsonl", "-m", "m.gguf", "--device", device, "--weights", weights, "--steps", "4"]
+                line += ["--batch", "4", "--ctx", "256", "--precision", "bf16", "--lr", "1e-3", "--metrics", "-"]
+                out = run("fabric", *line, "-o", "a.gguf", "--run-dir", f"{device}-{weights}", folder=folder)
+                losses[f"{device} {weights}"] = [json.loads(text)["loss"] for text in out.splitlines()]
+        want = losses["cpu blocks"]
+        for name, found in losses.items():
+            off = max(abs(a - b) / b for a, b in zip(found, want, strict=True))
+            print(f"check {kind} {name}: {' '.join(f'{loss:.5f}' for loss in found)}, off by {off:.1e}", flush=True)
+            if not off < 1e-2:
+                raise SystemExit("the card's losses are not the processor's")
+
+
+def fabric(shape: str, kind: str, weights: str, args: argparse.Namespace) -> str:
     """The command's own report; with --ops, its table by op."""
     with tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/model.gguf"
-        make = [sys.executable, "-m", "tests.support.random_models", shape, "--type", args.type, "-o", model]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        subprocess.run(make, check=True, cwd=ROOT, env=environment)
-        command = [
-            sys.executable,
-            "-m",
-            "fabric",
-            "bench",
-            "-m",
-            model,
-            "--device",
-            args.device,
-            "--ctx",
-            str(args.ctx),
-        ]
-        command += ["--batch", str(args.rows), "--steps", str(STEPS), "--json", *args.flags.split()]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    told: dict[str, Any] = json.loads(done.stdout)
-    lines = [f"{told['tokens_per_s']:9,.0f} tokens/s {told['planned_bytes'] / 2**30:6.2f} GiB planned"]
+        run("tests.support.random_models", shape, "--type", kind, "-o", model)
+        line = ["bench", "-m", model, "--device", args.device, "--ctx", str(args.ctx), "--batch", str(args.rows)]
+        line += ["--steps", str(STEPS), "--weights", weights, "--json", *args.flags.split()]
+        told: dict[str, Any] = json.loads(run("fabric", *line))
+    held = (told["planned_bytes"] + told["uploaded_bytes"]) / 2**30
+    lines = [f"{told['tokens_per_s']:9,.0f} tokens/s {held:6.2f} GiB planned, weights {told['weights']}"]
     lines[0] += f", first step {told['first_step_s']:.1f} s, a decoded token {told['decode_token_s'] * 1e3:.2f} ms"
     for op in told["ops"][:20] if args.ops else []:
         rate = f"{op['flops'] / op['seconds'] / 1e12:6.0f} TFLOP/s" if op["flops"] else " " * 14
@@ -58,7 +79,7 @@ def fabric(shape: str, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def peft(shape: str, args: argparse.Namespace) -> str:
+def peft(shape: str, _kind: str, _weights: str, args: argparse.Namespace) -> str:
     """The same step in PyTorch, compiled."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -99,18 +120,24 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["qwen3-1.7b"])
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--ctx", type=int, default=512)
-    parser.add_argument("--type", default="Q8_0")
+    parser.add_argument("--types", nargs="+", default=["Q8_0"])
+    parser.add_argument("--weights", nargs="+", default=["auto"], choices=["auto", "blocks", "16bit"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--flags", default="", help="further flags of fabric bench")
     parser.add_argument("--ops", action="store_true", help="fabric's time by op")
+    parser.add_argument("--check", action="store_true", help="compare losses with the processor's first")
     parser.add_argument("--peers", nargs="+", default=["fabric", "peft"])
     args = parser.parse_args()
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     print(time.strftime("%Y-%m-%d"), subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip())
+    if args.check:
+        check(args)
+    ours = [("fabric", kind, weights) for kind in args.types for weights in args.weights]
+    turns = [turn for peer in args.peers for turn in (ours if peer == "fabric" else [("peft", "BF16", "")])]
     for shape in args.shapes:
-        for peer in args.peers:
-            told = {"fabric": fabric, "peft": peft}[peer](shape, args)
-            print(f"{shape} {args.rows}x{args.ctx} {peer:7} {told}", flush=True)
+        for peer, kind, weights in turns:
+            told = {"fabric": fabric, "peft": peft}[peer](shape, kind, weights, args)
+            print(f"{shape} {args.rows}x{args.ctx} {peer:7} {kind:5} {told}", flush=True)
 
 
 if __name__ == "__main__":
