@@ -3,8 +3,8 @@
     python benchmarks/cuda.py [--shapes qwen3-1.7b] [--rows 8] [--ctx 512] [--types Q8_0] [--weights auto]
                               [--peers fabric peft] [--ops] [--check]
 
-`--weights blocks 16bit` runs fabric with frozen weights as the file has them and decoded once, in turns. `--check` first
-trains a small shape on the processor and in both ways on the card, in each of the types, and compares the losses.
+`--weights blocks 16bit` runs fabric with frozen weights as the file has them and decoded once, in turns. `--check`
+first trains a small shape on the processor and in both ways on the card, in each of the types, and compares losses.
 LoRA r=16 on 7 modules, bf16, every token trained, random weights of a real shape. PEFT runs on PyTorch's own attention
 with the model compiled (torch.compile). Prints card, driver and a line a peer: tokens/s of the median step, and memory.
 Needs PyTorch, transformers and peft for the peer, and the package gguf for the model.

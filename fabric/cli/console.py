@@ -136,7 +136,7 @@ def human_bytes(count: float) -> str:
 
 def weights_kept(kept: str, decoded: int) -> str:
     """How frozen weights are kept, and what that takes."""
-    return f"decoded to 16 bits, {human_bytes(decoded)}" if kept == "16bit" else "in the file's blocks"
+    return f"decoded to 16 bits, {human_bytes(decoded)}" if kept == "16bit" else "as the file has them"
 
 
 def human_seconds(seconds: float) -> str:

@@ -119,7 +119,7 @@ class Machine:
     def _plan(self, capacity: int, checkpointing: bool, kept: str) -> None:
         """Plans for micro-batches of at most `capacity` tokens; nothing is allocated."""
         s, arch = self.settings, architecture_of(self.weights.gguf)
-        self.capacity, self.checkpointing, self.weights_kept, decode = capacity, checkpointing, kept, kept == "16bit"
+        self.capacity, self.checkpointing, decode = capacity, checkpointing, kept == "16bit"
         recorder = Recorder(
             self.weights, capacity, capacity, self.precision, self.layout.sources(self.params),
             alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
@@ -129,6 +129,7 @@ class Machine:
         self.names = {tensor: name for name, tensor in recorder.leaves.items()}
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing, decode=decode)
         self.scorer = Plan(recorder.graph, decode=decode) if s.val else None
+        self.weights_kept = kept if self.plan.stats.constant_bytes else "blocks"  # where nothing is to be decoded
         recorder.graph.close()
 
     def _close_plans(self) -> None:

@@ -1,4 +1,4 @@
-"""Values of memory that is only read: computed once a device, shared by its plans, and what they take is what was planned."""
+"""Values of memory that is only read: computed once a device, shared by its plans, in the bytes that were planned."""
 
 from __future__ import annotations
 

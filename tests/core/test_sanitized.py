@@ -59,7 +59,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproc
 def test_no_graph_reads_or_writes_outside_its_memory(
     sanitized: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    files = [f"tests/core/test_{name}.py" for name in ("gradients", "plan", "safety", "words")]
+    files = [f"tests/core/test_{name}.py" for name in ("constants", "gradients", "plan", "safety", "words")]
     done = sanitized("pytest", "-q", "-x", "-p", "no:cacheprovider", *files)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 

@@ -1,4 +1,4 @@
-"""Frozen weights as the file has them, or decoded once: the numbers are those of 16-bit weights, the same in every run and
+"""Frozen weights as the file has them, or decoded once: the numbers are those of 16 bits, the same in every run and
 after resume, and the planner decodes where that pays and fits."""
 
 from __future__ import annotations

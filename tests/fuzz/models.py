@@ -200,7 +200,7 @@ def train(rng: random.Random, weights: Weights, precision: str, vocab: int) -> N
     settings = TrainSettings(
         data="", model="", full=full, rank=rng.choice([1, 3, 8, 40]), precision=precision, lr=1e-3,  # type: ignore[arg-type]
         dropout=0 if full else rng.choice([0, 0.5]), neftune=rng.choice([0, 5]), checkpointing=rng.random() < 0.5,
-        optimizer=rng.choice(["adamw", "sgd"]), val=rng.choice([None, "x"]),
+        optimizer=rng.choice(["adamw", "sgd"]), val=rng.choice([None, "x"]), weights=rng.choice(["blocks", "16bit"]),
     )  # fmt: skip
     layout = full_layout(weights) if full else lora_layout(weights.gguf, settings.modules, settings.rank)
     with contextlib.closing(Machine(settings, weights, layout, settings.alpha, [capacity])) as machine:
