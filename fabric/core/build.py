@@ -1,7 +1,7 @@
 """Builds `fabric.core._native`: every C file under native/ compiled into one abi3 extension by cffi.
 
-Run by setup.py; needs a C11 compiler (gcc or clang) and nothing else. In a checkout whose Vulkan kernels were changed
-it compiles those too, by tools/spirv.py; what is shipped has them compiled.
+Run by setup.py; needs a C11 compiler (gcc or clang) and, in a checkout, one for the Vulkan kernels (native/spirv.py); a
+source package has them compiled.
 """
 
 import os
@@ -23,19 +23,10 @@ else:
     FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
     FLAGS += os.environ.get("FABRIC_CFLAGS", "-Wall -Wextra").split()
 
-SPIRV = ROOT / "tools" / "spirv.py"
-
-
-def spirv(*flags: str) -> int:
-    """Runs the tool, which tells what is wrong; its exit code."""
-    return subprocess.run([sys.executable, SPIRV, *flags], check=False).returncode
-
-
-if SPIRV.exists() and spirv("--check") and spirv():
-    sys.exit("The Vulkan kernels could not be compiled.")
-
 TEXTS.parent.mkdir(exist_ok=True)
-subprocess.run([sys.executable, ROOT / "native" / "texts.py", TEXTS], check=True)
+for script in (["spirv.py"], ["texts.py", str(TEXTS)]):
+    if subprocess.run([sys.executable, ROOT / "native" / script[0], *script[1:]], check=False).returncode:
+        sys.exit(f"The kernels could not be made ready: native/{script[0]} failed.")
 
 declarations = re.sub(r"^\s*#.*$", "", HEADER.read_text(encoding="utf-8"), flags=re.MULTILINE)
 

@@ -1,3 +1,3 @@
-/* spirv.c - the portable kernels as SPIR-V: numbers made by tools/spirv.py, so that building needs no shader compiler. */
+/* spirv.c - the kernels as SPIR-V: numbers that native/spirv.py makes when the core is built; none without a compiler. */
 #include "kernels.h"
 #include "spirv.inc"

@@ -23,8 +23,10 @@ def ops() -> list[str]:
 
 
 def test_native_can_be_read_in_a_day() -> None:
-    files = [p for p in NATIVE.rglob("*") if p.suffix in {".c", ".h", ".kernel", ".prelude"}]
-    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in files) < 15_000
+    """Every source counts, whatever its language."""
+    sources = {".c", ".h", ".cpp", ".kernel", ".prelude", ".comp", ".cu", ".metal"}
+    files = [p for p in NATIVE.rglob("*") if p.suffix in sources]
+    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in files) < 16_000
 
 
 def test_no_file_is_more_than_one_room() -> None:

@@ -4,7 +4,6 @@ arithmetic, against the same op test. The units themselves are held by `benchmar
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,25 +15,24 @@ import pytest
 from tests.native.test_ops import FLAGS, ROOT, SOURCES
 from tests.support.devices import VALIDATED, vulkan
 
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "native"))
 
 
 @pytest.fixture(scope="module")
 def ops(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The op test on emulated units of BF16 or F16, each built once."""
     vulkan()
-    if not shutil.which("glslc"):
-        pytest.skip("glslc is not installed")
     return cache(lambda units: build(units, tmp_path_factory.mktemp("matrix")))
 
 
 def build(units: str, folder: Path) -> Path:
     import spirv
 
-    kernels = {}
-    for name, text in spirv.sources().items():
-        plain = spirv.in_plain_arithmetic(text) if name in spirv.MATRIX else text
-        kernels[name] = spirv.words(spirv.GLSLC, plain, folder)
+    compiler, _ = spirv.best()
+    if compiler is None:
+        pytest.skip("neither glslang nor glslc is installed")
+    plain = {name: spirv.in_plain_arithmetic(text) for name, text in spirv.sources().items()}
+    kernels = {name: spirv.compiled(compiler, {"plain": text})["plain"] for name, text in plain.items()}
     table = folder / "spirv.c"
     table.write_text(f'#include "{ROOT}/native/kernels/kernels.h"\n{spirv.table(kernels)}')
     sources = [table, *(source for source in SOURCES if source.name != "spirv.c")]

@@ -16,7 +16,7 @@ from fabric.core.objects import nvrtc as native_nvrtc
 from tests.native.test_ops import FLAGS, ROOT, SOURCES
 
 EMULATED = ROOT / "tests" / "native" / "emulated"
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "native")]
+sys.path.insert(0, str(ROOT / "native"))
 
 from texts import texts  # noqa: E402
 

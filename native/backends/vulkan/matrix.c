@@ -74,6 +74,7 @@ static uint32_t subgroup_of(const vk_driver *d, VkPhysicalDevice device, int f16
 
 uint32_t vk_matrix_subgroup(const vk_driver *d, VkPhysicalDevice device, int *f16) {
     uint32_t threads = 0;
+    if (!fb_spirv_kernels[FB_FIRST_MATRIX_KERNEL].count) return 0;
     if (EMULATED) return *f16 = FB_MATRIX_FIRST, 32;
     for (int type = FB_MATRIX_FIRST; type < 2 && !threads; type++) threads = subgroup_of(d, device, *f16 = type);
     *f16 &= threads > 0;

@@ -1,2 +1,2 @@
-/* matrix_product_f16.comp - the same for units that multiply F16; tools/spirv.py leaves the type as it is written. */
+/* matrix_product_f16.comp - the same for units that multiply F16; native/spirv.py leaves the type as it is written. */
 #include "matrix_product.comp"

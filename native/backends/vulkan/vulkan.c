@@ -115,6 +115,8 @@ static int usable(const vk_driver *d, VkPhysicalDevice found[MOST_DEVICES]) {
 static int vk_count(void) {
     vk_driver driver;
     VkPhysicalDevice found[MOST_DEVICES];
+    if (!fb_spirv_kernels[0].count)
+        return fb_fail(FB_E_DEVICE, "no Vulkan kernels: fabric was built without a shader compiler (glslang) to compile them"), 0;
     if (driver_open(&driver)) return 0;
     int n = usable(&driver, found);
     driver_close(&driver);
@@ -181,7 +183,8 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     snprintf(info->name, sizeof info->name, "%.95s", vk->properties.deviceName);
     snprintf(info->driver, sizeof info->driver, "%.95s", driver.driverName);
     const char *units = vk->limits.f16 ? "spirv, f16 matrix units" : "spirv, bf16 matrix units";
-    snprintf(info->isa, sizeof info->isa, "%s", vk->limits.subgroup ? units : "spirv");
+    const char *none = fb_spirv_kernels[FB_FIRST_MATRIX_KERNEL].count ? "spirv" : "spirv, matrix units not built";
+    snprintf(info->isa, sizeof info->isa, "%s", vk->limits.subgroup ? units : none);
     info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
     info->own_memory = vk->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
