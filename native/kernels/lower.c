@@ -213,8 +213,26 @@ static int summed(dispatch *d, uint32_t op, struct fb_columns_operands v, uint32
                                                         .GROUPS = groups, .TARGETS = (uint32_t)v.OUT.rows};
     d->groups = up(up((uint64_t)v.OUT.cols, 2), 64);
     d->work = 2.0 * v.DY.rows * v.DY.cols;
-    d->rounds = op == 2 ? v.DY.rows : 2.0 * v.DY.rows * (groups + 1);
+    d->rounds = v.DY.rows;
     return 1;
+}
+
+/* All rows and groups added to one row, by few workgroups: in parts. */
+static int totalled(dispatch *d, uint32_t op, struct fb_columns_operands v, uint32_t groups, room left) {
+    const fb_view out = v.OUT, none = {0};
+    struct fb_columns_arguments *a = &d->argument.columns;
+    summed(d, op, v, groups);
+    a->PARTS = parts_of(d->groups, 256, (uint32_t)v.DY.rows * groups, 64, &a->DEPTH);
+    if (a->PARTS > 1) {
+        fb_view sums = take(&left, FB_F32, a->PARTS, (uint64_t)out.cols);
+        if (sums.mem) {
+            add_parts(&d[1], &out, sums, &out, &none);
+            d->operand.columns.OUT = sums;
+            d->groups *= a->PARTS;
+        } else a->PARTS = 1, a->DEPTH = (uint32_t)v.DY.rows * groups;
+    }
+    d->rounds = a->DEPTH;
+    return a->PARTS > 1 ? 2 : 1;
 }
 
 /* The norms of all groups first, into scratch. */
@@ -222,13 +240,15 @@ LOWER(rms_norm_dw) {
     const struct fb_rms_norm_dw_views *v = &l->rms_norm_dw;
     const int32_t groups = v->x.cols / v->dw.cols;
     const fb_view inv = {.mem = scratch, .type = FB_F32, .rows = v->x.rows, .cols = groups, .ld = groups};
+    const struct fb_columns_operands o = {.OUT = v->dw, .DY = v->dy, .X = v->x, .INV = inv};
+    room left = scratch_of(scratch, limits);
+    left.used = up(4 * (uint64_t)inv.rows * (uint64_t)groups, 256) * 256;
     normed(&d[0], limits, 2, (struct fb_norm_operands){.OUT = inv, .X = v->x}, v->dw.cols, l->attr.eps);
-    summed(&d[1], 1, (struct fb_columns_operands){.OUT = v->dw, .DY = v->dy, .X = v->x, .INV = inv}, (uint32_t)groups);
-    return 2;
+    return 1 + totalled(&d[1], 1, o, (uint32_t)groups, left);
 }
 LOWER(bias_db) {
-    UNUSED;
-    return summed(d, 0, (struct fb_columns_operands){.OUT = l->bias_db.db, .DY = l->bias_db.dy}, 1);
+    const struct fb_columns_operands o = {.OUT = l->bias_db.db, .DY = l->bias_db.dy};
+    return totalled(d, 0, o, 1, scratch_of(scratch, limits));
 }
 
 /* Rows are added in order by each destination, so destinations are dealt to 16 times as many threads. */

@@ -95,11 +95,12 @@
 
 #define columns_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN) BIND(1, DY, ACT, READ) BIND(2, X, ACT, READ) \
-    BIND(3, INV, WORDS, READ) /* F32 (ROWS, GROUPS) */ BIND(4, INDEX, WORDS, READ)
+    BIND(3, INV, WORDS, READ) /* F32 (ROWS, GROUPS) */ BIND(4, INDEX, WORDS, READ) /* of 0 and 1, OUT may be the sums of the parts */
 #define columns_CONSTANTS(SPEC, TILE) \
     SPEC(3, OP) /* 0 db += dy; 1 dw += dy x inv over rows and groups; 2 y[index[r] - first] += scale x[r], each a sixteenth */
 #define columns_ARGUMENTS(ARG) \
     ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, GROUPS) \
+    ARG(uint, PARTS) ARG(uint, DEPTH) /* of rows and groups, and groups of rows in each */ \
     ARG(uint, TARGETS) ARG(uint, FIRST) ARG(float, SCALE) /* rows of y */
 
 #define sumsq_OPERANDS(BIND) BIND(0, PARTIAL, WORDS, WRITTEN) BIND(1, X, WORDS, READ)

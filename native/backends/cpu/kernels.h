@@ -10,7 +10,7 @@ static uint64_t scratch_of(const fb_launch *l, int threads) {
     case FB_OP_LINEAR: case FB_OP_LINEAR_DX: case FB_OP_LINEAR_DW: return product_scratch(l, threads);
     case FB_OP_ATTENTION: case FB_OP_ATTENTION_DQ: case FB_OP_ATTENTION_DKV: return attention_scratch(l, threads);
     case FB_OP_ROPE: return rope_scratch(l, threads);
-    case FB_OP_RMS_NORM_DW: return (uint64_t)l->v[2].rows * (uint64_t)(l->v[2].cols / l->v[0].cols) * 4;
+    case FB_OP_RMS_NORM_DW: return rms_norm_dw_scratch(l);
     default: return 0;
     }
 }

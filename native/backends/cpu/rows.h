@@ -111,25 +111,34 @@ static void run_rms_norm_dx(fb_worker *w, const fb_launch *l, char *scratch) {
         }
 }
 
-/* First the norms of all groups into scratch, then every item sums its own columns over all rows. */
+/* Pieces of the rows are summed into scratch, then added in order: the columns may be few, as of a norm per head. */
+enum { PIECES = 64, LEAST_PIECE = 16 /* rows */ };
+static uint64_t rms_norm_dw_scratch(const fb_launch *l) { return (uint64_t)PIECES * (uint64_t)l->v[0].cols * sizeof(float); }
+
 static void run_rms_norm_dw(fb_worker *w, const fb_launch *l, char *scratch) {
     const fb_view *v = l->v;
-    int64_t g = v[0].cols, groups = v[2].cols / g, r0, r1;
-    float *inv = (float *)scratch;
-    while (next_rows(w, v[2].rows, v[2].cols, &r0, &r1))
-        for (int64_t r = r0; r < r1; r++)
-            for (int64_t i = 0; i < groups; i++)
-                inv[r * groups + i] = norm_of(fb_row(&v[2], r), v[2].type, i * g, g, l->attr.eps);
+    const int64_t g = v[0].cols, rows = v[2].rows, least = (rows + PIECES - 1) / PIECES;
+    const int64_t piece = least > LEAST_PIECE ? least : LEAST_PIECE, pieces = (rows + piece - 1) / piece;
+    float *sums = (float *)scratch, *dw = (float *)fb_row(&v[0], 0);
+    for (int64_t i; (i = fb_next(w)) < pieces;) {
+        float *sum = sums + i * g;
+        memset(sum, 0, (size_t)g * sizeof *sum);
+        for (int64_t r = i * piece; r < at_most((i + 1) * piece, rows); r++) {
+            const char *dy = fb_row(&v[1], r), *x = fb_row(&v[2], r);
+            for (int64_t c0 = 0; c0 < v[2].cols; c0 += g) {
+                const vf inv = v_set(norm_of(x, v[2].type, c0, g, l->attr.eps));
+                for (int64_t c = 0; c < g; c += VW) {
+                    vf a = a_load(dy, v[1].type, c0 + c, g - c) * inv;
+                    a_store(sum, FB_F32, c, g - c, v_fma(a, a_load(x, v[2].type, c0 + c, g - c), a_load(sum, FB_F32, c, g - c)));
+                }
+            }
+        }
+    }
     fb_sync(w);
-    float *dw = (float *)fb_row(&v[0], 0);
     for (int64_t c0; (c0 = fb_next(w) * COLUMNS) < g;)
         for (int64_t c = c0; c < at_most(c0 + COLUMNS, g); c += VW) {
             vf sum = a_load(dw, FB_F32, c, g - c);
-            for (int64_t r = 0; r < v[2].rows; r++)
-                for (int64_t i = 0; i < groups; i++) {
-                    vf a = a_load(fb_row(&v[1], r), v[1].type, i * g + c, g - c);
-                    sum = v_fma(a * inv[r * groups + i], a_load(fb_row(&v[2], r), v[2].type, i * g + c, g - c), sum);
-                }
+            for (int64_t i = 0; i < pieces; i++) sum += a_load(sums + i * g, FB_F32, c, g - c);
             a_store(dw, FB_F32, c, g - c, sum);
         }
 }
