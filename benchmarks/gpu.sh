@@ -35,6 +35,7 @@ wanted() { [ -z "$part" ] || [ "$part" = "$1" ]; }
 
 if wanted ops || wanted speed; then
     step "build"
+    python3 native/spirv.py # keeps what is compiled already, as where no compiler is
     python3 native/texts.py "$work/texts.c"
     for first in 0 1; do # 1: no matrix units for BF16
         find native/backends/*/ native/kernels native/quant -name '*.c' -print0 \

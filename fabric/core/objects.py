@@ -200,6 +200,10 @@ class Buffer:
         check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
         return out
 
+    def in_place(self) -> bool:
+        """Whether the device reads the caller's memory itself, not a copy."""
+        return bool(lib.fb_buffer_in_place(self.c))
+
     def close(self) -> None:
         """Frees the memory, or lets go of the caller's."""
         lib.fb_buffer_free(self.c)

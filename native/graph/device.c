@@ -207,6 +207,14 @@ fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, c
     return fb_buffer_later(device, host, bytes, seams, n_seams);
 }
 
+int fb_buffer_in_place(const fb_buffer *buffer) {
+    if (!buffer || !buffer->host || !buffer->parts) return 0;
+    if (!buffer->device->info.in_place) return 0;
+    for (int64_t i = 0; i < buffer->n_parts; i++)
+        if (buffer->parts[i].bytes && !buffer->parts[i].host) return 0;
+    return 1;
+}
+
 int64_t fb_buffer_part(const fb_buffer *buffer, uint64_t offset) {
     int64_t low = 0, high = buffer->n_parts - 1;
     while (low < high) {

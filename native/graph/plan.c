@@ -134,7 +134,7 @@ static int find_weights(fb_plan *plan) {
 
 static uint64_t weight_bytes(const fb_plan *plan) {
     uint64_t bytes = 0;
-    for (int32_t i = 0; i < plan->n_weights && !plan->device->info.in_place; i++) bytes += plan->weights[i]->bytes;
+    for (int32_t i = 0; i < plan->n_weights; i++) bytes += fb_buffer_in_place(plan->weights[i]) ? 0 : plan->weights[i]->bytes;
     return bytes;
 }
 

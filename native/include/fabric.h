@@ -99,7 +99,7 @@ typedef struct fb_device_info {
     int32_t threads;
     int32_t bf16;               /* 1: 16-bit activations pay off here */
     int32_t own_memory;         /* 1: memory that nothing but the device uses */
-    int32_t in_place;           /* 1: wrapped memory is read where it lies, not copied */
+    int32_t in_place;           /* 1: wrapped memory is read where it lies, if the driver takes it */
     int32_t decode_pays;        /* 1: training is faster with weights decoded to 16 bits once, where there is room */
     uint64_t memory_bytes;      /* of the device */
     uint64_t max_binding_bytes; /* largest range one operand of a launch may span; UINT64_MAX: any */
@@ -127,9 +127,11 @@ typedef struct fb_buffer fb_buffer;
 /* Zeroed. A buffer larger than one allocation of the device is parted at some of its `n_seams` seams, offsets in ascending
  * order: rows of matrices must not lie across one. seams may be NULL where n_seams is 0. */
 fb_buffer *fb_buffer_new(fb_device *device, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
-/* Read-only memory of the caller, which must outlive the buffer and stay as it is; the CPU reads it in place, other devices
- * copy it when a plan that reads it first runs. */
+/* Read-only memory of the caller, which must outlive the buffer and stay as it is; the CPU and devices that share its memory
+ * read it in place, others copy it when a plan that reads it first runs. */
 fb_buffer *fb_buffer_wrap(fb_device *device, const void *host, uint64_t bytes, const uint64_t *seams, int64_t n_seams);
+/* 1: the device reads the caller's memory itself, or will, as far as is known; 0: it has memory of its own for this. */
+int fb_buffer_in_place(const fb_buffer *buffer);
 int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_t bytes);
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes);
 void fb_buffer_free(fb_buffer *buffer);

@@ -17,15 +17,15 @@ static const char *const EXTENSIONS[2][VK_MATRIX_EXTENSIONS] = {
     {"VK_KHR_cooperative_matrix", "VK_KHR_shader_bfloat16", "VK_KHR_vulkan_memory_model", "VK_EXT_subgroup_size_control"},
     {"VK_KHR_cooperative_matrix", "VK_KHR_shader_float16_int8", "VK_KHR_vulkan_memory_model", "VK_EXT_subgroup_size_control"}};
 
-static int has_extensions(const vk_driver *d, VkPhysicalDevice device, int f16) {
+int vk_has_extensions(const vk_driver *d, VkPhysicalDevice device, const char *const *names, int count) {
     VkExtensionProperties all[512];
     uint32_t n = 512;
     int found = 0;
     VkResult result = d->EnumerateDeviceExtensionProperties(device, NULL, &n, all);
     if (result != VK_SUCCESS && result != VK_INCOMPLETE) return 0;
     for (uint32_t i = 0; i < n; i++)
-        for (int k = 0; k < VK_MATRIX_EXTENSIONS; k++) found += !strcmp(all[i].extensionName, EXTENSIONS[f16][k]);
-    return found == VK_MATRIX_EXTENSIONS;
+        for (int k = 0; k < count; k++) found += !strcmp(all[i].extensionName, names[k]);
+    return found == count;
 }
 
 static int has_shape(const vk_driver *d, VkPhysicalDevice device, int f16) {
@@ -61,7 +61,7 @@ static uint32_t subgroup_of(const vk_driver *d, VkPhysicalDevice device, int f16
     VkPhysicalDeviceSubgroupProperties subgroups = {.sType = VK_STYPE_SUBGROUPS};
     VkPhysicalDeviceProperties2 properties = {.sType = VK_STYPE_PROPERTIES_2, .pNext = &subgroups};
     VkPhysicalDeviceFeatures2 features = {.sType = VK_STYPE_FEATURES_2, .pNext = &f.matrix};
-    if (!has_extensions(d, device, f16) || !has_shape(d, device, f16)) return 0;
+    if (!vk_has_extensions(d, device, EXTENSIONS[f16], VK_MATRIX_EXTENSIONS) || !has_shape(d, device, f16)) return 0;
     chain(&f, f16);
     d->GetPhysicalDeviceFeatures2(device, &features);
     d->GetPhysicalDeviceProperties2(device, &properties);
@@ -81,15 +81,15 @@ uint32_t vk_matrix_subgroup(const vk_driver *d, VkPhysicalDevice device, int *f1
     return threads;
 }
 
-void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info, int f16) {
+void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info, const char **names, int f16) {
     if (EMULATED) return;
     chain(f, f16);
     f->matrix.cooperativeMatrix = f->bfloat16.shaderBFloat16Type = f->bfloat16.shaderBFloat16CooperativeMatrix = 1;
     f->float16.shaderFloat16 = 1;
     f->memory_model.vulkanMemoryModel = f->subgroup_size.subgroupSizeControl = f->subgroup_size.computeFullSubgroups = 1;
     info->pNext = &f->matrix;
-    info->enabledExtensionCount = VK_MATRIX_EXTENSIONS;
-    info->ppEnabledExtensionNames = EXTENSIONS[f16];
+    memcpy((void *)(names + info->enabledExtensionCount), EXTENSIONS[f16], sizeof EXTENSIONS[f16]);
+    info->enabledExtensionCount += VK_MATRIX_EXTENSIONS;
 }
 
 /* Subgroups of that size, with no thread missing. */

@@ -8,6 +8,7 @@ static const uint64_t SLICE_ALIGN = 256;        /* the largest offset alignment 
 static const uint64_t BLOCK = (uint64_t)64 << 20; /* smaller slices share a block of this size */
 static const uint64_t FEW_BYTES = 4096;         /* of a write that is put among the commands */
 static const uint64_t STAGING = (uint64_t)16 << 20;
+static const uint64_t LEAST_IMPORT = (uint64_t)64 << 10; /* bytes: a driver has only so many allocations */
 
 static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
@@ -90,7 +91,7 @@ static int slice_new(vulkan *vk, uint64_t bytes, fb_mem *mem) {
     if (!slice) return fb_fail(FB_E_MEMORY, "out of memory");
     slice->bytes = up(bytes ? bytes : 1, SLICE_ALIGN);
     vk_block *block = vk->blocks;
-    while (block && !fits(block, slice)) block = block->next;
+    while (block && (block->imported || !fits(block, slice))) block = block->next;
     if (!block) {
         uint64_t shared = BLOCK < vk->most_allocation ? BLOCK : vk->most_allocation;
         uint64_t size = slice->bytes > shared / 4 ? slice->bytes : shared;
@@ -200,8 +201,42 @@ int vk_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t 
     return FB_OK;
 }
 
-/* Read-only memory of the host: uploaded at once. */
+/* The pages of the host's memory as a buffer, without a copy; 0 where the driver does not take them. */
+static int import(vulkan *vk, const void *host, uint64_t bytes, fb_mem *mem) {
+    const uint64_t before = (uintptr_t)host % vk->import_align, size = up(before + bytes, vk->import_align);
+    char *page = (char *)(uintptr_t)host - before;
+    const int32_t kind = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT;
+    VkExternalMemoryBufferCreateInfo external = {.sType = VK_STYPE_EXTERNAL_BUFFER, .handleTypes = (VkFlags)kind};
+    VkBufferCreateInfo info = {.sType = VK_STYPE_BUFFER, .pNext = &external, .size = size,
+                               .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT};
+    VkMemoryHostPointerPropertiesEXT takes = {.sType = VK_STYPE_HOST_POINTER};
+    VkImportMemoryHostPointerInfoEXT pages = {.sType = VK_STYPE_IMPORT_HOST, .handleType = kind, .pHostPointer = page};
+    VkMemoryRequirements needs;
+    if (size > vk->most_allocation || vk->GetMemoryHostPointerProperties(vk->device, kind, page, &takes) != VK_SUCCESS) return 0;
+    vk_block *block = calloc(1, sizeof *block);
+    vk_slice *slice = calloc(1, sizeof *slice);
+    if (!block || !slice || vk->fn.CreateBuffer(vk->device, &info, NULL, &block->buffer) != VK_SUCCESS) goto fail;
+    vk->fn.GetBufferMemoryRequirements(vk->device, block->buffer, &needs);
+    const int type = memory_type(vk, needs.memoryTypeBits & takes.memoryTypeBits, 0);
+    VkMemoryAllocateInfo allocate = {.sType = VK_STYPE_ALLOCATE, .pNext = &pages, .allocationSize = size,
+                                     .memoryTypeIndex = (uint32_t)type};
+    if (type < 0 || needs.size > size || vk->fn.AllocateMemory(vk->device, &allocate, NULL, &block->memory) != VK_SUCCESS) goto fail;
+    if (vk->fn.BindBufferMemory(vk->device, block->buffer, block->memory, 0) != VK_SUCCESS) goto fail;
+    *block = (vk_block){block->memory, block->buffer, size, page, 1, slice, vk->blocks};
+    *slice = (vk_slice){block, before, bytes, NULL};
+    vk->blocks = block;
+    *mem = (fb_mem){.host = (char *)(uintptr_t)host, .handle = slice, .bytes = bytes};
+    return 1;
+fail:
+    if (block) block_free(vk, block);
+    free(slice);
+    return 0;
+}
+
+/* Read-only memory of the host: used where it lies, or uploaded at once. What is small shares pages with other things. */
 int vk_wrap(void *self, const void *host, uint64_t bytes, fb_mem *mem) {
+    vulkan *vk = self;
+    if (vk->import_align && bytes >= LEAST_IMPORT && import(vk, host, bytes, mem)) return FB_OK;
     int code = slice_new(self, bytes, mem);
     if (code == FB_OK) code = vk_write(self, mem, 0, host, bytes);
     if (code) vk_free(self, mem);

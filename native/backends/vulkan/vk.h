@@ -37,7 +37,8 @@ enum {
     VK_ACCESS_SHADER_READ_BIT = 0x20, VK_ACCESS_SHADER_WRITE_BIT = 0x40, VK_ACCESS_TRANSFER_READ_BIT = 0x800,
     VK_ACCESS_TRANSFER_WRITE_BIT = 0x1000, VK_ACCESS_HOST_READ_BIT = 0x2000, VK_ACCESS_HOST_WRITE_BIT = 0x4000,
     VK_FENCE_CREATE_SIGNALED_BIT = 1, VK_QUERY_TYPE_TIMESTAMP = 2, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT = 0x2000,
-    VK_QUERY_RESULT_64_BIT = 1, VK_QUERY_RESULT_WAIT_BIT = 2
+    VK_QUERY_RESULT_64_BIT = 1, VK_QUERY_RESULT_WAIT_BIT = 2,
+    VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT = 0x80
 };
 
 enum { /* VkStructureType */
@@ -47,7 +48,8 @@ enum { /* VkStructureType */
     VK_STYPE_SET_LAYOUT = 32, VK_STYPE_DESCRIPTOR_POOL = 33, VK_STYPE_SET_ALLOCATE = 34, VK_STYPE_WRITE_SET = 35,
     VK_STYPE_COMMAND_POOL = 39, VK_STYPE_COMMAND_ALLOCATE = 40, VK_STYPE_COMMAND_BEGIN = 42, VK_STYPE_MEMORY_BARRIER = 46,
     VK_STYPE_PROPERTIES_2 = 1000059001, VK_STYPE_MAINTENANCE_3 = 1000168000,
-    VK_STYPE_DRIVER = 1000196000
+    VK_STYPE_DRIVER = 1000196000, VK_STYPE_EXTERNAL_BUFFER = 1000072000, VK_STYPE_IMPORT_HOST = 1000178000,
+    VK_STYPE_HOST_POINTER = 1000178001, VK_STYPE_HOST_MEMORY = 1000178002
 };
 
 #define VK_INFO int32_t sType; const void *pNext /* how every structure of arguments begins */
@@ -162,6 +164,30 @@ typedef struct VkMemoryAllocateInfo {
     VkDeviceSize allocationSize;
     uint32_t memoryTypeIndex;
 } VkMemoryAllocateInfo;
+
+/* VK_EXT_external_memory_host: memory of the host as a device's own. */
+typedef struct VkExternalMemoryBufferCreateInfo {
+    VK_INFO;
+    VkFlags handleTypes;
+} VkExternalMemoryBufferCreateInfo;
+
+typedef struct VkImportMemoryHostPointerInfoEXT {
+    VK_INFO;
+    int32_t handleType;
+    void *pHostPointer;
+} VkImportMemoryHostPointerInfoEXT;
+
+typedef struct VkMemoryHostPointerPropertiesEXT {
+    int32_t sType;
+    void *pNext;
+    uint32_t memoryTypeBits;
+} VkMemoryHostPointerPropertiesEXT;
+
+typedef struct VkPhysicalDeviceExternalMemoryHostPropertiesEXT {
+    int32_t sType;
+    void *pNext;
+    VkDeviceSize minImportedHostPointerAlignment;
+} VkPhysicalDeviceExternalMemoryHostPropertiesEXT;
 
 typedef struct VkShaderModuleCreateInfo {
     VK_INFO;

@@ -152,13 +152,19 @@ static void restrict_to(vulkan *vk, const fb_device_options *options) {
     for (int i = 0; i < FB_KERNEL_COUNT; i++) vk->pace[i] = FIRST_PACE;
 }
 
+static const char *const IMPORTS = "VK_EXT_external_memory_host";
+enum { PAGE = 4096 }; /* no system that we know of has smaller ones */
+
 /* The device's facts, in its own structures and in ours. */
 static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_device_info *info) {
     VkPhysicalDeviceDriverProperties driver = {.sType = VK_STYPE_DRIVER};
     VkPhysicalDeviceMaintenance3Properties sizes = {.sType = VK_STYPE_MAINTENANCE_3};
+    VkPhysicalDeviceExternalMemoryHostPropertiesEXT host = {.sType = VK_STYPE_HOST_MEMORY, .pNext = &driver};
     VkPhysicalDeviceProperties2 properties = {.sType = VK_STYPE_PROPERTIES_2, .pNext = &sizes};
+    const int imports = vk_has_extensions(d, device, &IMPORTS, 1);
     d->GetPhysicalDeviceProperties(device, &properties.properties);
-    if (properties.properties.apiVersion >= VERSION_1_2) sizes.pNext = &driver;
+    if (properties.properties.apiVersion < VERSION_1_2) host.pNext = NULL;
+    sizes.pNext = imports ? &host : host.pNext;
     d->GetPhysicalDeviceProperties2(device, &properties);
     d->GetPhysicalDeviceMemoryProperties(device, &vk->memory);
     const VkPhysicalDeviceLimits *limits = &properties.properties.limits;
@@ -166,6 +172,10 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     vk->properties = properties.properties;
     vk->family = (uint32_t)compute_family(d, device);
     vk->most_allocation = sizes.maxMemoryAllocationSize;
+    /* Whole pages of the host: what lies beside an operand in its first and last one is never read. */
+    if (imports && properties.properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU &&
+        host.minImportedHostPointerAlignment <= PAGE)
+        vk->import_align = PAGE;
     vk->align = limits->minStorageBufferOffsetAlignment < 4 ? 4 : limits->minStorageBufferOffsetAlignment;
     /* A binding starts at an aligned offset before its view and ends at a whole word. */
     uint64_t range = limits->maxStorageBufferRange;
@@ -186,6 +196,7 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     const char *none = fb_spirv_kernels[FB_FIRST_MATRIX_KERNEL].count ? "spirv" : "spirv, matrix units not built";
     snprintf(info->isa, sizeof info->isa, "%s", vk->limits.subgroup ? units : none);
     info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
+    info->in_place = vk->import_align > 0;
     info->own_memory = vk->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {
         uint64_t heap = vk->memory.memoryHeaps[vk->memory.memoryTypes[i].heapIndex].size;
@@ -219,13 +230,21 @@ static int open_device(vulkan *vk) {
                                      .pQueuePriorities = &priority};
     VkDeviceCreateInfo info = {.sType = VK_STYPE_DEVICE, .queueCreateInfoCount = 1, .pQueueCreateInfos = &queue};
     vk_matrix_features features;
-    if (vk->limits.subgroup) vk_matrix_ask(&features, &info, vk->limits.f16);
+    const char *names[1 + VK_MATRIX_EXTENSIONS] = {IMPORTS};
+    info.ppEnabledExtensionNames = names;
+    info.enabledExtensionCount = vk->import_align > 0;
+    if (vk->limits.subgroup) vk_matrix_ask(&features, &info, names, vk->limits.f16);
     int code = vk_check(vk->driver.CreateDevice(vk->physical, &info, NULL, &vk->device), "open a device");
     if (code) {
         vk->device = NULL;
         return code;
     }
     VK_DEVICE_FUNCTIONS(FROM_DEVICE)
+    if (vk->import_align)
+        vk->GetMemoryHostPointerProperties =
+            (VkResult(VKCALL *)(VkDevice, int32_t, const void *, VkMemoryHostPointerPropertiesEXT *))
+                vk->driver.GetDeviceProcAddr(vk->device, "vkGetMemoryHostPointerPropertiesEXT");
+    if (!vk->GetMemoryHostPointerProperties) vk->import_align = 0;
     vk->fn.GetDeviceQueue(vk->device, vk->family, 0, &vk->queue);
     return FB_OK;
 }

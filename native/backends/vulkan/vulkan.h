@@ -1,6 +1,6 @@
 /* vulkan.h - what the files of this folder share.
  *   vulkan.c    the driver, its devices, opening one, running launches     (fb_backend_vulkan)
- *   matrix.c    whether a device has matrix units, and asking for them
+ *   matrix.c    which extensions a device has, whether it has matrix units, and asking for them
  *   memory.c    sub-allocated buffers, copies in and out
  *   pipeline.c  kernels specialised into pipelines, and their cache on disk
  */
@@ -45,6 +45,7 @@ typedef struct vk_block {
     VkBuffer buffer;
     uint64_t bytes;
     char *mapped; /* NULL where the host cannot see it */
+    int imported; /* whole pages of the host's own, for one slice */
     vk_slice *slices;
     struct vk_block *next;
 } vk_block;
@@ -88,6 +89,8 @@ typedef struct vulkan {
     /* memory.c */
     vk_block *blocks;
     vk_block *staging; /* seen by the host; for devices whose memory is not */
+    uint64_t import_align; /* of the host's memory that is used in place; 0: none is */
+    VkResult(VKCALL *GetMemoryHostPointerProperties)(VkDevice, int32_t, const void *, VkMemoryHostPointerPropertiesEXT *);
     /* vulkan.c */
     VkCommandPool pool;
     vk_slot slots[SLOTS];
@@ -118,8 +121,9 @@ int vk_wait(void *self);
 
 /* matrix.c: threads of the subgroups that share matrix units, 0: there are none, and whether those are for F16; what to add
  * when opening and to kernels */
+int vk_has_extensions(const vk_driver *d, VkPhysicalDevice device, const char *const *names, int n);
 uint32_t vk_matrix_subgroup(const vk_driver *d, VkPhysicalDevice device, int *f16);
-void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info, int f16);
+void vk_matrix_ask(vk_matrix_features *f, VkDeviceCreateInfo *info, const char **names, int f16); /* adds to names */
 void vk_matrix_stage(uint32_t subgroup, VkPipelineShaderStageRequiredSubgroupSizeCreateInfo *size,
                      VkPipelineShaderStageCreateInfo *stage);
 
