@@ -4,8 +4,16 @@ import sys
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
-FOLDERS = (NATIVE / "kernels", NATIVE / "backends" / "cuda", NATIVE / "graph")
-NAMES = ("*.kernel", "*.prelude", "*.cu", "args.h", "names.h", "operands.h")
+FOLDERS = (NATIVE / "kernels", NATIVE / "backends" / "cuda", NATIVE / "backends" / "sycl", NATIVE / "graph")
+NAMES = ("*.kernel", "*.prelude", "*.cu", "args.h", "names.h", "operands.h", "shim.h", "shim.cpp")
+
+LOOKUP = """#include <string.h>
+const char *fb_text(const char *name) {
+    for (int i = 0; name && i < fb_text_count; i++)
+        if (!strcmp(fb_text_names[i], name)) return fb_texts[i];
+    return NULL;
+}
+"""
 
 
 def texts() -> dict[str, bytes]:
@@ -18,9 +26,10 @@ def written() -> str:
     lines = ["/* Made by native/texts.py. */"]
     for i, text in enumerate(texts().values()):
         lines.append(f"static const char text_{i}[] = {{{','.join(map(str, text))},0}};")
-    lines += [f"const char *const cu_text_names[] = {{{','.join(chr(34) + name + chr(34) for name in texts())}}};"]
-    lines += [f"const char *const cu_texts[] = {{{','.join(f'text_{i}' for i in range(len(texts())))}}};"]
-    return "\n".join([*lines, f"const int cu_text_count = {len(texts())};", ""])
+    lines += [f"const char *const fb_text_names[] = {{{','.join(chr(34) + name + chr(34) for name in texts())}}};"]
+    lines += [f"const char *const fb_texts[] = {{{','.join(f'text_{i}' for i in range(len(texts())))}}};"]
+    lines += [f"const int fb_text_count = {len(texts())};"]
+    return "\n".join([*lines, LOOKUP])
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Command(typer.core.TyperCommand):
             console.note(text)
         notices.speaker = ("\r\x1b[K" if console.wants_bar() else "") + ctx.command_path
         paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()
-        paths.cuda_toolkit = config.cuda_toolkit()
+        paths.cuda_toolkit, paths.oneapi = config.cuda_toolkit(), config.oneapi()
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -130,6 +130,12 @@ def cuda_toolkit() -> Path | None:
     return Path(named) if named else None
 
 
+def oneapi() -> Path | None:
+    """The oneAPI compiler's folder that the environment names, as Intel's own setvars.sh sets it."""
+    named = os.environ.get("CMPLR_ROOT")
+    return Path(named) if named else None
+
+
 def _named(args: Sequence[str]) -> Path | None:
     """The file of --config, which must be known before the other flags get their defaults."""
     found = None

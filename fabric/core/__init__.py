@@ -25,6 +25,7 @@ from fabric.core.objects import (
     devices,
     missing_devices,
 )
+from fabric.core.sycl import find_sycl
 from fabric.core.plans import Feed, Optimizer, Plan, PlanStats, Progress, Range, StepResult, Tiling
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "Tiling",
     "describe_device",
     "devices",
+    "find_sycl",
     "missing_devices",
 ]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fabric import paths
 from fabric.core._native import ffi, lib
+from fabric.core.sycl import find_sycl
 from fabric.errors import DataError, DeviceError, FabricError
 
 Tensor = int
@@ -93,6 +94,7 @@ def _info(c: Any) -> DeviceInfo:
 
 def missing_devices() -> list[str]:
     """A sentence for every kind of device that is not here."""
+    find_sycl()
     found: list[str] = []
     while (text := lib.fb_device_missing(len(found))) != ffi.NULL:
         found.append(str(ffi.string(text).decode("utf-8", "replace")))
@@ -101,6 +103,7 @@ def missing_devices() -> list[str]:
 
 def devices() -> list[DeviceInfo]:
     """Every device that could be opened here."""
+    find_sycl()
     return [describe_device(index) for index in range(lib.fb_device_count())]
 
 
@@ -140,6 +143,8 @@ class Device:
             setattr(options, field, value)
         cache = ffi.new("char[]", os.fsencode(paths.kernel_cache)) if paths.kernel_cache else ffi.NULL
         options.cache_path = cache
+        if name.startswith("sycl"):
+            find_sycl()
         compiler = nvrtc() if name.startswith("cuda") else None
         compiler_text = ffi.new("char[]", os.fsencode(compiler)) if compiler else ffi.NULL
         options.compiler_path = compiler_text

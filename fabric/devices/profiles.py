@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric import paths
-from fabric.core import Device, DeviceInfo, describe_device
+from fabric.core import Device, DeviceInfo, describe_device, find_sycl
 from fabric.errors import DeviceError, UsageError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
@@ -54,7 +54,7 @@ def _whole(table: str, low: int, high: int, unit: str, option: bool = True) -> K
 
 _TILES = Key("run", "16, 32 or 64", int, choices=(16, 32, 64))
 KEYS: dict[str, Key] = {
-    "backend": Key("match", '"cpu", "cuda" or "vulkan"', str, choices=("cpu", "cuda", "vulkan"), option=False),
+    "backend": Key("match", '"cpu", "cuda", "vulkan" or "sycl"', str, choices=("cpu", "cuda", "vulkan", "sycl"), option=False),
     "name": Key("match", "a list of texts", list, option=False),
     "driver": Key("match", "a list of texts", list, option=False),
     "memory_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
@@ -127,6 +127,8 @@ def _user_profiles() -> list[Path]:
 def _find(name: str) -> DeviceInfo | None:
     backend, _, number = name.partition(":")
     left = int(number or 0) if number.isdigit() or not number else 0
+    if backend == "sycl":
+        find_sycl()
     with contextlib.suppress(DeviceError):
         for index in itertools.count():
             info = describe_device(index)

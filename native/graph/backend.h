@@ -171,6 +171,7 @@ typedef struct fb_run {
  * takes effect in order: writes, replays and reads see all that came before them. */
 typedef struct fb_backend {
     const char *name;
+    void (*find)(const char *library, const char *missing); /* fb_backend_find; NULL: it finds all by itself */
     int (*count)(void); /* 0 after fb_fail where there is none */
     int (*describe)(int index, fb_device_info *info);
     int (*open)(int index, const fb_device_options *options, void **self, fb_device_info *info);

@@ -3,6 +3,11 @@
 #include <string.h>
 #include "graph.h"
 
+void fb_backend_find(const char *backend, const char *library, const char *missing) {
+    for (int i = 0; backend && fb_backends[i]; i++)
+        if (fb_backends[i]->find && !strcmp(fb_backends[i]->name, backend)) fb_backends[i]->find(library, missing);
+}
+
 int fb_device_count(void) {
     int total = 0;
     for (int i = 0; fb_backends[i]; i++) total += fb_backends[i]->count();

@@ -110,6 +110,11 @@ typedef struct fb_device_info {
     uint32_t workgroups;        /* most workgroups in one dimension of a launch */
 } fb_device_info;
 
+/* Where the library lies through which a backend reaches its driver, for one ("sycl") that is made on this machine; where
+ * there is none (NULL), `missing` is one sentence about why. Before the devices are counted. */
+void fb_backend_find(const char *backend, const char *library, const char *missing);
+/* A text that is embedded for compilers on this machine, by its file's name; NULL: there is none. */
+const char *fb_text(const char *name);
 int fb_device_count(void);
 int fb_device_describe(int index, fb_device_info *info);
 /* Why a kind of device is not there, one sentence after another; NULL after the last. */

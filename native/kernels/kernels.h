@@ -98,6 +98,10 @@ double fb_matrix_peak(fb_dispatch *d, const fb_kernel_limits *limits);
 /* Bytes of scratch that the launch needs; UINT64_MAX after fb_fail. */
 uint64_t fb_lower_scratch(const fb_launch *launch, const fb_kernel_limits *limits);
 
+/* The texts of kernels that are compiled on the user's machine, embedded by the build (native/texts.py), by file name. */
+extern const char *const fb_text_names[], *const fb_texts[];
+extern const int fb_text_count;
+
 /* SPIR-V of each kernel, made by native/spirv.py from the sources here; count is 0 where the build had no compiler for it. */
 typedef struct fb_spirv {
     const uint32_t *words;

@@ -4,6 +4,7 @@
  *     ops quick      the smaller shapes (for emulators and sanitizers)
  *     ops emulated   the portable kernels on the host, where they were built in (-DFB_EMULATED)
  *     ops vulkan     the same on the first Vulkan device; also `ops quick vulkan`, and `ops attention` for one op
+ *     ops sycl       the same on the first SYCL device, through the shim that OPS_SYCL names
  *     ops cuda       the same on the first card, compiled by the library that OPS_NVRTC names, kept as OPS_CACHE says
  *     ops speed vulkan [type], or
  *     ops speed [isa [threads [type]]]   operations/s of products and attention beside the measured peak; type is the
@@ -11,7 +12,7 @@
 #include "ops.h"
 #include "speed.h"
 
-extern const fb_backend fb_backend_cpu, fb_backend_cuda, fb_backend_vulkan;
+extern const fb_backend fb_backend_cpu, fb_backend_cuda, fb_backend_sycl, fb_backend_vulkan;
 static const fb_backend *backend = &fb_backend_cpu;
 static int matrix_units; /* attention rounds its weights to 16 bits, as products do */
 static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
@@ -188,6 +189,7 @@ static void *open_portable(const fb_backend *which) {
     void *device;
     backend = which;
     few_variants = backend == &fb_backend_vulkan || backend == &fb_backend_cuda;
+    if (backend->find) backend->find(getenv("OPS_SYCL"), NULL);
     MUST(backend->open(0, &options, &device, &info));
     matrix_units = strstr(info.isa, "matrix") != NULL;
     printf("device: %s, %s\n", info.name, info.isa);
@@ -340,6 +342,7 @@ int main(int argc, char **argv) {
             if (!strcmp(argv[i], "quick")) quick = 1;
             else if (!strcmp(argv[i], "vulkan") || !strcmp(argv[i], "emulated")) portable = &PORTABLE;
             else if (!strcmp(argv[i], "cuda")) portable = &fb_backend_cuda;
+            else if (!strcmp(argv[i], "sycl")) portable = &fb_backend_sycl;
             else only = argv[i];
         return check(quick, portable, only);
     }

@@ -25,6 +25,7 @@ SOURCES = [
     *sorted((ROOT / "native" / "kernels").glob("*.c")),
     *sorted((ROOT / "native" / "backends" / "vulkan").glob("*.c")),
     *sorted((ROOT / "native" / "backends" / "cuda").glob("*.c")),
+    *sorted((ROOT / "native" / "backends" / "sycl").glob("*.c")),
     TEXTS,
     ROOT / "tests" / "native" / "ops.c",
 ]

@@ -39,7 +39,7 @@ int cu_compiler_open(cuda *c, const char *path) {
                        n->major < 12 ? "install nvidia-cuda-nvrtc 12 or newer"
                                      : "update the driver, or pip install nvidia-cuda-nvrtc-cu12");
     c->texts = 0xcbf29ce484222325u;
-    for (int i = 0; i < cu_text_count; i++) c->texts = hash_of(hash_of(c->texts, cu_text_names[i]), cu_texts[i]);
+    for (int i = 0; i < fb_text_count; i++) c->texts = hash_of(hash_of(c->texts, fb_text_names[i]), fb_texts[i]);
     return FB_OK;
 }
 
@@ -69,7 +69,7 @@ static void compile(const cuda *c, cu_kernel *k) {
     snprintf(text, sizeof text, "%s#include \"%.64s%s\"\n",
              strstr(options, ".kernel") ? "#include \"cuda.prelude\"\n#include \"common.prelude\"\n" : "", options,
              strstr(options, ".kernel") ? "" : ".cu");
-    nvrtcResult result = n->nvrtcCreateProgram(&program, text, "kernel", cu_text_count, cu_texts, cu_text_names);
+    nvrtcResult result = n->nvrtcCreateProgram(&program, text, "kernel", fb_text_count, fb_texts, fb_text_names);
     if (!result) result = n->nvrtcCompileProgram(program, count, given);
     if (!result) result = n->nvrtcGetCUBINSize(program, &k->image_bytes);
     if (!result && (k->image = malloc(k->image_bytes + 1))) result = n->nvrtcGetCUBIN(program, k->image);

@@ -95,8 +95,4 @@ typedef struct cu_lowered {
     fb_dispatch dispatch; /* of a portable kernel: without a key */
 } cu_lowered;
 int cu_lower(const cuda *c, const fb_launch *launch, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes);
-
-/* The texts, embedded by the build: names and contents, ended by NULL. */
-extern const char *const cu_text_names[], *const cu_texts[];
-extern const int cu_text_count;
 #endif

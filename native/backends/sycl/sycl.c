@@ -1,0 +1,474 @@
+/* sycl.c - SYCL as a backend: Intel's GPUs, and whatever else a oneAPI runtime drives. What speaks C++ with it is a shim
+ * (shim.h) that is opened at run time; what runs are the portable kernels of native/kernels, built by SYCL's own compiler. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../../kernels/kernels.h"
+#include "../../os.h"
+#include "shim.h"
+
+enum { LEAST_THREADS = 128, LEAST_SHARED = 16 << 10, PART = 64 /* kernels between two marks */ };
+_Static_assert((int)SHIM_BUFFERS == (int)FB_BINDINGS && (int)SHIM_SPECS == (int)FB_SPECS && (int)SHIM_WORDS > (int)FB_PUSH_WORDS,
+               "arguments of kernels");
+
+#define POINTER(result, name, arguments) result(*name) arguments;
+static struct {
+    void *library;
+    SHIM_FUNCTIONS(POINTER)
+} shim;
+static char shim_path[1024], shim_missing[512] = "no SYCL: Intel's runtime is not installed; pip install 'fabric-llm[sycl]'";
+
+typedef struct kernel {
+    fb_kernel_id id;
+    uint32_t constant[FB_SPECS];
+    int number; /* the shim's; -1: not built yet */
+} kernel;
+
+typedef struct sycl {
+    shim_device *device;
+    fb_kernel_limits limits;
+    uint32_t most_groups; /* of a launch */
+    int few;              /* kernels read their constants from their arguments */
+    int cores;
+    uint64_t memory_bytes;
+    kernel *kernels;
+    int n_kernels, room_kernels;
+} sycl;
+
+/* One kernel that runs. */
+typedef struct step {
+    int kernel, launch;
+    uint64_t groups;
+    uint32_t threads;
+    uint32_t first_group; /* which of shim_args.words says the first one */
+    shim_args args;
+} step;
+
+typedef struct program {
+    step *steps;
+    int n, room, launches;
+    fb_launch *given;
+    fb_mem workspace;
+} program;
+
+static int check(int result, const char *what) {
+    if (result == SHIM_OK) return FB_OK;
+    if (result == SHIM_MEMORY)
+        return fb_fail(FB_E_MEMORY, "The device ran out of memory when told to %s; use a smaller context, batch or model.", what);
+    return fb_fail(FB_E_DEVICE, "The SYCL device failed to %s: %s.", what, shim.shim_error());
+}
+
+/* ---- the shim and its devices ---- */
+
+static void sycl_find(const char *library, const char *missing) {
+    if (shim.library) return;
+    snprintf(shim_path, sizeof shim_path, "%s", library ? library : "");
+    if (missing) snprintf(shim_missing, sizeof shim_missing, "%s", missing);
+}
+
+/* The shim stays open once it was: SYCL does not bear to be unloaded. */
+#define FROM_SHIM(result, name, arguments)                                      \
+    shim.name = (result(*) arguments)fb_os_function(library, #name);            \
+    if (!shim.name) lacking = #name;
+
+static int shim_open_once(void) {
+    const char *const names[] = {shim_path, NULL}, *lacking = NULL;
+    if (shim.library) return FB_OK;
+    if (!*shim_path) return fb_fail(FB_E_DEVICE, "%s", shim_missing);
+    void *library = fb_os_library(names);
+    if (!library)
+        return fb_fail(FB_E_DEVICE, "no SYCL: %s does not load; remove it, and install intel-sycl-rt anew", shim_path);
+    SHIM_FUNCTIONS(FROM_SHIM)
+    if (lacking) {
+        fb_os_library_close(library);
+        return fb_fail(FB_E_DEVICE, "no SYCL: %s has no function %s; remove it", shim_path, lacking);
+    }
+    shim.library = library;
+    return FB_OK;
+}
+
+static int sycl_count(void) {
+    if (shim_open_once()) return 0;
+    const int n = shim.shim_count();
+    if (n < 0) fb_fail(FB_E_DEVICE, "no SYCL: its runtime does not start: %s", shim.shim_error());
+    if (n == 0)
+        fb_fail(FB_E_DEVICE, "no SYCL: its runtime shows no device; a GPU needs Intel's compute driver (intel-opencl-icd or "
+                             "libze-intel-gpu1), a processor pip install intel-opencl-rt");
+    return n > 0 ? n : 0;
+}
+
+static int look(int index, shim_facts *facts, fb_device_info *info) {
+    if (index >= sycl_count()) return fb_fail(FB_E_DEVICE, "there is no SYCL device %d", index);
+    const int code = check(shim.shim_describe(index, facts), "say what it is");
+    if (code) return code;
+    memset(info, 0, sizeof *info);
+    snprintf(info->backend, sizeof info->backend, "sycl");
+    snprintf(info->name, sizeof info->name, "%s", facts->name);
+    snprintf(info->driver, sizeof info->driver, "%s %.60s", facts->api, facts->driver);
+    snprintf(info->isa, sizeof info->isa, "sycl");
+    info->cores = facts->cores;
+    info->bf16 = facts->kind != SHIM_PROCESSOR;
+    info->own_memory = facts->own_memory;
+    info->memory_bytes = facts->memory_bytes;
+    info->max_binding_bytes = ((uint64_t)4 << 30) - 256; /* kernels count elements, and bytes of blocks, in 32 bits */
+    info->max_allocation_bytes = facts->allocation_bytes;
+    info->workgroup_bytes = facts->workgroup_bytes;
+    info->workgroup_threads = facts->workgroup_threads;
+    info->workgroups = INT32_MAX / 1024; /* all work-items are counted in 31 bits */
+    return FB_OK;
+}
+
+static int sycl_describe(int index, fb_device_info *info) {
+    shim_facts facts;
+    return look(index, &facts, info);
+}
+
+static void lower(uint32_t *limit, uint32_t to) {
+    if (to && to < *limit) *limit = to;
+}
+
+static void sycl_close(void *self) {
+    sycl *s = self;
+    if (s->device) shim.shim_close(s->device);
+    free(s->kernels);
+    free(s);
+}
+
+static int sycl_open(int index, const fb_device_options *options, void **self, fb_device_info *info) {
+    shim_facts facts;
+    int code = look(index, &facts, info);
+    if (code == FB_OK && (facts.workgroup_threads < LEAST_THREADS || facts.workgroup_bytes < LEAST_SHARED))
+        code = fb_fail(FB_E_DEVICE, "%s has workgroups of %u threads and %u bytes, and kernels need %d and %d", info->name,
+                       facts.workgroup_threads, facts.workgroup_bytes, LEAST_THREADS, LEAST_SHARED);
+    sycl *s = code == FB_OK ? calloc(1, sizeof *s) : NULL;
+    if (!s) return code ? code : fb_fail(FB_E_MEMORY, "out of memory");
+    lower(&info->workgroup_bytes, options->workgroup_bytes);
+    lower(&info->workgroup_threads, options->workgroup_threads);
+    lower(&info->workgroups, options->workgroups);
+    s->limits = (fb_kernel_limits){.threads = info->workgroup_threads < 1024 ? info->workgroup_threads : 1024,
+                                   .shared_bytes = info->workgroup_bytes,
+                                   .binding_bytes = options->max_binding_bytes,
+                                   .tile_rows = options->tile_rows,
+                                   .tile_cols = options->tile_cols};
+    s->most_groups = info->workgroups;
+    s->few = facts.kind == SHIM_PROCESSOR; /* whose compiler takes longer than most kernels run */
+    s->cores = facts.cores;
+    s->memory_bytes = facts.memory_bytes;
+    code = check(shim.shim_open(index, &s->device), "open");
+    if (code) sycl_close(s);
+    else *self = s;
+    return code;
+}
+
+/* ---- memory ---- */
+
+static void sycl_free(void *self, fb_mem *mem) {
+    sycl *s = self;
+    if (mem->handle) shim.shim_free(s->device, mem->handle);
+    *mem = (fb_mem){0};
+}
+
+static int allocate(sycl *s, uint64_t bytes, fb_mem *mem) {
+    const uint64_t padded = bytes <= UINT64_MAX - 512 ? (bytes + 511) / 256 * 256 : 0; /* reads of a last word stay inside */
+    void *at = NULL;
+    if (!padded || shim.shim_alloc(s->device, padded, &at) != SHIM_OK)
+        return fb_fail(FB_E_MEMORY, "The device could not allocate %.1f MiB; use a smaller context, batch or model.",
+                       (double)bytes / 1048576);
+    *mem = (fb_mem){.handle = at, .bytes = bytes};
+    return FB_OK;
+}
+
+static int sycl_alloc(void *self, uint64_t bytes, fb_mem *mem) {
+    sycl *s = self;
+    int code = allocate(s, bytes, mem);
+    if (code) return code;
+    code = check(shim.shim_zero(s->device, mem->handle, (bytes + 511) / 256 * 256), "clear memory");
+    if (code) sycl_free(s, mem);
+    return code;
+}
+
+static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
+    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
+    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
+                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
+}
+
+static int sycl_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
+    sycl *s = self;
+    const int code = inside(mem, offset, bytes);
+    return code ? code : check(shim.shim_write(s->device, (char *)mem->handle + offset, src, bytes), "copy to its memory");
+}
+
+static int sycl_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
+    sycl *s = self;
+    const int code = inside(mem, offset, bytes);
+    return code ? code : check(shim.shim_read(s->device, (char *)mem->handle + offset, dst, bytes), "finish its work");
+}
+
+/* Read-only memory of the host: uploaded at once. */
+static int sycl_wrap(void *self, const void *host, uint64_t bytes, fb_mem *mem) {
+    int code = allocate(self, bytes, mem);
+    if (code) return code;
+    code = sycl_write(self, mem, 0, host, bytes);
+    if (code) sycl_free(self, mem);
+    return code;
+}
+
+static int sycl_wait(void *self) { return check(shim.shim_wait(((sycl *)self)->device), "finish its work"); }
+
+/* ---- kernels ---- */
+
+/* The number of a dispatch's kernel, built or not; -1 after fb_fail. */
+static int kernel_of(sycl *s, const fb_dispatch *d) {
+    kernel wanted = {.id = d->kernel, .number = -1};
+    for (uint32_t i = 0; i < FB_SPECS; i++)
+        if (!s->few || i == 0 || fb_kernels[d->kernel].tiles >> i & 1u) wanted.constant[i] = d->constant.at[i];
+    for (int i = 0; i < s->n_kernels; i++)
+        if (s->kernels[i].id == wanted.id && !memcmp(s->kernels[i].constant, wanted.constant, sizeof wanted.constant)) return i;
+    if (s->n_kernels == s->room_kernels) {
+        const int room = s->room_kernels ? 2 * s->room_kernels : 64;
+        kernel *grown = realloc(s->kernels, (size_t)room * sizeof *grown);
+        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory"), -1;
+        s->kernels = grown;
+        s->room_kernels = room;
+    }
+    s->kernels[s->n_kernels] = wanted;
+    return s->n_kernels++;
+}
+
+/* Builds kernels [first, n_kernels) as one text, since reading SYCL's headers takes longer than a kernel does. */
+static int build(sycl *s, int first) {
+    enum { HEAD = 256, EACH = 640, NAME = 24 };
+    const int n = s->n_kernels - first;
+    if (n == 0) return FB_OK;
+    char *text = malloc(HEAD + (size_t)n * EACH), *names = malloc((size_t)n * NAME);
+    const char **name = malloc((size_t)n * sizeof *name), **files = malloc(2 * (size_t)fb_text_count * sizeof *files);
+    int code = text && names && name && files ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory"), number = 0;
+    if (code == FB_OK) {
+        size_t at = (size_t)snprintf(text, HEAD, "%s#include \"sycl.prelude\"\n#include \"common.prelude\"\n",
+                                     s->few ? "#define FEW_KERNELS\n" : "");
+        for (int i = 0; i < n; i++) {
+            const kernel *k = &s->kernels[first + i];
+            name[i] = names + i * NAME;
+            snprintf(names + i * NAME, NAME, "run_%d", i);
+            for (int c = 0; c < FB_SPECS; c++)
+                at += (size_t)snprintf(text + at, 64, "#undef SPEC_%d\n#define SPEC_%d %uu\n", c, c, k->constant[c]);
+            /* PARTS: a macro of some kernels, an argument of others. */
+            at += (size_t)snprintf(text + at, 192, "#undef RUN\n#undef PARTS\n#define RUN run_%d\nnamespace k%d {\n#include \"%.32s.kernel\"\n}\n",
+                                   i, i, fb_kernels[k->id].name);
+        }
+        for (int i = 0; i < fb_text_count; i++) files[2 * i] = fb_text_names[i], files[2 * i + 1] = fb_texts[i];
+        code = check(shim.shim_build(s->device, text, files, fb_text_count, name, n, &number), "build its kernels");
+    }
+    for (int i = 0; i < n && code == FB_OK; i++) s->kernels[first + i].number = number + i;
+    if (code) s->n_kernels = first;
+    free(text);
+    free(names);
+    free(name);
+    free(files);
+    return code;
+}
+
+/* ---- programs ---- */
+
+static int add(sycl *s, program *p, const fb_dispatch *d, int launch) {
+    if (p->n == p->room) {
+        const int room = p->room ? 2 * p->room : 256;
+        step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
+        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
+        p->steps = grown;
+        p->room = room;
+    }
+    step *t = &p->steps[p->n];
+    *t = (step){.kernel = kernel_of(s, d), .launch = launch, .groups = d->groups, .threads = d->constant.at[0]};
+    if (t->kernel < 0) return FB_E_MEMORY;
+    for (uint32_t k = 0; k < fb_kernels[d->kernel].operands; k++) {
+        const fb_view *v = &d->operand.at[k];
+        if (!v->mem) continue;
+        const uint64_t at = (uint64_t)(uintptr_t)v->mem->handle + v->offset;
+        t->args.buffer[k] = at / 16 * 16;
+        fb_place(d, (int)k, at % 16, t->args.words);
+    }
+    memcpy(t->args.spec, d->constant.at, sizeof t->args.spec);
+    t->first_group = fb_arguments(d, 0, t->args.words) - 1;
+    p->n++;
+    return FB_OK;
+}
+
+/* The steps of all launches, with their kernels built; of the rows in use with these counts, or (NULL) of all. */
+static int lower_all(sycl *s, program *p, const int32_t *counts) {
+    fb_dispatch *parts = malloc(FB_MOST_DISPATCHES * sizeof *parts);
+    const int first = s->n_kernels;
+    int code = parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+    for (int i = 0; i < p->launches && code == FB_OK; i++) {
+        fb_launch used = p->given[i];
+        if (counts && !fb_launch_in_use(&p->given[i], counts, &used)) continue;
+        const int n = fb_lower(&used, &p->workspace, &s->limits, parts);
+        if (n == 0) code = FB_E_DEVICE;
+        for (int k = 0; k < n && code == FB_OK; k++) code = add(s, p, &parts[k], i);
+    }
+    free(parts);
+    if (code) s->n_kernels = first;
+    return code ? code : build(s, first);
+}
+
+static int start(sycl *s, step *t) {
+    int code = FB_OK;
+    for (uint64_t first = 0; first < t->groups && code == FB_OK; first += s->most_groups) {
+        const uint64_t left = t->groups - first;
+        t->args.words[t->first_group] = (uint32_t)first;
+        code = check(shim.shim_run(s->device, s->kernels[t->kernel].number, &t->args,
+                                   left < s->most_groups ? left : s->most_groups, t->threads),
+                     "run a kernel");
+    }
+    return code;
+}
+
+static void sycl_release(void *self, void *prepared) {
+    sycl *s = self;
+    program *p = prepared;
+    if (!p) return;
+    shim.shim_wait(s->device);
+    free(p->steps);
+    free(p->given);
+    free(p);
+}
+
+static int sycl_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **prepared) {
+    program *p = calloc(1, sizeof *p);
+    if (!p || !(p->given = malloc((size_t)(n ? n : 1) * sizeof *launches))) {
+        free(p);
+        return fb_fail(FB_E_MEMORY, "out of memory");
+    }
+    memcpy(p->given, launches, (size_t)n * sizeof *launches);
+    p->launches = n;
+    p->workspace = *workspace;
+    const int code = lower_all(self, p, NULL);
+    if (code) sycl_release(self, p);
+    else *prepared = p;
+    return code;
+}
+
+static uint64_t sycl_scratch(void *self, const fb_launch *launch) {
+    return fb_lower_scratch(launch, &((sycl *)self)->limits);
+}
+
+/* Until all before a mark has run; a cancel is seen meanwhile. */
+static int wait_for(sycl *s, int mark, const fb_run *run) {
+    for (int result; (result = shim.shim_passed(s->device, mark)) != SHIM_OK; fb_os_sleep(1e-4)) {
+        if (result != SHIM_BUSY) return check(result, "finish its work");
+        if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
+    }
+    return FB_OK;
+}
+
+/* One part of kernels runs while the next is handed over; more is not on its way when a cancel comes. */
+static int replay(sycl *s, program *p, const fb_run *run) {
+    int code = FB_OK, part = 0;
+    double before = fb_os_seconds();
+    for (int i = 0; run->seconds && i < p->launches; i++) run->seconds[i] = 0;
+    for (int i = 0; i < p->n && code == FB_OK; i++) {
+        step *t = &p->steps[i];
+        const int ends = i + 1 == p->n || p->steps[i + 1].launch != t->launch;
+        if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
+        code = start(s, t);
+        if (run->seconds && code == FB_OK && ends) {
+            code = sycl_wait(s);
+            const double now = fb_os_seconds();
+            run->seconds[t->launch] = now - before;
+            before = now;
+        }
+        if (run->done && ends) ++*run->done;
+        if ((i + 1) % PART || code || run->seconds) continue;
+        code = check(shim.shim_mark(s->device, part % 2), "mark its work");
+        if (code == FB_OK && run->duty < 1) {
+            code = wait_for(s, part % 2, run);
+            fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
+            before = fb_os_seconds();
+        } else if (code == FB_OK && part) code = wait_for(s, (part + 1) % 2, run);
+        part++;
+    }
+    return code;
+}
+
+/* Portable kernels take their rows as arguments: of fewer than all, the steps are made anew. */
+static int sycl_replay(void *self, void *prepared, const int32_t counts[FB_COUNTS], const fb_run *run) {
+    program *p = prepared;
+    program fewer = {.given = p->given, .launches = p->launches, .workspace = p->workspace};
+    int full = 1;
+    for (int i = 0; i < p->launches && full; i++)
+        for (int k = 0; k < FB_MAX_OPERANDS; k++)
+            if (p->given[i].v[k].mem && fb_rows_in_use(&p->given[i].v[k], counts) < p->given[i].v[k].rows) full = 0;
+    if (full) return replay(self, p, run);
+    int code = lower_all(self, &fewer, counts);
+    if (code == FB_OK) code = replay(self, &fewer, run);
+    free(fewer.steps);
+    return code;
+}
+
+/* ---- peaks ---- */
+
+/* Multiply-adds in registers, or a sum over memory. */
+static int peak_of(sycl *s, int kind, const fb_mem *memory, const fb_mem *partial, program *p, double *each) {
+    const uint32_t rounds = 1000, groups = (uint32_t)s->cores * 8;
+    const int32_t n = (int32_t)(memory->bytes / 4);
+    const fb_view out = {.mem = partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096};
+    fb_launch sum = {.op = FB_OP_SUMSQ, .sumsq = {out, {.mem = memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
+    fb_dispatch d = {.kernel = FB_KERNEL_peak, .groups = groups};
+    const int first = s->n_kernels;
+    *each = kind == FB_PEAK_READ ? (double)memory->bytes : 2.0 * 16 * 128 * rounds * groups;
+    p->given = &sum;
+    if (kind == FB_PEAK_READ) return lower_all(s, p, NULL);
+    d.constant.at[0] = 128;
+    d.operand.peak.OUT = out;
+    d.argument.peak.ROUNDS = rounds;
+    const int code = add(s, p, &d, 0);
+    return code ? code : build(s, first);
+}
+
+static int sycl_peak(void *self, int kind, double seconds, double *per_second) {
+    sycl *s = self;
+    const uint64_t sixteenth = s->memory_bytes / 16, most = (uint64_t)1 << 28;
+    fb_mem memory = {0}, partial = {0};
+    program p = {.launches = 1};
+    double each = 0, best = 0;
+    int code = kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
+    if (code == FB_OK) code = sycl_alloc(s, kind != FB_PEAK_READ ? 4096 : sixteenth < most ? sixteenth : most, &memory);
+    if (code == FB_OK) code = sycl_alloc(s, 4096 * 4, &partial);
+    if (code == FB_OK) code = peak_of(s, kind, &memory, &partial, &p, &each);
+    int times = 1;
+    for (double spent = 0; code == FB_OK && (spent < seconds || best == 0);) {
+        const double before = fb_os_seconds();
+        for (int i = 0; i < times && code == FB_OK; i++) code = start(s, p.steps);
+        if (code == FB_OK) code = sycl_wait(s);
+        const double took = fb_os_seconds() - before;
+        spent += took;
+        if (took > 0 && times * each / took > best) best = times * each / took;
+        if (took < seconds / 8 && times < 1 << 20) times *= 2;
+    }
+    sycl_free(s, &memory);
+    sycl_free(s, &partial);
+    free(p.steps);
+    *per_second = best;
+    return code;
+}
+
+const fb_backend fb_backend_sycl = {
+    .name = "sycl",
+    .find = sycl_find,
+    .count = sycl_count,
+    .describe = sycl_describe,
+    .open = sycl_open,
+    .close = sycl_close,
+    .alloc = sycl_alloc,
+    .wrap = sycl_wrap,
+    .free = sycl_free,
+    .write = sycl_write,
+    .read = sycl_read,
+    .scratch = sycl_scratch,
+    .prepare = sycl_prepare,
+    .replay = sycl_replay,
+    .release = sycl_release,
+    .wait = sycl_wait,
+    .peak = sycl_peak,
+};
