@@ -25,8 +25,8 @@ from fabric.core.objects import (
     devices,
     missing_devices,
 )
-from fabric.core.sycl import find_sycl
 from fabric.core.plans import Feed, Optimizer, Plan, PlanStats, Progress, Range, StepResult, Tiling
+from fabric.core.sycl import find_sycl
 
 __all__ = [
     "BF16",

@@ -1,5 +1,5 @@
-"""The shim between the core and SYCL, `native/backends/sycl/shim.cpp`: compiled on this machine when first needed, by the
-C++ compiler that is here, against the SYCL runtime that is installed; kept beside the built kernels."""
+"""The shim between the core and SYCL, `native/backends/sycl/shim.cpp`: compiled on this machine when first needed, by
+the C++ compiler that is here, against the SYCL runtime that is installed; kept beside the built kernels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The portable kernels in the dialects whose devices are not here: their CUDA and Metal text runs on the host, a thread
-a fiber, and their SYCL text on the processor through Intel's OpenCL, against the same op test as every backend.
+a fiber, against the same op test as every backend.
 """
 
 import ctypes
@@ -69,37 +69,6 @@ def build(dialect: str, folder: Path) -> Path:
 def test_every_op_is_right_in_the_text_of(dialect: str, tmp_path: Path) -> None:
     done = subprocess.run([str(build(dialect, tmp_path)), "emulated"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def sycl(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The op test with a backend that builds SYCL text when it runs, and its environment; skips without the package."""
-    from spirv import KERNELS, expanded
-
-    here = Path(sys.prefix)
-    if not (here / "include" / "sycl" / "sycl.hpp").exists():
-        pytest.skip("SYCL is not there: pip install intel-sycl-rt intel-opencl-rt")
-    ahead, common = expanded(KERNELS / "sycl.prelude"), expanded(KERNELS / "common.prelude")
-    for path in sorted(KERNELS.glob("*.kernel")):
-        (folder / f"{path.stem}.sycl").write_text(ahead + common + expanded(path))
-    host, out = str(folder / "sycl.o"), folder / "ops"
-    define, include = "-DSYCL_DISABLE_FSYCL_SYCLHPP_WARNING", f"-I{here}/include"
-    libraries = [f"-L{here}/lib", "-lsycl", f"-Wl,-rpath,{here}/lib", "-lm", "-lpthread", "-ldl", "-lstdc++"]
-    sources = [*map(str, SOURCES), host]
-    compile_together([["g++", "-std=c++17", "-O1", define, include, "-c", str(EMULATED / "sycl.cpp"), "-o", host]])
-    compile_together(
-        [[os.environ.get("CC", "cc"), *FLAGS, "-DFB_EMULATED", "-O1", *sources, "-o", str(out), *libraries]]
-    )
-    return out, {"OCL_ICD_FILENAMES": str(here / "lib" / "libintelocl.so"), "SYCL_KERNELS": str(folder)}
-
-
-def test_every_op_is_right_in_the_text_of_sycl_on_the_processor(tmp_path: Path) -> None:
-    program, environment = sycl(tmp_path)
-    done = subprocess.run(
-        [str(program), "quick", "emulated"], capture_output=True, text=True, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "kernels built: " in done.stdout
 
 
 def constants(kernel: str) -> str:
