@@ -40,6 +40,12 @@ uint64_t fb_os_memory_bytes(void) {
     return GlobalMemoryStatusEx(&status) ? status.ullTotalPhys : 0;
 }
 
+uint64_t fb_os_page_bytes(void) {
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return info.dwPageSize;
+}
+
 static void *alloc_zeroed(uint64_t bytes) {
     void *memory = _aligned_malloc((size_t)bytes, LINE_BYTES);
     return memory ? memset(memory, 0, (size_t)bytes) : NULL;
@@ -148,6 +154,8 @@ uint64_t fb_os_memory_bytes(void) {
     return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
 #endif
 }
+
+uint64_t fb_os_page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
 /* Large memory is mapped: the system gives it zeroed, page by page, to the thread that touches it first. Huge pages are
  * not asked for: they change no step's time beyond what steps differ by anyway. */

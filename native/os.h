@@ -12,6 +12,7 @@ void fb_os_rest(double seconds, const volatile int32_t *cancel); /* sleeps; ends
 int fb_os_arm_bf16(void);   /* whether 64-bit ARM has bf16 products */
 int fb_os_cpu_count(void);  /* that this process may use, at least 1 */
 uint64_t fb_os_memory_bytes(void);
+uint64_t fb_os_page_bytes(void);
 void fb_os_cpu_name(char *name, size_t size);
 
 /* Zeroed, aligned to a cache line. NULL when there is none. */

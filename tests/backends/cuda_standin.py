@@ -20,7 +20,7 @@ def build_standin(folder: Path, emulated: bool = False) -> Path:
         sources = [
             str(path) for path in SOURCES if path.parent.name != "cuda" and path.name not in ("ops.c", "texts.c")
         ]
-        command += ["-DSTANDIN_EMULATED", *sources, *map(str, emulated_objects("cuda", folder))]
+        command += ["-DSTANDIN_EMULATED", *sources, *map(str, emulated_objects(folder))]
         command += ["-lm", "-lpthread", "-ldl", "-lstdc++", "-Wl,--allow-multiple-definition"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

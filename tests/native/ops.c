@@ -12,7 +12,7 @@
 #include "ops.h"
 #include "speed.h"
 
-extern const fb_backend fb_backend_cpu, fb_backend_cuda, fb_backend_sycl, fb_backend_vulkan;
+extern const fb_backend fb_backend_cpu, fb_backend_cuda, fb_backend_metal, fb_backend_sycl, fb_backend_vulkan;
 static const fb_backend *backend = &fb_backend_cpu;
 static int matrix_units; /* attention rounds its weights to 16 bits, as products do */
 static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
@@ -343,6 +343,7 @@ int main(int argc, char **argv) {
             else if (!strcmp(argv[i], "vulkan") || !strcmp(argv[i], "emulated")) portable = &PORTABLE;
             else if (!strcmp(argv[i], "cuda")) portable = &fb_backend_cuda;
             else if (!strcmp(argv[i], "sycl")) portable = &fb_backend_sycl;
+            else if (!strcmp(argv[i], "metal")) portable = &fb_backend_metal;
             else only = argv[i];
         return check(quick, portable, only);
     }

@@ -26,6 +26,7 @@ SOURCES = [
     *sorted((ROOT / "native" / "backends" / "vulkan").glob("*.c")),
     *sorted((ROOT / "native" / "backends" / "cuda").glob("*.c")),
     *sorted((ROOT / "native" / "backends" / "sycl").glob("*.c")),
+    *sorted((ROOT / "native" / "backends" / "metal").glob("*.c")),
     TEXTS,
     ROOT / "tests" / "native" / "ops.c",
 ]

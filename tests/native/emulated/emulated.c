@@ -1,5 +1,5 @@
-/* emulated.c - a backend that runs the portable kernels' CUDA or Metal text on the host: a workgroup is a ring of fibers
- * that change at barriers. Built with -DEMULATED_METAL, or as CUDA; the kernels are compiled beside it (test_portable.py). */
+/* emulated.c - a backend that runs the portable kernels' CUDA text on the host: a workgroup is a ring of fibers that change at
+ * barriers. The kernels are compiled beside it (test_portable.py). */
 #define _XOPEN_SOURCE 700
 #include <stdlib.h>
 #include <string.h>
@@ -13,22 +13,12 @@ uint32_t emulated_spec[FB_SPECS];
 three emulated_thread, emulated_group, emulated_threads, emulated_groups;
 float shared[SHARED_BYTES / 4];
 
-/* What the kernels' own structures come to, for those that are called by value. */
+/* What the kernels' own structures come to: they are called by value. */
 #define PLACE(n, name, kind, role) uint32_t off_##name, ld_##name;
 #define MEMBER(type, name) type name;
 #define PUSH(name) struct push_##name { name##_OPERANDS(PLACE) name##_ARGUMENTS(MEMBER) uint32_t first; };
 FB_KERNEL_NAMES(PUSH)
 
-#ifdef EMULATED_METAL
-#define POINTER(n, name, kind, role) uint32_t *,
-#define BUFFER(n, name, kind, role) current.buffer[n],
-#define ENTRY(name) void emulated_##name(name##_OPERANDS(POINTER) const uint32_t *, float *, three, three, three, three);
-#define CALL(name)                                                                                                      \
-    case FB_KERNEL_##name:                                                                                              \
-        emulated_##name(name##_OPERANDS(BUFFER) current.words, shared, emulated_group, emulated_groups, emulated_thread, \
-                        emulated_threads);                                                                              \
-        break;
-#else
 #define ENTRY(name)                                                                        \
     struct args_##name { uint32_t *buffer[FB_BINDINGS]; struct push_##name push; };        \
     void emulated_##name(struct args_##name);
@@ -40,8 +30,6 @@ FB_KERNEL_NAMES(PUSH)
         emulated_##name(args);                                   \
         break;                                                   \
     }
-#endif
-
 struct args {
     uint32_t *buffer[FB_BINDINGS];
     uint32_t words[FB_PUSH_WORDS];
