@@ -55,7 +55,8 @@ def _whole(table: str, low: int, high: int, unit: str, option: bool = True) -> K
 _TILES = Key("run", "16, 32 or 64", int, choices=(16, 32, 64))
 KEYS: dict[str, Key] = {
     "backend": Key(
-        "match", '"cpu", "cuda", "vulkan" or "sycl"', str, choices=("cpu", "cuda", "vulkan", "sycl"), option=False
+        "match", '"cpu", "cuda", "vulkan", "metal" or "sycl"', str, choices=("cpu", "cuda", "vulkan", "metal", "sycl"),
+        option=False,
     ),
     "name": Key("match", "a list of texts", list, option=False),
     "driver": Key("match", "a list of texts", list, option=False),

@@ -96,9 +96,11 @@ def test_without_the_compiler_the_user_hears_how_to_get_it(
 @pytest.mark.parametrize("architecture", ["75", "90"])
 def test_every_call_that_fails_ends_cleanly(architecture: str, standin: Path, tmp_path: Path) -> None:
     program = tmp_path / "faults"
-    sources = [str(path) for path in SOURCES if path.parent.name not in ("cpu", "vulkan") and path.name != "ops.c"]
+    sources = [
+        str(path) for path in SOURCES if path.parent.name not in ("cpu", "metal", "vulkan") and path.name != "ops.c"
+    ]
     flags = [*FLAGS, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [os.environ.get("CC", "cc"), *flags, *sources, str(Path(__file__).with_name("cuda_faults.c"))]
+    command = [os.environ.get("CC", "cc"), *flags, *sources, str(Path(__file__).with_name("faults.c"))]
     compile_together([[*command, "-o", str(program), "-lm", "-lpthread", "-ldl"]])
     env = {**os.environ, **beside(standin, STANDIN_ARCH=architecture, STANDIN_MEMORY=str(16 << 20))}
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False, env=env)

@@ -36,15 +36,17 @@ def emulated_objects(folder: Path) -> list[Path]:
     """Every kernel's CUDA text, compiled for the processor: a function emulated_NAME each."""
     from spirv import KERNELS, expanded
 
-    ahead = f'#include "{EMULATED}/cuda.h"\n' + expanded(KERNELS / "cuda.prelude") + expanded(KERNELS / "common.prelude")
+    ahead = (
+        f'#include "{EMULATED}/cuda.h"\n' + expanded(KERNELS / "cuda.prelude") + expanded(KERNELS / "common.prelude")
+    )
     jobs, objects = [], []
     for path in sorted(KERNELS.glob("*.kernel")):
         source = folder / f"{path.stem}.cpp"
         source.write_text(ahead + expanded(path))
         objects.append(source.with_suffix(".o"))
         jobs.append(
-            ["g++", "-std=c++17", "-O1", "-w", "-fPIC", f"-Drun=emulated_{path.stem}", f"-Dfb_kernel=kernel_{path.stem}",
-             "-c", str(source), "-o", str(objects[-1])]
+            ["g++", "-std=c++17", "-O1", "-w", "-fPIC", f"-Drun=emulated_{path.stem}",
+             f"-Dfb_kernel=kernel_{path.stem}", "-c", str(source), "-o", str(objects[-1])]
         )  # fmt: skip
     compile_together(jobs)
     return objects
@@ -55,8 +57,8 @@ def build(folder: Path) -> Path:
     sources = [*SOURCES, EMULATED / "emulated.c"]
     out = folder / "ops"
     compile_together(
-        [[os.environ.get("CC", "cc"), *FLAGS, "-DFB_EMULATED", "-O1", *map(str, sources), *map(str, objects), "-o", str(out),
-          "-lm", "-lpthread", "-ldl", "-lstdc++", "-Wl,--allow-multiple-definition"]]
+        [[os.environ.get("CC", "cc"), *FLAGS, "-DFB_EMULATED", "-O1", *map(str, sources), *map(str, objects),
+          "-o", str(out), "-lm", "-lpthread", "-ldl", "-lstdc++", "-Wl,--allow-multiple-definition"]]
     )  # fmt: skip
     return out
 

@@ -272,10 +272,10 @@ uint64_t mtl_scratch(void *self, const fb_launch *launch) {
 static int timed(metal *m, const fb_dispatch *d, uint32_t times, double *seconds) {
     void *pool = mtl.objc_autoreleasePoolPush();
     int code = mtl_wait_all(m);
-    const double before = m->worked;
+    const double before = fb_os_seconds();
     for (uint32_t i = 0; i < times && code == FB_OK; i++) code = run(m, d);
     if (code == FB_OK) code = mtl_wait_all(m);
-    *seconds = m->worked - before;
+    *seconds = fb_os_seconds() - before;
     mtl.objc_autoreleasePoolPop(pool);
     return code;
 }
