@@ -1,6 +1,6 @@
-"""The Metal backend without Apple's hardware: behind a stand-in for the Objective-C runtime and Metal its numbers are the
-CPU's, its kernels run on the processor, their address spaces are checked, every call that fails ends cleanly and each
-bad day in one sentence, and it compiles for macOS and iOS."""
+"""The Metal backend without Apple's hardware: behind a stand-in for the Objective-C runtime and Metal its numbers are
+the CPU's, its kernels run on the processor, their address spaces are checked, every call that fails ends cleanly and
+each bad day in one sentence, and it compiles for macOS and iOS."""
 
 from __future__ import annotations
 
