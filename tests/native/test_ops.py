@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
 TEXTS = ROOT / "build" / "texts.c"  # the kernels that are compiled on a user's machine, as a build embeds them
 TEXTS.parent.mkdir(exist_ok=True)
+subprocess.run([sys.executable, str(ROOT / "native" / "spirv.py")], check=True)
 subprocess.run([sys.executable, str(ROOT / "native" / "texts.py"), str(TEXTS)], check=True)
 SOURCES = [
     ROOT / "native" / "os.c",
