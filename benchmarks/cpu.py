@@ -99,7 +99,8 @@ def peft(precision: str, tokens: int, steps: int, threads: int) -> dict[str, Any
 
 def fabric(precision: str, model: str, tokens: int, steps: int, threads: int) -> dict[str, Any]:
     """Steps of the training core, as `fabric bench` runs them."""
-    from fabric.training.bench import BenchSettings, bench
+    from fabric.training.bench import bench
+    from fabric.training.settings import BenchSettings
 
     report = bench(BenchSettings(model, tokens, precision=precision, steps=steps, threads=threads))  # type: ignore[arg-type]
     return {"seconds": [report.step_s], "peak_flops": report.peak_flops_per_s[precision], **memory()}

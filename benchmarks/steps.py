@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fabric.training.bench import BenchSettings, steps_of  # noqa: E402
+from fabric.training.bench import steps_of  # noqa: E402
+from fabric.training.settings import BenchSettings  # noqa: E402
 from fabric.weights.gguf import GGUF  # noqa: E402
 
 

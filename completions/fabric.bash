@@ -7,7 +7,6 @@ _fabric() {
         COMPREPLY=($(compgen -W "prepare template train resume merge quantize eval generate devices convert inspect bench plot --help --version" -- "$cur")); return
     fi
     case "$command:$prev" in
-        prepare:-o|prepare:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         prepare:--format) COMPREPLY=($(compgen -W "auto jsonl json csv tsv text paragraphs" -- "$cur")); return ;;
         prepare:--separator) return ;;
         prepare:--as) COMPREPLY=($(compgen -W "chat completion text" -- "$cur")); return ;;
@@ -22,13 +21,14 @@ _fabric() {
         prepare:--holdout) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         prepare:--stratify) return ;;
         prepare:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
+        prepare:-o|prepare:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         template:-m|template:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        template:-o|template:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         template:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         template:--ctx) return ;;
         template:--stride) return ;;
         template:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
         template:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
+        template:-o|template:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:-m|train:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:-o|train:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--type) return ;;
@@ -58,7 +58,6 @@ _fabric() {
         train:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
         train:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
         train:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
-        train:--weights) COMPREPLY=($(compgen -W "auto blocks 16bit" -- "$cur")); return ;;
         train:--threads) return ;;
         train:--device) return ;;
         train:--val) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -83,15 +82,14 @@ _fabric() {
         quantize:-o|quantize:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         quantize:--type) return ;;
         quantize:--output-type) return ;;
+        quantize:--threads) return ;;
         quantize:--tensor) return ;;
         quantize:--calibrate) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         quantize:--imatrix) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         quantize:--save-imatrix) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        quantize:--threads) return ;;
         eval:-m|eval:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:-a|eval:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:--accuracy) COMPREPLY=($(compgen -W "likelihood generated" -- "$cur")); return ;;
-        eval:--rows) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:--labels) return ;;
         eval:--ctx) return ;;
         eval:--stride) return ;;
@@ -100,11 +98,11 @@ _fabric() {
         eval:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
         eval:--threads) return ;;
         eval:--device) return ;;
+        eval:--rows) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:-m|generate:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        generate:-a|generate:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        generate:-o|generate:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:--prompt) return ;;
         generate:--system) return ;;
+        generate:-a|generate:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         generate:--max-tokens) return ;;
         generate:--temperature) return ;;
         generate:--top-k) return ;;
@@ -121,11 +119,11 @@ _fabric() {
         generate:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
         generate:--threads) return ;;
         generate:--device) return ;;
+        generate:-o|generate:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         devices:-o|devices:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         devices:-m|devices:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         devices:--ctx) return ;;
         devices:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
-        devices:--weights) COMPREPLY=($(compgen -W "auto blocks 16bit" -- "$cur")); return ;;
         devices:--device) return ;;
         convert:-o|convert:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         convert:-m|convert:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -138,7 +136,6 @@ _fabric() {
         bench:--rank) return ;;
         bench:--modules) return ;;
         bench:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
-        bench:--weights) COMPREPLY=($(compgen -W "auto blocks 16bit" -- "$cur")); return ;;
         bench:--steps) return ;;
         bench:--threads) return ;;
         bench:--device) return ;;
@@ -151,19 +148,19 @@ _fabric() {
         plot:--height) return ;;
     esac
     case "$command" in
-        prepare) words="-o --output --format --separator --as --field --keep-fields --system --prompt-template --normalize --min-chars --max-chars --dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -q --quiet --json --strict --debug -h --help" ;;
-        template) words="-m --model -o --output --template --tokens --check --ctx --stride --train --on-error -q --quiet --json --strict --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
+        prepare) words="--format --separator --as --field --keep-fields --system --prompt-template --normalize --no-normalize --min-chars --max-chars --dedup --no-dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
+        template) words="-m --model --template --tokens --no-tokens --check --ctx --stride --train --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
         resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
-        merge) words="-m --model -a --adapter -o --output --type --errors --threads -q --quiet --json --strict --debug -h --help" ;;
-        quantize) words="-o --output --type --output-type --tensor --calibrate --imatrix --save-imatrix --errors --threads -q --quiet --json --strict --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --accuracy --llama-perplexity --rows --markdown --labels --ctx --stride --template --train --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
-        generate) words="-m --model -a --adapter -o --output --prompt --raw --chat --system --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -q --quiet --json --strict --debug -h --help" ;;
-        devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --weights --device -q --quiet --json --strict --debug -h --help" ;;
+        merge) words="-m --model -a --adapter -o --output --type --threads --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
+        quantize) words="-o --output --type --output-type --threads --tensor --calibrate --imatrix --save-imatrix --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --no-compare --accuracy --llama-perplexity --no-llama-perplexity --labels --ctx --stride --template --train --precision --threads --device --rows --markdown --no-markdown -q --quiet --json --strict --debug -h --help" ;;
+        generate) words="-m --model --prompt --raw --no-raw --system -a --adapter --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -o --output --chat -q --quiet --json --strict --debug -h --help" ;;
+        devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --strict --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --strict --debug -h --help" ;;
-        inspect) words="--tensors --chat-template -q --quiet --json --strict --debug -h --help" ;;
-        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --weights --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
-        plot) words="-o --output --svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;;
+        inspect) words="--tensors --no-tensors --chat-template -q --quiet --json --strict --debug -h --help" ;;
+        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
+        plot) words="-o --output --svg --no-svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from fabric.cli.app import COMMANDS, EPILOG, group, load
-from fabric.cli.config import names_file
 from fabric.cli.examples import EXAMPLES
+from fabric.cli.flags import setting_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -83,7 +83,7 @@ def bash() -> str:
                 value_cases.append(
                     f'        {spelled}) COMPREPLY=($(compgen -W "{" ".join(values(option))}" -- "$cur")); return ;;'
                 )
-            elif names_file(option):
+            elif setting_of(option).path:
                 value_cases.append(f'        {spelled}) COMPREPLY=($(compgen -f -- "$cur")); return ;;')
             elif not option.is_flag:
                 value_cases.append(f"        {spelled}) return ;;")
@@ -137,7 +137,7 @@ def zsh() -> str:
             if values(option):
                 value = f":{clean(option.name or '')}:({' '.join(values(option))})"
             elif not option.is_flag:
-                value = f":{clean(metavar(option))}:" + ("_files" if names_file(option) else "")
+                value = f":{clean(metavar(option))}:" + ("_files" if setting_of(option).path else "")
             many = "*" if option.multiple else ""
             for flag in flags(option):
                 lines.append(f"      '{many}{flag}[{clean(option.help or '')}]{value}' \\")
@@ -163,7 +163,7 @@ def fish() -> str:
             spelled = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in flags(option))
             value = f" -x -a {quote(' '.join(values(option)))}" if values(option) else ""
             if not value and not option.is_flag:
-                value = " -r" + (" -F" if names_file(option) else " -f")
+                value = " -r" + (" -F" if setting_of(option).path else " -f")
             seen = f"'__fish_seen_subcommand_from {name}'"
             lines.append(f"complete -c fabric -n {seen} {spelled}{value} -d {quote(option.help or '')}")
     return "\n".join([*lines, ""])

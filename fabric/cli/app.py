@@ -20,7 +20,7 @@ import typer
 import typer.core
 
 from fabric import __version__
-from fabric.cli import config, console
+from fabric.cli import config, console, flags
 from fabric.errors import FabricError
 from fabric.printable import one_line, printable
 
@@ -149,8 +149,9 @@ def load(name: str) -> click.Command:
     """Imports fabric.cli.<name> and makes a command of its function `command`."""
     module = importlib.import_module(f"fabric.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=Command, short_help=COMMANDS[name], context_settings=HELP)(module.command)
-    return typer.main.get_command(app)
+    command = flags.with_flags(module.command)
+    app.command(name, cls=Command, short_help=COMMANDS[name], context_settings=HELP)(command)
+    return flags.attach(typer.main.get_command(app), module.command)
 
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

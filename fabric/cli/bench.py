@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from typer import Option
-
-from fabric.cli import console, options
+from fabric.cli import console
+from fabric.training.settings import BenchSettings
 
 if TYPE_CHECKING:
     from fabric.training.bench import BenchReport
 
 
-def command(
-    model: options.Model,
-    ctx: options.Context = 512,
-    batch: Annotated[int, Option(metavar="ROWS", min=1, help="rows an optimizer step")] = 1,
-    rows_at_once: Annotated[int, Option(metavar="N", min=0, help="of a micro-batch; 0: all")] = 0,
-    trained_every: Annotated[int, Option(metavar="N", min=1, help="every Nth token trains")] = 1,
-    rank: Annotated[int, Option(metavar="N", min=1, help="of the LoRA pairs")] = 16,
-    modules: Annotated[str, Option(metavar="NAMES", help="as for `train`")] = "all",
-    precision: options.Precision = "auto",
-    weights: options.Frozen = "auto",
-    checkpointing: options.Checkpointing = None,
-    steps: Annotated[int, Option(metavar="N", min=1, help="timed steps; the median counts")] = 3,
-    threads: options.Threads = 0,
-    device: options.Device = "cpu",
-    isa: Annotated[
-        str | None, Option(metavar="NAME", help="CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16")
-    ] = None,
-) -> None:
+def command(settings: BenchSettings) -> None:
     """Measures training steps on random tokens: tokens/s, share of peak, memory, and a table by op."""
-    from fabric.cli.run import modules_of
-    from fabric.training.bench import BenchSettings, bench
+    from fabric.training.bench import bench
 
-    settings = BenchSettings(
-        model=model,
-        tokens=ctx,
-        rows=batch,
-        rows_at_once=rows_at_once,
-        trained_every=trained_every,
-        rank=rank,
-        modules=modules_of(modules),
-        precision=precision,
-        weights=weights,
-        checkpointing=checkpointing,
-        steps=steps,
-        threads=threads,
-        device=device,
-        isa=isa,
-    )
     with console.bar("bench", " steps") as progress:
         result = bench(settings, progress)
     console.report(result.to_json(), describe(result), result=True)

@@ -13,7 +13,6 @@ a file that nobody named. So operands, flags that name files, and flags that cho
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -24,15 +23,13 @@ from typing import Any
 
 import click
 
+from fabric.cli.flags import setting_of
 from fabric.errors import MissingInputError, UsageError
+from fabric.settings import is_number, problem
 
 CONFIG = "config"
 PREFIX = "FABRIC_"
 MOST_BYTES = 1 << 20
-FILES = frozenset(("FILE", "GGUF", "DATA", "DIR", "TOML"))  # what stands for a file behind a flag
-TASKS = frozenset(
-    ("prompt", "chat", "check", "dry-run", "plan", "probe", "follow", "resume epochs", "resume steps")
-)  # flags that choose what is read or written, some of them in one command only
 
 
 def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -60,18 +57,10 @@ def defaults(command: click.Command, args: Sequence[str]) -> tuple[dict[str, Any
     return values, _foreign_variables(flags)
 
 
-def names_file(param: click.Parameter) -> bool:
-    """Whether a flag's value is the name of a file."""
-    words = re.split(r"[^A-Z_]+", param.metavar or "")
-    return isinstance(param, click.Option) and not FILES.isdisjoint(words)
-
-
 def _configurable(command: click.Command, flag: str) -> bool:
-    """Whether files and the environment may give a flag's default. One that is a file or a number may be a number."""
+    """Whether files and the environment may give a flag's default."""
     param = _flags(command)[flag]
-    if not isinstance(param, click.Option) or not TASKS.isdisjoint((flag, f"{command.name} {flag}")):
-        return False
-    return not names_file(param) or "|" in (param.metavar or "")
+    return isinstance(param, click.Option) and setting_of(param).configurable
 
 
 def _owner(command: click.Command, flag: str) -> click.Command:
@@ -84,16 +73,9 @@ def _owner(command: click.Command, flag: str) -> click.Command:
 
 
 def bounded(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Refuses numbers that no setting means: infinite ones, NaN, and such that no file, machine or product holds; and
-    bytes that are no text where text is meant. Names of files may be any bytes."""
-    if isinstance(param, click.Option) and param.metavar == "TEXT":
-        for text in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(text, str) and any("\udc80" <= c <= "\udcff" for c in text):
-                raise click.BadParameter("it is not UTF-8 text.", ctx, param)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no number to work with.", ctx, param)
-    if isinstance(value, (int, float)) and abs(value) >= 1 << (64 if param.name == "seed" else 31):
-        raise click.BadParameter(f"{value} is too large.", ctx, param)
+    """Refuses a value out of its setting's range."""
+    if wrong := problem(setting_of(param), value):
+        raise click.BadParameter(f"it {wrong}.", ctx, param)
 
 
 def explained(error: click.BadParameter, kind: click.ParamType[Any], values: Iterable[object]) -> str:
@@ -174,9 +156,7 @@ def _foreign_variables(flags: Mapping[str, click.Parameter]) -> list[str]:
 def _checked(command: click.Command, flag: str, value: object, place: str) -> Any:
     """A value as it would be typed, if the flag would take it: so 8.5 is no count, and true is no number."""
     param = _flags(command)[flag]
-    if flag == CONFIG and not place.startswith(PREFIX):
-        raise UsageError(f"{place}: only the command line can set this, for a file names no other")
-    if not _configurable(command, flag) or (names_file(param) and not _is_number(value)):
+    if not _configurable(command, flag) or (setting_of(param).path and not is_number(value)):
         raise UsageError(f"{place}: only the command line can set this, for it decides what is read or written")
     many = param.nargs != 1 or (isinstance(param, click.Option) and param.multiple)
     if isinstance(value, dict) or (isinstance(value, list) and not many):
@@ -227,13 +207,6 @@ def _read(path: Path, command: click.Command) -> dict[str, Any]:
             if owner is command:
                 top[flag] = value
     return {**top, **table}
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(str(value)))
-    except ValueError:
-        return False
 
 
 def _line(text: str, name: str, table: str = "") -> int:

@@ -31,8 +31,8 @@ def flag(name: str) -> bool:
 def given(*names: str) -> list[str]:
     """Those flags that were typed on the command line, as opposed to configured or left at their defaults."""
     ctx = click.get_current_context()
-    typed = (name for name in names if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE)
-    return [f"--{name.replace('_', '-')}" for name in typed]
+    flags = {param.name: max(param.opts, key=len) for param in ctx.command.params}
+    return [flags[name] for name in names if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
 
 
 def note(text: str) -> None:

@@ -6,34 +6,33 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
-
 from fabric.cli import console
 from fabric.errors import MissingInputError, UsageError
+from fabric.settings import Setting
 
 if TYPE_CHECKING:
     from fabric.weights.adapter import Adapter
 
 
 def command(
-    source: Annotated[str, Argument(metavar="SOURCE", help="a checkpoint's folder, a PEFT folder, or a GGUF adapter")],
+    source: Annotated[
+        str, Setting("a checkpoint's folder, a PEFT folder, or a GGUF adapter", "SOURCE", path="in", operand=True)
+    ],
     output: Annotated[
-        str, Option("-o", "--output", metavar="FILE", help="where the result goes; `-`: stdout; to PEFT: a new folder")
+        str, Setting("where the result goes; `-`: stdout; to PEFT: a new folder", "FILE", short="-o", path="out")
     ] = "-",
-    model: Annotated[
-        str | None, Option("-m", "--model", metavar="GGUF", help="base model; adapters need it", show_default=False)
-    ] = None,
-    type: Annotated[str, Option("--type", metavar="TYPE", help="of a model's matrices: keep, f32, f16, bf16")] = "keep",
+    model: Annotated[str | None, Setting("base model; adapters need it", "GGUF", short="-m", path="in")] = None,
+    type: Annotated[
+        str, Setting("matrix type of a model: keep, f32, f16, bf16", "TYPE", parse=str.lower, written="keep")
+    ] = "keep",
 ) -> None:
     """Converts a Hugging Face checkpoint (llama, mistral, qwen2, qwen3, gemma3) to GGUF, and LoRA adapters both ways.
 
     A folder with config.json is a checkpoint, one with adapter_config.json a PEFT adapter.
     """
-    from fabric.files import check_streams
     from fabric.huggingface.peft import adapter_from_peft, adapter_to_peft, is_peft
 
     folder = Path(source)
-    check_streams([source, model], [output])
     if not folder.is_dir() and source != "-" and not folder.exists():
         raise MissingInputError(f"{source} cannot be read: no such file or directory")
     is_adapter = not folder.is_dir() or is_peft(folder)
@@ -55,7 +54,7 @@ def _model(folder: Path, output: str, type: str) -> None:
     from fabric.huggingface.model import convert_model
 
     with console.bar("convert", "B") as progress:
-        result = convert_model(folder, output, type.lower(), progress)
+        result = convert_model(folder, output, type, progress)
     size = console.human_bytes(result.file_bytes)
     text = f"converted {result.tensors} tensors of a {result.architecture} model: {size}"
     console.report(dataclasses.asdict(result), text, output)

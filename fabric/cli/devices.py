@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from typer import Option
-
-from fabric.cli import console, options
+from fabric.cli import console
 from fabric.errors import UsageError
+from fabric.settings import Context, Device, Frozen, Precision, Setting
 
 
 def command(
     plan: Annotated[
-        bool, Option("--plan", help="say what training -m on --device would cut into tiles, and why")
+        bool, Setting("say what training -m on --device would cut into tiles, and why", touches="task")
     ] = False,
-    probe: Annotated[bool, Option("--probe", help="measure --device, and write what is best as a profile")] = False,
+    probe: Annotated[bool, Setting("measure --device, and write what is best as a profile", touches="task")] = False,
     output: Annotated[
-        str | None,
-        Option(
-            "-o", "--output", metavar="FILE", help="the profile of --probe; default: among yours", show_default=False
-        ),
+        str | None, Setting("the profile of --probe; default: among yours", "FILE", short="-o", path="out")
     ] = None,
-    model: Annotated[str | None, Option("-m", "--model", metavar="GGUF", help="base model, for --plan")] = None,
-    full: Annotated[bool, Option("--full/--no-full", help="plan for whole weights, not for LoRA pairs")] = False,
-    ctx: options.Context = 512,
-    precision: options.Precision = "auto",
-    weights: options.Frozen = "auto",
-    device: options.Device = "cpu",
+    model: Annotated[str | None, Setting("base model, for --plan", "GGUF", short="-m", path="in")] = None,
+    full: Annotated[bool, Setting("plan for whole weights, not for LoRA pairs")] = False,
+    ctx: Context = 512,
+    precision: Precision = "auto",
+    weights: Frozen = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Lists the devices that --device takes, what each has, and the profile that it gets."""
     if plan and probe:
@@ -63,15 +59,13 @@ def measure(device: str, output: str | None) -> None:
 
 def tiles(
     model: str, device: str, full: bool, ctx: int, precision: Any, weights: Any
-) -> tuple[dict[str, Any], str]:  # fmt: skip
+) -> tuple[dict[str, Any], str]:
     """What would be cut, as values and as text."""
     from fabric.devices.tiling import plan_tiles
     from fabric.training.settings import TrainSettings
 
     values = plan_tiles(
-        TrainSettings(
-            data="", model=model, device=device, full=full, ctx=ctx, precision=precision, weights=weights,
-        )
+        TrainSettings(data="", model=model, device=device, full=full, ctx=ctx, precision=precision, weights=weights)
     )  # fmt: skip
     rows = [["op", "because of", "shape", "size", "limit", "ops", "launches"]]
     for row in values["tiles"]:

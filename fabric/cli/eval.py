@@ -4,53 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
-from typer import Option
-
-from fabric.cli import console, options
-from fabric.cli.merge import adapter_input
+from fabric.cli import console
 from fabric.errors import UsageError
-
-if TYPE_CHECKING:
-    from fabric.evaluation.settings import Accuracy, EvalReport, Score
+from fabric.evaluation.settings import Accuracy, EvalReport, EvalSettings, Score
+from fabric.settings import Setting
 
 MOST_SHOWN = 8  # labels, in a table of which was taken for which
 
 
 def command(
-    data: options.Records = None,
-    model: options.Model = ...,  # type: ignore[assignment]
-    adapter: options.Adapters = None,
-    compare: Annotated[
-        bool, Option("--compare", help="the base, and each adapter by itself against it, row by row")
-    ] = False,
-    accuracy: Annotated[
-        Literal["likelihood", "generated"],
-        Option("--accuracy", help="of the likeliest label, or of the label that the model writes"),
-    ] = "likelihood",
-    llama_perplexity: Annotated[
-        bool,
-        Option(
-            "--llama-perplexity", help="texts in windows of --ctx, first half not scored: llama.cpp's way of telling it"
-        ),
-    ] = False,
+    settings: EvalSettings,
     rows: Annotated[
-        str | None, Option("--rows", metavar="FILE", help="JSONL: loss and chosen label of each row, by model")
+        str | None, Setting("JSONL: loss and chosen label of each row, by model", "FILE", path="out")
     ] = None,
-    markdown: Annotated[bool, Option("--markdown", help="the tables as Markdown")] = False,
-    labels: Annotated[
-        str | None, Option("--labels", metavar="NAMES", help="to choose from; default: those of the rows")
-    ] = None,
-    ctx: options.Context = 512,
-    stride: Annotated[
-        int | None, Option("--stride", metavar="TOKENS", min=1, help="between windows of a text; default: none overlap")
-    ] = None,
-    template: options.Template = None,
-    train: options.Train = "all",
-    precision: options.Precision = "auto",
-    threads: options.Threads = 0,
-    device: options.Device = "cpu",
+    markdown: Annotated[bool, Setting("the tables as Markdown")] = False,
 ) -> None:
     """Scores rows: loss per trained token, its exponential (perplexity), and accuracy where rows have a `label`.
 
@@ -58,30 +27,10 @@ def command(
     when the model writes it there.
     """
     from fabric.evaluation.evaluate import evaluate
-    from fabric.evaluation.settings import EvalSettings
-    from fabric.files import check_streams, is_stdout, open_output
+    from fabric.files import is_stdout, open_output
 
     if markdown and console.flag("json"):
         raise UsageError("--json and --markdown exclude each other: two forms of the same report")
-    source = console.stdin_source(data)
-    adapters = tuple(adapter_input(text) for text in adapter or ())
-    check_streams([source, model, template, *(a.path for a in adapters)], [rows])
-    settings = EvalSettings(
-        data=source,
-        model=model,
-        adapters=adapters,
-        compare=compare,
-        accuracy=accuracy,
-        llama_perplexity=llama_perplexity,
-        labels=tuple(name.strip() for name in labels.split(",") if name.strip()) if labels else (),
-        ctx=ctx,
-        stride=stride,
-        template=template,
-        train=train,
-        precision=precision,
-        threads=threads,
-        device=device,
-    )
     with open_output(rows, text=True) if rows is not None else contextlib.nullcontext() as file:
         with console.bar("eval", " tokens") as progress:
             report = evaluate(settings, progress)

@@ -5,35 +5,31 @@ from __future__ import annotations
 import contextlib
 from typing import Annotated, Any
 
-from typer import Argument, Option
-
 from fabric.cli import console
 from fabric.errors import UsageError
+from fabric.settings import Setting
 
 
 def command(
     file: Annotated[
-        str | None, Argument(metavar="GGUF", help="model or adapter; `-` or nothing: stdin", show_default=False)
-    ] = None,
-    other: Annotated[
-        str | None, Argument(metavar="OTHER", help="say how this file differs from it", show_default=False)
-    ] = None,
-    tensors: Annotated[bool, Option("--tensors", help="list every tensor")] = False,
+        str, Setting("model or adapter; `-` or nothing: stdin", "GGUF", path="in", operand=True, stdin=True)
+    ],
+    other: Annotated[str | None, Setting("say how this file differs from it", "OTHER", path="in", operand=True)] = None,
+    tensors: Annotated[bool, Setting("list every tensor")] = False,
     chat_template: Annotated[
-        bool, Option("--chat-template", help="print the chat template that commands use with it")
+        bool, Setting("print the chat template that commands use with it", touches="task")
     ] = False,
 ) -> None:
     """Says what a model or adapter holds: sizes, types, metadata and how it was made; or what two files differ in."""
-    from fabric.files import check_streams, open_text
+    from fabric.files import open_text
     from fabric.text.template import OWN, template_of
     from fabric.weights import inspect
     from fabric.weights.gguf import GGUF
 
-    check_streams([file, other], [])
     if other is not None and (tensors or chat_template):
         raise UsageError("--tensors and --chat-template are of one file: leave them out, or name one")
     with contextlib.ExitStack() as stack:
-        gguf = stack.enter_context(GGUF.open(console.stdin_source(file)))
+        gguf = stack.enter_context(GGUF.open(file))
         if other is not None:
             differing = inspect.difference(gguf, stack.enter_context(GGUF.open(other)))
             console.report(differing, describe_difference(differing), result=True)

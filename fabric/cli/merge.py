@@ -3,65 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
-
-from fabric.cli import console, options
-from fabric.errors import UsageError
-
-if TYPE_CHECKING:
-    from fabric.weights.settings import AdapterInput, WriteResult
-
-LARGEST_SCALE = 1e6  # what is beyond is a slip, and would leave the range of the weights
+from fabric.cli import console
+from fabric.settings import Errors
+from fabric.weights.settings import MergeSettings, WriteResult
 
 
-def command(
-    model: options.Model,
-    adapter: Annotated[
-        list[str], Option("-a", "--adapter", metavar="GGUF[=SCALE]", help="LoRA adapter; may be given again")
-    ],
-    output: options.Output = "-",
-    type: Annotated[
-        str, Option("--type", metavar="TYPE", help="bf16, f16, ..., q4_k_m, or keep: each tensor's own")
-    ] = "bf16",
-    errors: options.Errors = False,
-    threads: options.Threads = 0,
-) -> None:
+def command(settings: MergeSettings, errors: Errors = False) -> None:
     """Folds LoRA adapters into their base model and streams the result.
 
-    `merge | quantize` quantizes once, because merge writes BF16 unless told.
+    `merge | quantize` quantizes once, because merge writes BF16 unless another type is given.
     """
-    from fabric.files import check_streams
     from fabric.weights.merge import merge
-    from fabric.weights.settings import MergeSettings
 
-    adapters = tuple(adapter_input(text) for text in adapter)
-    check_streams([model, *(a.path for a in adapters)], [output])
     with console.bar("merge", "B") as progress:
-        result = merge(MergeSettings(model, adapters, output, type.lower(), threads), progress)
+        result = merge(settings, progress)
     tell("merged", result, errors)
-
-
-def adapter_input(text: str) -> AdapterInput:
-    """PATH or PATH=SCALE; a file that is called so is a path."""
-    from fabric.files import is_there
-    from fabric.weights.settings import AdapterInput
-
-    path, _, scale = text.rpartition("=")
-    if not path or is_there(text):
-        return AdapterInput(text)
-    try:
-        number = float(scale)
-    except ValueError:
-        if not is_there(path):
-            return AdapterInput(text)
-        number = math.nan
-    if not abs(number) <= LARGEST_SCALE:
-        raise UsageError(f"--adapter {text}: after `=` comes a scale such as 0.5")
-    return AdapterInput(path, number)
 
 
 def tell(verb: str, result: WriteResult, each: bool) -> None:

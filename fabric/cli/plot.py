@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
-
 from fabric.cli import console
 from fabric.errors import UsageError
+from fabric.settings import Setting, split_names
 
 if TYPE_CHECKING:
     from fabric.evaluation.plot import PlotSettings
@@ -21,27 +20,29 @@ if TYPE_CHECKING:
 
 def command(
     metrics: Annotated[
-        list[str] | None,
-        Argument(metavar="METRICS...", help="JSONL of `train --metrics`, a file a run; `-`: stdin", show_default=False),
-    ] = None,
-    output: Annotated[str | None, Option("-o", "--output", metavar="FILE", help="a picture; `-`: stdout")] = None,
-    svg: Annotated[bool, Option("--svg", help="an SVG, not a PNG; also where FILE ends in .svg")] = False,
+        tuple[str, ...],
+        Setting(
+            "JSONL of `train --metrics`, a file a run; `-`: stdin", "METRICS...", path="in", operand=True, stdin=True,
+            many=True,
+        ),
+    ] = ("-",),
+    output: Annotated[str | None, Setting("a picture; `-`: stdout", "FILE", short="-o", path="out")] = None,
+    svg: Annotated[bool, Setting("an SVG, not a PNG; also where FILE ends in .svg")] = False,
     columns: Annotated[
-        str,
-        Option("-c", "--columns", metavar="NAMES", help="a panel each, as in loss,lr,grad_norm,tokens_per_s"),
-    ] = "loss",
-    follow: Annotated[bool, Option("--follow", help="draw again as runs go on, until Ctrl-C or stdin ends")] = False,
+        tuple[str, ...],
+        Setting(
+            "a panel each, as in loss,lr,grad_norm,tokens_per_s", "NAMES", short="-c", parse=split_names,
+            written="loss",
+        ),
+    ] = ("loss",),
+    follow: Annotated[bool, Setting("draw again as runs go on, until Ctrl-C or stdin ends", touches="task")] = False,
     smooth: Annotated[
-        float | None, Option(metavar="STEPS", min=0.0, help="0: none; default: a fortieth of the run")
+        float | None, Setting("width of smoothing; 0: none; default: a fortieth of the run", "STEPS", low=0.0)
     ] = None,
-    title: Annotated[str, Option(metavar="TEXT", help="over the picture")] = "",
-    width: Annotated[
-        int | None, Option(metavar="N", min=40, max=8000, help="pixels of a picture, columns of text")
-    ] = None,
-    height: Annotated[
-        int | None, Option(metavar="N", min=10, max=8000, help="pixels of a picture, lines of text")
-    ] = None,
-) -> None:
+    title: Annotated[str, Setting("over the picture", "TEXT")] = "",
+    width: Annotated[int | None, Setting("pixels of a picture, columns of text", "N", low=40, high=8000)] = None,
+    height: Annotated[int | None, Setting("pixels of a picture, lines of text", "N", low=10, high=8000)] = None,
+) -> None:  # fmt: skip
     """Draws the columns of one or several runs: raw and smoothed, with validation points beside them.
 
     Without -o the drawing goes to the terminal as text; with --json only the numbers of each run.
@@ -49,11 +50,9 @@ def command(
     from fabric.cli import signals
     from fabric.evaluation.plot import PlotSettings, summary
     from fabric.evaluation.runs import follow_runs, read_runs
-    from fabric.files import check_streams, is_stdout, is_stream
+    from fabric.files import is_stdout, is_stream
 
-    sources = tuple(metrics) if metrics else (console.stdin_source(None),)
-    check_streams(sources, [output])
-    names = tuple(name.strip() for name in columns.split(",") if name.strip())
+    sources, names = metrics, columns
     if console.flag("json"):
         if output is not None or follow:
             raise UsageError("--json is of numbers, once: leave out --output and --follow")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
-
-from fabric.cli import console, options
+from fabric.cli import console
 from fabric.cli.merge import tell
 from fabric.errors import UsageError
+from fabric.settings import Errors, Setting
+from fabric.weights.settings import QuantizeSettings
 
 if TYPE_CHECKING:
     from fabric.weights.gguf import GGUF
@@ -17,63 +17,30 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[
-        str | None, Argument(metavar="GGUF", help="the model; `-` or nothing: stdin", show_default=False)
-    ] = None,
-    output: options.Output = "-",
-    type: Annotated[
-        str,
-        Option(
-            "--type",
-            metavar="TYPE",
-            help="f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0",
-        ),
-    ] = "q8_0",
-    output_type: Annotated[
-        str | None, Option("--output-type", metavar="TYPE", help="of the output head; default: by llama.cpp's rule")
-    ] = None,
-    tensor: Annotated[
-        list[str] | None,
-        Option("--tensor", metavar="GLOB=TYPE", help="of matrices called so; may be given again, the last holds"),
-    ] = None,
+    settings: QuantizeSettings,
     calibrate: Annotated[
-        str | None, Option("--calibrate", metavar="DATA", help="records: what they use of a matrix is kept best")
+        str | None, Setting("records: what they use of a matrix is kept best", "DATA", path="in")
     ] = None,
     imatrix: Annotated[
-        str | None, Option("--imatrix", metavar="GGUF", help="the same from an importance matrix of llama.cpp")
+        str | None, Setting("the same from an importance matrix of llama.cpp", "GGUF", path="in")
     ] = None,
     save_imatrix: Annotated[
-        str | None, Option("--save-imatrix", metavar="FILE", help="write what --calibrate found, as such a file")
+        str | None, Setting("write what --calibrate found, as such a file", "FILE", path="out")
     ] = None,
-    errors: options.Errors = False,
-    threads: options.Threads = 0,
+    errors: Errors = False,
 ) -> None:
     """Encodes the matrices of a model in another block format; norms and biases stay as they are."""
-    from fabric.files import check_streams
     from fabric.weights.quantize import quantize
-    from fabric.weights.settings import QuantizeSettings
 
-    source = console.stdin_source(model)
-    check_streams([source, calibrate, imatrix], [output, save_imatrix])
     if calibrate and imatrix:
         raise UsageError("--calibrate finds what --imatrix brings: leave one out")
     if save_imatrix and not calibrate:
         raise UsageError("--save-imatrix keeps what --calibrate finds: add --calibrate")
-    head = output_type.lower() if output_type else None
-    chosen = tuple(glob_type(text) for text in tensor or ())
+    threads = settings.threads
     importance = calibrated(calibrate, save_imatrix, threads) if calibrate else known(imatrix) if imatrix else None
     with console.bar("quantize", "B") as progress:
-        settings = QuantizeSettings(source, output, type.lower(), head, threads, chosen)
         result = quantize(settings, progress, importance)
     tell("quantized", result, errors)
-
-
-def glob_type(text: str) -> tuple[str, str]:
-    """GLOB=TYPE."""
-    glob, equals, type = text.rpartition("=")
-    if not (glob and equals and type):
-        raise UsageError(f"--tensor {text}: write GLOB=TYPE, such as 'blk.*.ffn_down.weight=q6_k'")
-    return glob, type.lower()
 
 
 def calibrated(rows: str, target: str | None, threads: int) -> Callable[[GGUF], Importance]:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
-from typer import Argument, Option
-
 from fabric.errors import UsageError
+from fabric.settings import METRICS, THREADS, Setting
+from fabric.training.settings import EPOCHS, OUTPUT, STEPS
+
+HELD = "; default: as the run began"
 
 
 def command(
-    run_dir: Annotated[str, Argument(metavar="RUN_DIR", help="what `train` called its run directory")],
-    output: Annotated[
-        str | None, Option("-o", "--output", metavar="FILE", help="the adapter or model; default: as `train` was told")
-    ] = None,
-    metrics: Annotated[
-        str | None, Option(metavar="FILE", help="JSONL, one object a step; default: as `train` was told")
-    ] = None,
-    threads: Annotated[
-        int | None, Option("--threads", metavar="N", min=0, max=512, help="CPU threads; 0: one a core")
-    ] = None,
+    run_dir: Annotated[str, Setting("the run directory that `train` named", "RUN_DIR", path="in", operand=True)],
+    output: Annotated[str | None, replace(OUTPUT, help=f"the adapter or model{HELD}")] = None,
+    metrics: Annotated[str | None, replace(METRICS, help=f"{METRICS.help}{HELD}")] = None,
+    threads: Annotated[int | None, THREADS] = None,
     epochs: Annotated[
-        float | None, Option(metavar="X", min=0.0, help="go on to so many passes over the rows, all in all")
+        float | None, replace(EPOCHS, help="go on to X passes over the rows in all", touches="task")
     ] = None,
-    steps: Annotated[int | None, Option(metavar="N", min=1, help="go on to so many steps, all in all")] = None,
+    steps: Annotated[int | None, replace(STEPS, help="go on to N steps in all", touches="task")] = None,
 ) -> None:
     """Continues the newest valid checkpoint of a run; the result is the one an uninterrupted run writes.
 

@@ -10,12 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from fabric import interrupts
 from fabric.cli import console, signals
-from fabric.errors import InterruptedRunError, StoppedError, UsageError
+from fabric.errors import InterruptedRunError, StoppedError
 
 if TYPE_CHECKING:
     from fabric.training.settings import TrainReport, TrainSettings
@@ -23,21 +22,6 @@ if TYPE_CHECKING:
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}], {desc}"
 NARROW_BAR = "{n:.0f}/{total} {remaining} left {desc}"  # all numbers within 80 columns, and no bar
 WIDE = 110
-
-
-def modules_of(text: str) -> tuple[str, ...]:
-    """Names of --modules; UsageError for one that does not exist, with the nearest that does."""
-    from fabric.training.settings import ALL_MODULES, ATTENTION_MODULES, FFN_MODULES, MODULES
-
-    groups = {"all": ALL_MODULES, "attn": ATTENTION_MODULES, "ffn": FFN_MODULES}
-    names: list[str] = []
-    for name in (part.strip() for part in text.split(",")):
-        if name not in groups and name not in MODULES:
-            close = get_close_matches(name, [*groups, *MODULES], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([*groups, *MODULES])}"
-            raise UsageError(f"--modules: there is no module {name!r}; {hint}")
-        names += groups.get(name, (name,))
-    return tuple(dict.fromkeys(names))
 
 
 class TerminalUI:

@@ -6,53 +6,35 @@ import json
 import sys
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from typer import Option
-
-from fabric.cli import console, options
+from fabric.cli import console
 from fabric.errors import UsageError
 from fabric.printable import printable
+from fabric.settings import Output
+from fabric.text.settings import RenderSettings
 
 if TYPE_CHECKING:
     from fabric.text.render import RenderReport
 
 
-def command(
-    data: options.Records = None,
-    model: options.Model = ...,  # type: ignore[assignment]
-    output: options.Output = "-",
-    template: options.Template = None,
-    tokens: Annotated[bool, Option("--tokens", help="write token records instead of text")] = False,
-    check: Annotated[bool, Option("--check", help="write nothing; show lengths and what trains")] = False,
-    ctx: Annotated[
-        int | None, Option("--ctx", metavar="TOKENS", min=8, help="longest row; needs --tokens or --check")
-    ] = None,
-    stride: Annotated[
-        int | None, Option("--stride", metavar="TOKENS", min=1, help="between windows of a text; default: none overlap")
-    ] = None,
-    train: options.Train = "all",
-    on_error: options.OnError = "stop",
-) -> None:
+def command(settings: RenderSettings, output: Output = "-") -> None:
     """Renders chat records and marks what the model must produce: each answer with its end-of-turn token.
 
     Records of other kinds pass through. `train` does this by itself; here it can be seen, with room for other tools.
     """
-    from fabric.files import check_streams, is_stdout, open_output
-    from fabric.text.render import RenderSettings, render
+    from fabric.files import is_stdout, open_output
+    from fabric.text.render import render
 
-    source = console.stdin_source(data)
-    check_streams([source, model, template], [output])
-    if (ctx or stride) and not (tokens or check):
+    if (settings.ctx or settings.stride) and not (settings.tokens or settings.check):
         raise UsageError("--ctx and --stride cut tokens; add --tokens or --check")
-    settings = RenderSettings(source, model, template, tokens, check, ctx, stride, train, on_error)
-    if check:
+    if settings.check:
         with open("/dev/null", "wb") as nowhere:  # noqa: PTH123
             report = render(settings, nowhere)
         say_skipped(report)
         console.report(report.to_json(), describe(report), result=True, colored=True)
         return
-    if is_stdout(output) and sys.stdout.isatty() and not tokens:
+    if is_stdout(output) and sys.stdout.isatty() and not settings.tokens:
         report = render(settings, cast(BinaryIO, Shown()))
     else:
         with open_output(output, text=True) as file:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from fabric.data.jsonl import check_line, dumps
 from fabric.data.lines import Lines
 from fabric.data.raw import TABLES, Row, format_of, read_rows
 from fabric.data.records import Unused
+from fabric.data.settings import PrepareSettings
 from fabric.data.shapes import check_template, contents, known_fields, to_record
 from fabric.errors import DataError, OutputError, UsageError
 from fabric.files import check_streams, is_stream, open_output, read_input, shown
@@ -27,58 +28,6 @@ _NAMED_BAD_ROWS = 20
 
 # Called with (bytes read, bytes in all or 0 where that is unknown), from the calling thread.
 Progress = Callable[[int, int], None]
-
-InputFormat = Literal["auto", "jsonl", "json", "csv", "tsv", "text", "paragraphs"]
-RecordKind = Literal["chat", "completion", "text"]
-
-
-@dataclass(frozen=True)
-class HoldOut:
-    """A file that gets this fraction of the rows; they are then missing from the result."""
-
-    path: str
-    fraction: float
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """Settings of `prepare`. Lengths are characters of all the contents of a record together."""
-
-    inputs: tuple[str, ...] = ("-",)
-    format: InputFormat = "auto"
-    """auto: by the name of a file, else by its first line. json: one array of rows; text: a file is one record;
-    paragraphs: text divided at blank lines."""
-    separator: str | None = None
-    """Of the cells of tables; None: found out from the header."""
-    as_record: RecordKind = "chat"
-    """What two-sided rows become; rows that are only a text stay texts."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """New name: name in the rows, such as {"prompt": "question", "completion": "answer", "label": "class"}."""
-    keep: tuple[str, ...] | None = None
-    """Further fields (such as `label`) that pass through; None: all that the record is not made of."""
-    system: str | None = None
-    """System message of the rows that bring none."""
-    prompt_template: str | None = None
-    """What each user message becomes: {prompt} is the message, other names in braces are fields of the row."""
-    normalize: bool = False
-    """Unicode NFC, plain spaces and line ends, no spaces at ends of lines, no white space around contents."""
-    min_chars: int = 0
-    max_chars: int | None = None
-    drop_duplicates: bool = False
-    """Of records with equal contents keep the first; further fields do not count."""
-    balance: str | None = None
-    """A field: keep as many rows of each of its values as the rarest has, chosen by the seed, before any split."""
-    shuffle: bool = False
-    seed: int = 42
-    hold_out: tuple[HoldOut, ...] = ()
-    stratify: str | None = None
-    """A field: each held-out file gets its fraction of each of the field's values."""
-    on_error: Literal["stop", "skip"] = "stop"
-
-    @property
-    def compares(self) -> bool:
-        """Whether anything depends on which rows are equal."""
-        return self.drop_duplicates or bool(self.hold_out) or self.balance is not None
 
 
 @dataclass

@@ -25,7 +25,7 @@ from fabric.data.records import LABEL, RECORD_FIELDS, Kind, Record
 from fabric.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from fabric.data.prepare import PrepareSettings
+    from fabric.data.settings import PrepareSettings
 
 # Names of a prompt and its answer in the order in which they are looked for: pairs of known data sets, then all others.
 _PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal
 
-from fabric.text.conversation import Train
-from fabric.weights.settings import AdapterInput
-
-Precision = Literal["auto", "f32", "bf16"]
-AccuracyBy = Literal["likelihood", "generated"]
+from fabric.settings import (
+    RECORDS,
+    STRIDE,
+    Context,
+    Device,
+    Model,
+    Precision,
+    Records,
+    Seed,
+    Setting,
+    Template,
+    Threads,
+    Train,
+    split_names,
+)
+from fabric.weights.settings import Adapters
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """Settings of `eval`. Lengths in tokens."""
+    """`fabric eval DATA -m MODEL`. Lengths in tokens."""
 
-    data: str
-    """JSONL records of any kind: a path, or `-` for stdin."""
-    model: str
-    """The base GGUF."""
-    adapters: tuple[AdapterInput, ...] = ()
+    data: Records
+    model: Model
+    adapters: Adapters = ()
     """Applied together, each with its scale."""
-    compare: bool = False
-    """Score the base without adapters, and each adapter by itself."""
-    accuracy: AccuracyBy = "likelihood"
-    """How a label is chosen: the likeliest beginning of an answer, or what the answer that is generated begins with."""
-    llama_perplexity: bool = False
-    """Of texts, whole windows of `ctx` tokens, in which the first half is context only, as llama.cpp's own tool does;
-    what is left at the end is not scored."""
-    labels: tuple[str, ...] = ()
-    """Labels to choose from; none: those of the rows read."""
-    ctx: int = 512
+    compare: Annotated[bool, Setting("the base, and each adapter by itself against it, row by row")] = False
+    accuracy: Annotated[
+        Literal["likelihood", "generated"],
+        Setting("by the likeliest label, or by the label that the model writes"),
+    ] = "likelihood"
+    llama_perplexity: Annotated[
+        bool, Setting("texts in windows of --ctx, whose first half is not scored, as llama.cpp measures perplexity")
+    ] = False
+    """What is left at the end is not scored."""
+    labels: Annotated[
+        tuple[str, ...], Setting("labels to choose from; default: those of the rows", "NAMES", parse=split_names)
+    ] = ()
+    ctx: Context = 512
     """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
-    stride: int | None = None
-    """Windows of a text start every so many tokens; None: each token is scored once."""
-    template: str | None = None
-    """A chat template file; None: that of the adapters, else the model's own, else one that its tokens fit."""
+    stride: Annotated[int | None, STRIDE] = None
+    """None: each token is scored once."""
+    template: Template = None
     train: Train = "all"
-    """Which answers of a conversation are scored; "last": the last one of each."""
     precision: Precision = "auto"
-    threads: int = 0
-    device: str = "cpu"
+    threads: Threads = 0
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True)
@@ -163,43 +173,35 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """Settings of `generate`. Lengths in tokens."""
+    """`fabric generate PROMPTS -m MODEL`. Lengths in tokens."""
 
-    model: str
-    """The base GGUF."""
-    data: str | None = None
-    """Prompts as JSONL records: a path, or `-` for stdin. Either this or `prompt`."""
-    prompt: str | None = None
-    """One prompt: a user's turn, or with `raw` text to go on with."""
-    raw: bool = False
-    system: str | None = None
-    """What the system says before a `prompt`, or a conversation."""
-    adapters: tuple[AdapterInput, ...] = ()
-    max_tokens: int = 128
-    """Of an answer."""
-    temperature: float = 0.0
-    """0: always the likeliest token."""
-    top_k: int = 0
-    """Sample among this many likeliest tokens; 0: all."""
-    top_p: float = 1.0
-    """Sample among the likeliest tokens that together have this probability."""
-    min_p: float = 0.0
-    """Sample among tokens at least this part as likely as the likeliest."""
-    repeat_penalty: float = 1.0
-    """What has been said is less likely to be said again: logits above 0 are divided by this, others multiplied."""
-    repeat_window: int = 64
-    """So many recent tokens, of the prompt too, count as said."""
-    choices: int = 1
-    """Answers to each prompt."""
-    seed: int = 42
-    stop: tuple[str, ...] = ()
-    """An answer ends before any of these texts."""
-    ctx: int = 2048
+    model: Model
+    data: Annotated[str | None, replace(RECORDS, metavar="PROMPTS", stdin=False)] = None
+    """Either this or `prompt`."""
+    prompt: Annotated[str | None, Setting("one prompt; the answer comes as text", "TEXT", touches="task")] = None
+    raw: Annotated[bool, Setting("--prompt is text to go on with, not a user's turn")] = False
+    system: Annotated[str | None, Setting("system message before --prompt or --chat", "TEXT")] = None
+    adapters: Adapters = ()
+    max_tokens: Annotated[int, Setting("longest answer", "N", low=1)] = 128
+    temperature: Annotated[float, Setting("0: the likeliest token", "X", low=0.0)] = 0.0
+    top_k: Annotated[int, Setting("sample among the N likeliest tokens; 0: all", "N", low=0)] = 0
+    top_p: Annotated[
+        float, Setting("sample among the likeliest tokens that together have this probability", "X", low=0.0, high=1.0)
+    ] = 1.0
+    min_p: Annotated[float, Setting("drop tokens below X times the top probability", "X", low=0.0, high=1.0)] = 0.0
+    repeat_penalty: Annotated[float, Setting("make tokens that were said less likely; 1: no", "X")] = 1.0
+    """Logits above 0 are divided by this, others multiplied."""
+    repeat_window: Annotated[int, Setting("how many recent tokens count as said", "TOKENS", low=0)] = 64
+    """Those of the prompt too."""
+    choices: Annotated[int, Setting("sampled answers to each prompt", "N", low=1)] = 1
+    seed: Seed = 42
+    stop: Annotated[
+        tuple[str, ...], Setting("an answer ends before this text; may be given again", "TEXT", many=True)
+    ] = ()
+    ctx: Context = 2048
     """A prompt and its answer are no longer than this."""
-    batch: int = 8
-    """Rows that decode together."""
-    template: str | None = None
-    """A chat template file; None: that of the adapters, else the model's own, else one that its tokens fit."""
+    batch: Annotated[int, Setting("rows that decode together", "ROWS", low=1, touches="layout")] = 8
+    template: Template = None
     precision: Precision = "auto"
-    threads: int = 0
-    device: str = "cpu"
+    threads: Threads = 0
+    device: Device = "cpu"

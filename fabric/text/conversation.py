@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from fabric.errors import DataError
+from fabric.settings import TrainOn
 
 Message = dict[str, Any]
-Train = Literal["all", "last"]
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of one field; the first is the usual one
 _MASKS = ("train", "weight")  # whether a turn trains; templates do not see them
@@ -40,7 +40,7 @@ class Conversation:
         return replace(self, messages=self.messages[: self.trains[-1] + 1])
 
 
-def forms(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, train: Train) -> Iterator[Conversation]:
+def forms(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, train: TrainOn) -> Iterator[Conversation]:
     """The conversation in every form that a template may want, the usual one first.
 
     Raises DataError for a message that is in none.

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from fabric.data.records import Record
 from fabric.data.skipped import Skipped
 from fabric.errors import DataError, UsageError
+from fabric.settings import TrainOn
 from fabric.text.answers import Span
-from fabric.text.conversation import Train
 from fabric.text.template import ChatTemplate, Rendered
 from fabric.text.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def encode(
     template: ChatTemplate | None,
     max_tokens: int | None = None,
     stride: int | None = None,
-    train: Train = "all",
+    train: TrainOn = "all",
 ) -> list[Example]:
     """The rows of a record: one, or for a text longer than max_tokens several windows; none where it is empty.
 
@@ -132,7 +132,7 @@ def encode_rows(
     max_tokens: int | None,
     report: EncodeReport,
     stride: int | None = None,
-    train: Train = "all",
+    train: TrainOn = "all",
     skip: bool = False,
 ) -> Iterator[Example]:
     """Rows of all records that have something to train on; `report` counts them and those that have not.
@@ -151,7 +151,7 @@ def encode_rows(
         yield from (example for example in examples if example.trained)
 
 
-def spans_of(record: Record, template: ChatTemplate, train: Train) -> Rendered:
+def spans_of(record: Record, template: ChatTemplate, train: TrainOn) -> Rendered:
     """A chat record rendered, with its trained spans; DataError naming the record."""
     try:
         return template.spans(record.data["messages"], record.data.get("tools"), train)

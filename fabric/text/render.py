@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -12,35 +12,11 @@ from fabric.data.records import Record, read_records
 from fabric.data.skipped import Skipped
 from fabric.errors import DataError
 from fabric.files import shown
-from fabric.text.conversation import Train
 from fabric.text.encode import EncodeReport, Example, encode, spans_of
+from fabric.text.settings import RenderSettings
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
-
-
-@dataclass(frozen=True)
-class RenderSettings:
-    """Settings of `template`."""
-
-    data: str
-    """JSONL records: a path, or `-` for stdin."""
-    model: str
-    """The GGUF whose tokenizer and template are used."""
-    template: str | None = None
-    """A chat template file; None: the model's own, else one that its tokens fit."""
-    tokens: bool = False
-    """Write token records instead of rendered text."""
-    check: bool = False
-    """Write nothing; count tokens and show what is trained."""
-    ctx: int | None = None
-    """With `tokens` or `check`: rows longer than this many tokens are cut, texts split into windows."""
-    stride: int | None = None
-    """Tokens from one window of a text to the next; None: windows that train every token once."""
-    train: Train = "all"
-    """Which answers of a conversation train; "last": the last one of each, up to which its text then goes."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """At a row that cannot be read or rendered."""
 
 
 @dataclass

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from fabric.errors import DataError
 from fabric.files import read_input, shown
 from fabric.notices import notice, remark
+from fabric.settings import TrainOn
 from fabric.text.answers import Finder, Refusal, Span
-from fabric.text.conversation import Conversation, Train, asks_in_vain, forms
+from fabric.text.conversation import Conversation, asks_in_vain, forms
 from fabric.text.tokenizer import Tokenizer
 from fabric.text.worker import RENDER_SECONDS, Ask, Worker
 from fabric.weights.chat import CHAT_TEMPLATE
@@ -121,7 +122,7 @@ class ChatTemplate:
 
         return self._rendered(messages, tools, "all", prompt)
 
-    def spans(self, messages: Messages, tools: Tools = None, train: Train = "all") -> Rendered:
+    def spans(self, messages: Messages, tools: Tools = None, train: TrainOn = "all") -> Rendered:
         """The conversation with its trained spans; DataError where the template does not write what the row says.
 
         train: all answers, but for those that a row takes out, or the last one of them, up to which the text then goes.
@@ -157,7 +158,7 @@ class ChatTemplate:
         self._worker.stop()
 
     def _rendered(
-        self, messages: Messages, tools: Tools, train: Train, render: Callable[[Conversation, Conversation], _Masked]
+        self, messages: Messages, tools: Tools, train: TrainOn, render: Callable[[Conversation, Conversation], _Masked]
     ) -> Rendered:
         """The first form of a conversation that comes out whole."""
         self._rows += 1

@@ -15,40 +15,18 @@ import numpy as np
 
 from fabric.core import Device, Feed, Plan
 from fabric.devices import profile_of
-from fabric.errors import UsageError
 from fabric.models import architecture_of
 from fabric.models.inference import Decoder
 from fabric.models.recorder import Weights
+from fabric.settings import check
 from fabric.training.loop import Machine
 from fabric.training.metrics import peak_bytes
 from fabric.training.parameters import drawn, fill, lora_layout
-from fabric.training.settings import ALL_MODULES, Frozen, Precision, TrainSettings
+from fabric.training.settings import BenchSettings, TrainSettings
 from fabric.weights.gguf import GGUF, TensorInfo
 
 TOKEN_BYTES, ROW_BYTES = 32, 1024  # of feeds, at most
 DECODED = 48  # tokens of one sequence, of which the first third warms up
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """`rows` rows of `tokens` tokens a step, `rows_at_once` of them in a micro-batch (0: all); every token trained, or
-    each `trained_every`-th.
-    """
-
-    model: str
-    tokens: int = 512
-    rows: int = 1
-    rows_at_once: int = 0
-    trained_every: int = 1
-    rank: int = 16
-    modules: tuple[str, ...] = ALL_MODULES
-    precision: Precision = "auto"
-    weights: Frozen = "auto"
-    checkpointing: bool | None = None
-    steps: int = 3
-    threads: int = 0
-    device: str = "cpu"
-    isa: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +93,7 @@ class Steps:
 @contextlib.contextmanager
 def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iterator[Steps]:
     """What `settings` ask for, on a device of its own. Raises UsageError, DataError or DeviceError."""
-    if settings.tokens < 2 or min(settings.rows, settings.steps, settings.trained_every) < 1:
-        raise UsageError("bench needs at least one row of two tokens, one step and one trained token")
+    check(settings)
     known = profile_of(settings.device)
     if settings.precision == "auto":
         settings = replace(settings, precision=known.get("precision", "auto"))
@@ -134,15 +111,15 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
         stack.callback(device.close)
         weights = Weights(gguf, device)
         stack.callback(weights.close)
-        at_once = min(settings.rows_at_once or settings.rows, settings.rows)
-        machine = Machine(train, weights, layout, train.alpha, [at_once * settings.tokens])
+        at_once = min(settings.rows_at_once or settings.batch, settings.batch)
+        machine = Machine(train, weights, layout, train.alpha, [at_once * settings.ctx])
         stack.callback(machine.close)
-        machine.check_fits(settings.rows * (settings.tokens * TOKEN_BYTES + ROW_BYTES))
+        machine.check_fits(settings.batch * (settings.ctx * TOKEN_BYTES + ROW_BYTES))
         feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr
         factors = sum(t.n_elements for t in _factors(gguf))
-        yield Steps(device, machine, feeds, 4.0 * factors * settings.rows * settings.tokens)
+        yield Steps(device, machine, feeds, 4.0 * factors * settings.batch * settings.ctx)
 
 
 def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None = None) -> BenchReport:
@@ -225,11 +202,11 @@ def _factors(gguf: GGUF) -> list[TensorInfo]:
 
 
 def _feeds(settings: BenchSettings, vocab: int) -> list[Feed]:
-    n, random = settings.tokens, np.random.default_rng(0)
-    at_once = settings.rows_at_once or settings.rows
+    n, random = settings.ctx, np.random.default_rng(0)
+    at_once = settings.rows_at_once or settings.batch
     feeds = []
-    for first in range(0, settings.rows, at_once):
-        rows = min(at_once, settings.rows - first)
+    for first in range(0, settings.batch, at_once):
+        rows = min(at_once, settings.batch - first)
         tokens = random.integers(0, vocab, (rows, n + 1), dtype=np.int32)
         at, start = np.tile(np.arange(n, dtype=np.int32), rows), np.repeat(np.arange(rows, dtype=np.int32) * n, n)
         index = np.flatnonzero((at + 1) % settings.trained_every == 0).astype(np.int32)

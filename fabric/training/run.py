@@ -22,6 +22,7 @@ from fabric.interrupts import Interrupted
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
 from fabric.notices import notice
+from fabric.settings import told as history_settings
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import (
     KEPT,
@@ -330,21 +331,10 @@ class _Hashed:
 
 def _step(settings: TrainSettings, setup: Setup, inputs: Inputs, spans: Spans) -> Step:
     """The history of what this run writes."""
-    known = _RESULT_SETTINGS | set(setup.target.told)
-    rare = {k for k in _RARE_SETTINGS if getattr(settings, k) != getattr(TrainSettings, k)}
-    told = {k: v for k, v in settings.to_json().items() if k in known | rare}
+    told = history_settings(settings, "full" if settings.full else "lora")
     told["precision"] = setup.machine.precision
     if setup.machine.weights_kept != "blocks":
         told["weights"] = setup.machine.weights_kept
     if len(spans.ends) > 1:
         told["extended"] = [list(end) for end in spans.ends[:-1]]
     return step("train", told, inputs.known, settings.seed)
-
-
-_RESULT_SETTINGS = {
-    "epochs", "steps", "lr", "schedule", "warmup_ratio", "weight_decay", "clip", "optimizer", "batch", "ctx",
-    "accumulate", "pack", "shuffle",
-}  # fmt: skip
-_RARE_SETTINGS = {
-    "warmup_steps", "lr_min", "stride", "patience", "dropout", "rslora", "lora_plus", "neftune", "train", "on_error",
-}  # fmt: skip

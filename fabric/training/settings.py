@@ -1,18 +1,39 @@
-"""What a training run is told: one plain object, kept in the run directory so that `resume` needs nothing else."""
+"""Settings of `train` and `bench`: plain objects. Those of a run are kept in its directory, so that `resume` needs
+nothing else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
 from fabric.errors import DataError
-from fabric.text.conversation import Train
+from fabric.settings import (
+    METRICS,
+    STRIDE,
+    Checkpointing,
+    Context,
+    Device,
+    Frozen,
+    Model,
+    OnError,
+    Precision,
+    Records,
+    Seed,
+    Setting,
+    Template,
+    Threads,
+    Train,
+    fingerprinted,
+    is_number,
+    is_of,
+    paths,
+)
 
 ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
 FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
@@ -20,111 +41,143 @@ ALL_MODULES = ATTENTION_MODULES + FFN_MODULES
 MODULES = (*ALL_MODULES, "output")
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
-Precision = Literal["auto", "f32", "bf16"]
-Frozen = Literal["auto", "blocks", "16bit"]
+
+
+def modules_of(text: str) -> tuple[str, ...]:
+    """Modules by their names and those of groups. ValueError for one that does not exist, with the nearest."""
+    groups = {"all": ALL_MODULES, "attn": ATTENTION_MODULES, "ffn": FFN_MODULES}
+    names: list[str] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name not in groups and name not in MODULES:
+            close = get_close_matches(name, [*groups, *MODULES], 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([*groups, *MODULES])}"
+            raise ValueError(f"there is no module {name!r}; {hint}")
+        names += groups.get(name, (name,))
+    return tuple(dict.fromkeys(names))
+
+
+Rank = Annotated[int, Setting("LoRA rank", "N", low=1, only="lora", always=True)]
+Modules = Annotated[
+    tuple[str, ...],
+    Setting(
+        "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas", "NAMES", only="lora", always=True,
+        parse=modules_of, written="all",
+    ),
+]  # fmt: skip
+Batch = Annotated[int, Setting("rows per optimizer step", "ROWS", low=1, always=True)]
+OUTPUT = Setting(
+    "the adapter or model; `-`: stdout; default: in --run-dir", "FILE", short="-o", path="out", touches="place"
+)
+EPOCHS = Setting("passes over the rows", "X", above=0.0, always=True)
+STEPS = Setting("optimizer steps, instead of --epochs", "N", low=1, always=True)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings of `train`. Units: lengths in tokens, `batch` in rows an optimizer step."""
+    """`fabric train DATA -m MODEL`. Units: lengths in tokens, `batch` in rows per optimizer step."""
 
-    data: str
-    """JSONL records: a path, or `-` for stdin."""
-    model: str
-    """The base GGUF."""
-    output: str | None = None
-    """Where the adapter or model goes: a path, or `-` for stdout."""
-    full: bool = False
-    """Train whole weights and write a model; False: LoRA pairs, and an adapter."""
-    type: str | None = None
-    """Of a whole model's matrices; None: their own, BF16 for those in block formats; "keep": always their own."""
-    rank: int = 16
-    alpha: float = 32.0
-    rslora: bool = False
-    """The scale of the pairs is alpha / sqrt(rank), not alpha / rank (https://arxiv.org/abs/2312.03732)."""
-    dropout: float = 0.0
-    """Share of what a pair's first matrix sees that is dropped in a step."""
-    modules: tuple[str, ...] = ALL_MODULES
-    seed: int = 42
-    adapter: str | None = None
-    """An adapter to start from; its rank, alpha and modules then hold."""
-    epochs: float = 1.0
-    steps: int | None = None
-    """Optimizer steps; overrides `epochs`."""
-    lr: float = 2e-4
-    schedule: Schedule = "cosine"
-    warmup_ratio: float = 0.1
-    warmup_steps: int | None = None
-    """Overrides `warmup_ratio`."""
-    lr_min: float = 0.0
-    """Where the schedule ends; the exponential one needs an end above 0 and takes lr / 100 for it."""
-    lora_plus: float = 1.0
-    """The rate of a pair's B is so many times that of its A (LoRA+, https://arxiv.org/abs/2402.12354)."""
-    neftune: float = 0.0
-    """Noise on embeddings, as a multiple of 1 / sqrt(length * width) (https://arxiv.org/abs/2310.05914)."""
-    weight_decay: float = 0.01
-    """Decoupled; norms and biases do not decay."""
-    clip: float = 1.0
-    """Largest global gradient norm; 0: no clipping."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    batch: int = 8
-    ctx: int = 512
+    data: Records
+    model: Model
+    output: Annotated[str | None, OUTPUT] = None
+    full: Annotated[bool, Setting("train whole weights and write a model, not LoRA pairs and an adapter")] = False
+    type: Annotated[
+        str | None,
+        Setting(
+            "matrix type of the --full output, or keep; default: unchanged, quantized ones become bf16", "TYPE",
+            only="full", always=True, parse=str.lower,
+        ),
+    ] = None  # fmt: skip
+    rank: Rank = 16
+    alpha: Annotated[float, Setting("LoRA scale is alpha / rank", "X", low=1e-37, only="lora", always=True)] = 32.0
+    """A 32-bit number below the bound would lose digits, or be 0 in the adapter."""
+    rslora: Annotated[bool, Setting("LoRA scale is alpha / sqrt(rank)", only="lora")] = False
+    """https://arxiv.org/abs/2312.03732"""
+    dropout: Annotated[
+        float, Setting("share of the LoRA pairs' input that is dropped", "SHARE", low=0.0, high=0.999, only="lora")
+    ] = 0.0
+    modules: Modules = ALL_MODULES
+    seed: Seed = 42
+    adapter: Annotated[
+        str | None,
+        Setting(
+            "start from this adapter: its rank, alpha and modules hold", "GGUF", short="-a", path="in", only="lora"
+        ),
+    ] = None
+    epochs: Annotated[float, EPOCHS] = 1.0
+    steps: Annotated[int | None, STEPS] = None
+    lr: Annotated[float, Setting("peak learning rate", "X", above=0.0, always=True)] = 2e-4
+    schedule: Annotated[Schedule, Setting("learning rate schedule", always=True)] = "cosine"
+    warmup_ratio: Annotated[float, Setting("share of the steps that warm up", "X", low=0.0, high=1.0, always=True)] = (
+        0.1
+    )
+    warmup_steps: Annotated[int | None, Setting("instead of --warmup-ratio", "N", low=0)] = None
+    lr_min: Annotated[
+        float, Setting("learning rate at the end of the schedule; exponential: 0 means lr / 100", "X", low=0.0)
+    ] = 0.0
+    lora_plus: Annotated[
+        float, Setting("LoRA+: learning rate of B over that of A", "RATIO", above=0.0, only="lora")
+    ] = 1.0
+    """https://arxiv.org/abs/2402.12354"""
+    neftune: Annotated[float, Setting("noise on embeddings, such as 5; 0: none", "ALPHA", low=0.0)] = 0.0
+    """As a multiple of 1 / sqrt(length * width) (https://arxiv.org/abs/2310.05914)."""
+    weight_decay: Annotated[
+        float, Setting("decoupled weight decay; norms and biases do not decay", "X", low=0.0, always=True)
+    ] = 0.01
+    clip: Annotated[float, Setting("largest gradient norm; 0: any", "X", low=0.0, always=True)] = 1.0
+    optimizer: Annotated[Literal["adamw", "sgd"], Setting("optimizer", always=True)] = "adamw"
+    batch: Batch = 8
+    ctx: Context = 512
     """Rows longer than this are cut (text: split into windows)."""
-    stride: int | None = None
-    """Windows of a long text start every so many tokens; None: such that every token is trained once."""
-    accumulate: int = 1
-    """Lay a batch out in at least this many micro-batches; the result is the same."""
-    pack: bool = True
-    shuffle: bool = True
-    template: str | None = None
-    """A chat template file; None: the adapter's, else the model's own, else one that its tokens fit."""
+    stride: Annotated[int | None, STRIDE] = None
+    """None: every token is trained once."""
+    accumulate: Annotated[int, Setting("micro-batches per step, at least; same result", "N", low=1, always=True)] = 1
+    pack: Annotated[bool, Setting("put several rows into one sequence, unseen by each other", always=True)] = True
+    shuffle: Annotated[bool, Setting("a new order each epoch", always=True)] = True
+    template: Template = None
     train: Train = "all"
-    """Which answers of a conversation train; "last": the last one of each, up to which its text then goes."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """At a row that cannot be read or rendered."""
+    on_error: OnError = "stop"
     precision: Precision = "auto"
-    """auto: as the device's profile says, else bf16 where the device gains from it."""
     weights: Frozen = "auto"
-    """Frozen weights of products: as the file has them, or decoded once to 16 bits. auto: as the device's profile says,
-    else 16 bits in bf16 precision where the device gains from it and has room."""
-    checkpointing: bool | None = None
-    """Recompute activations in backward; the same bits for less memory and more time. None: as the device's profile
-    says, else where they would leave the device little memory."""
+    checkpointing: Checkpointing = None
     micro_batch: int | None = None
     """Rows are packed into at most this many tokens, fewer where memory is short; None: as the device's profile says,
-    else `ctx`."""
-    threads: int = 0
-    device: str = "cpu"
-    val: str | None = None
-    """Validation rows: a path, or a fraction of the training rows such as `0.05` (a file of that name: `./0.05`)."""
-    eval_every: int = 0
-    """Validate every this many steps; 0: after each epoch. Needs `val`."""
-    patience: int = 0
-    """Stop after so many validations without a new best one, and write the best; 0: never, and the last is written."""
-    checkpoint_every: int = 0
-    """Checkpoint every this many steps; 0: after each epoch and at the end."""
-    checkpoint_minutes: float = 0.0
-    """Checkpoint when so many minutes have passed since the last one, too; 0: only by steps."""
-    keep: int = 2
-    """Checkpoints that stay."""
-    run_dir: str | None = None
-    """Default: .fabric/runs/<a name from the settings and the time>."""
-    metrics: str | None = None
-    """JSONL, one object a step; a path, or `-` for stdout."""
+    else `ctx`. The profile's alone: no flag."""
+    threads: Threads = 0
+    device: Device = "cpu"
+    val: Annotated[
+        str | None,
+        Setting("validation rows, or a share of the training rows", "FILE|FRACTION", path="in", number=True),
+    ] = None
+    """A file that is called like a number: `./0.05`."""
+    eval_every: Annotated[
+        int, Setting("validate every N steps; 0: after each epoch", "STEPS", low=0, touches="layout")
+    ] = 0
+    patience: Annotated[
+        int,
+        Setting("stop after N validations without a better one, and write the best; 0: never", "N", low=0),
+    ] = 0
+    checkpoint_every: Annotated[
+        int, Setting("checkpoint every N steps; 0: after each epoch", "STEPS", low=0, touches="layout")
+    ] = 0
+    checkpoint_minutes: Annotated[
+        float, Setting("also checkpoint every X minutes; 0: by steps only", "X", low=0.0, touches="layout")
+    ] = 0.0
+    keep: Annotated[int, Setting("newest checkpoints that stay", "N", low=1, touches="layout")] = 2
+    run_dir: Annotated[
+        str | None,
+        Setting("checkpoints; default: a new folder in .fabric/runs", "DIR", path="out", touches="layout"),
+    ] = None
+    metrics: Annotated[str | None, METRICS] = None
 
     @property
     def val_fraction(self) -> float | None:
         """The number that `val` is, where it is one."""
-        try:
-            return float(self.val) if self.val else None
-        except ValueError:
-            return None
+        return float(self.val) if self.val and is_number(self.val) else None
 
     @property
     def files(self) -> dict[str, str]:
         """What is read, by setting; `-` is stdin."""
-        paths = {name: getattr(self, name) for name in ("data", "model", "adapter", "val", "template")}
-        return {name: path for name, path in paths.items() if path and (name != "val" or self.val_fraction is None)}
+        return {name: one for name, (one,) in paths(self, "in").items()}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` is the inverse."""
@@ -133,8 +186,8 @@ class TrainSettings:
     def fingerprints(self, extended: Sequence[Sequence[object]] = ()) -> dict[str, str]:
         """The start of a SHA-256 of each setting that the result depends on, or that says where it goes, so that a
         change can be named; and of the ends that a run had before. Files are told apart by their content."""
-        none = {*_NO_RESULT, *self.files} - ({"eval_every"} if self.patience else set())
-        told = {k: v for k, v in self.to_json().items() if k not in none} | {"extended": [*map(list, extended)]}
+        known = {*fingerprinted(self), *(["eval_every"] if self.patience else [])}
+        told = {k: v for k, v in self.to_json().items() if k in known} | {"extended": [*map(list, extended)]}
         return {k: hashlib.sha256(f"{k}={json.dumps(v)}".encode()).hexdigest()[:16] for k, v in sorted(told.items())}
 
     @staticmethod
@@ -144,7 +197,7 @@ class TrainSettings:
         for name, value in values.items():
             if name not in kinds:
                 raise DataError(f"there is no setting {name!r}")
-            if not _is_of(value, kinds[name]):
+            if not is_of(value, kinds[name]):
                 raise DataError(f"the setting {name} is {json.dumps(value)[:40]}")
         missing = kinds.keys() - values.keys()
         if missing:
@@ -152,27 +205,26 @@ class TrainSettings:
         return TrainSettings(**{**values, "modules": tuple(values["modules"])})
 
 
-def _is_of(value: object, kind: Any) -> bool:
-    """Whether a JSON value is of a setting's type."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return any(_is_of(value, one) for one in get_args(kind))
-    if origin is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if origin is tuple:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if isinstance(value, str):
-        try:
-            return kind is str and b"\0" not in os.fsencode(value)
-        except UnicodeError:
-            return False
-    return type(value) in ((float, int) if kind is float else (kind,))
+@dataclass(frozen=True)
+class BenchSettings:
+    """`fabric bench -m MODEL`: `batch` rows of `ctx` tokens a step, `rows_at_once` of them in a micro-batch (0: all);
+    every token trained, or each `trained_every`-th.
+    """
 
-
-_NO_RESULT = {
-    "run_dir", "threads", "eval_every", "checkpoint_every", "checkpoint_minutes", "checkpointing", "keep", "data",
-    "model", "adapter", "template",
-}  # fmt: skip
+    model: Model
+    ctx: Context = TrainSettings.ctx
+    batch: Batch = 1
+    rows_at_once: Annotated[int, Setting("rows of a micro-batch; 0: all", "N", low=0)] = 0
+    trained_every: Annotated[int, Setting("every Nth token trains", "N", low=1)] = 1
+    rank: Rank = TrainSettings.rank
+    modules: Modules = TrainSettings.modules
+    precision: Precision = "auto"
+    weights: Frozen = "auto"
+    checkpointing: Checkpointing = None
+    steps: Annotated[int, Setting("timed steps; the median counts", "N", low=1)] = 3
+    threads: Threads = 0
+    device: Device = "cpu"
+    isa: Annotated[str | None, Setting("CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16", "NAME")] = None
 
 
 class TrainUI(Protocol):

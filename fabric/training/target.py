@@ -37,9 +37,6 @@ from fabric.weights.history import Step, join_histories, read_history
 from fabric.weights.merge import KEEP
 from fabric.weights.mix import choose_type, parse_mix
 
-LORA_SETTINGS = ("rank", "alpha", "modules")
-FULL_SETTINGS = ("full", "type")
-
 
 @dataclass(frozen=True)
 class Target:
@@ -51,7 +48,6 @@ class Target:
     layout: Layout
     alpha: float
     start: Start
-    told: tuple[str, ...]  # settings that matter to this target alone
     notes: list[str]
     write: Callable[[BinaryIO, Buffer, Step, Chat], int]
     chat: Chat = field(default_factory=dict)
@@ -85,7 +81,7 @@ def _adapter(settings: TrainSettings, gguf: GGUF) -> Target:
         made_adapter = Adapter(gguf.architecture, alpha, pairs, "", gguf.sha256(), history, chat)
         return write_adapter(out, made_adapter)
 
-    return Target("adapter", layout, alpha, start, LORA_SETTINGS, notes, write, carried)
+    return Target("adapter", layout, alpha, start, notes, write, carried)
 
 
 def _model(settings: TrainSettings, weights: Weights) -> Target:
@@ -117,7 +113,7 @@ def _model(settings: TrainSettings, weights: Weights) -> Target:
         return write_model(out, gguf, rewrites, file_type, history, settings.threads, None, chat)
 
     notes = [f"{name}: {type_name(type)}, because {why}" for name, (type, why) in types.items() if why]
-    return Target("model", layout, 0.0, of_base(gguf), FULL_SETTINGS, notes, write)
+    return Target("model", layout, 0.0, of_base(gguf), notes, write)
 
 
 def written_type(gguf: GGUF, info: TensorInfo, wanted: str | None, trained: bool) -> tuple[int, str | None]:

@@ -1,9 +1,16 @@
-"""What `merge` and `quantize` are told and what they report: plain objects, no logic. Leans on nothing."""
+"""What `merge` and `quantize` are told and what they report: plain objects. Leans on
+fabric.settings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from fabric.settings import Model, Output, Setting, Threads, pair_of
+
+LARGEST_SCALE = 1e6  # what is beyond is a slip, and would leave the range of the weights
 
 # Called with (bytes of tensors done, bytes of tensors in all), from the calling thread.
 Progress = Callable[[int, int], None]
@@ -16,28 +23,80 @@ class AdapterInput:
     path: str
     scale: float = 1.0
 
+    @staticmethod
+    def parse(text: str) -> AdapterInput:
+        """PATH or PATH=SCALE; a file that is called so is a path."""
+        from fabric.files import is_there
+
+        path, _, scale = text.rpartition("=")
+        if not path or is_there(text):
+            return AdapterInput(text)
+        try:
+            number = float(scale)
+        except ValueError:
+            if not is_there(path):
+                return AdapterInput(text)
+            number = math.nan
+        if not abs(number) <= LARGEST_SCALE:
+            raise ValueError("after `=` comes a scale such as 0.5")
+        return AdapterInput(path, number)
+
+
+Adapters = Annotated[
+    tuple[AdapterInput, ...],
+    Setting(
+        "LoRA adapter; may be given again", "GGUF[=SCALE]", flag="adapter", short="-a", path="in", many=True,
+        parse=AdapterInput.parse,
+    ),
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class MergeSettings:
     """`fabric merge -m MODEL -a ADAPTER [-a ADAPTER ...] -o OUTPUT --type TYPE`."""
 
-    model: str  # GGUF; "-": stdin
-    adapters: tuple[AdapterInput, ...]
-    output: str  # "-": stdout
-    type: str = "bf16"  # or a mix; of changed and of block-quantized matrices; "keep": each its own
-    threads: int = 0  # 0: one a core
+    model: Model
+    adapters: Adapters
+    output: Output = "-"
+    type: Annotated[
+        str, Setting("bf16, f16, ..., q4_k_m, or keep: each tensor's own", "TYPE", parse=str.lower, written="bf16")
+    ] = "bf16"
+    """Of changed and of block-quantized matrices."""
+    threads: Threads = 0
+
+
+def _type_of_glob(text: str) -> tuple[str, str]:
+    glob, type = pair_of("GLOB=TYPE, such as 'blk.*.ffn_down.weight=q6_k'")(text)
+    return glob, type.lower()
 
 
 @dataclass(frozen=True)
 class QuantizeSettings:
     """`fabric quantize MODEL --type TYPE -o OUTPUT`."""
 
-    model: str = "-"  # GGUF; "-": stdin
-    output: str = "-"
-    type: str = "q8_0"  # any of fabric.weights.mix.type_names()
-    output_type: str | None = None  # of output.weight, or of token_embd.weight where it serves as the output too
-    threads: int = 0
-    tensors: tuple[tuple[str, str], ...] = ()  # (glob of names, type) of some matrices; of several that match, the last
+    model: Annotated[str, Setting("the model; `-` or nothing: stdin", "GGUF", path="in", operand=True, stdin=True)] = (
+        "-"
+    )
+    output: Output = "-"
+    type: Annotated[
+        str,
+        Setting(
+            "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0", "TYPE",
+            parse=str.lower, written="q8_0",
+        ),
+    ] = "q8_0"  # fmt: skip
+    output_type: Annotated[
+        str | None, Setting("type of the output head; default: by llama.cpp's rule", "TYPE", parse=str.lower)
+    ] = None
+    """Of output.weight, or of token_embd.weight where it serves as the output too."""
+    threads: Threads = 0
+    tensors: Annotated[
+        tuple[tuple[str, str], ...],
+        Setting(
+            "for matrices matching GLOB; may be given again, the last match wins", "GLOB=TYPE", flag="tensor",
+            many=True, parse=_type_of_glob,
+        ),
+    ] = ()  # fmt: skip
 
 
 @dataclass(frozen=True)

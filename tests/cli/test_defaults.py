@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fabric.cli.app import COMMANDS, load
-from fabric.cli.config import defaults, names_file
+from fabric.cli.config import defaults
+from fabric.cli.flags import setting_of
 from fabric.errors import UsageError
 from tests.cli.shell import fabric, one_sentence, shell
 
@@ -127,8 +128,8 @@ def test_a_folder_decides_nothing_that_is_read_or_written(tmp_path: Path, monkey
 
 def test_no_flag_that_names_a_file_has_a_default_from_afar() -> None:
     paths = {"output", "model", "adapter", "template", "metrics", "run-dir", "config", "imatrix", "calibrate", "rows"}
-    found = {max(p.opts, key=len)[2:] for name in COMMANDS for p in load(name).params if names_file(p)}
-    assert paths <= found, "the rule goes by what stands behind a flag in its help"
+    found = {max(p.opts, key=len)[2:] for name in COMMANDS for p in load(name).params if setting_of(p).path}
+    assert paths <= found
 
 
 def test_the_environment_decides_nothing_that_is_read_or_written(tiny: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fabric.data.prepare import PrepareReport, PrepareSettings, prepare
+from fabric.data.prepare import PrepareReport, prepare
+from fabric.data.settings import PrepareSettings
 
 
 def run(settings: PrepareSettings) -> tuple[list[dict[str, Any]], PrepareReport]:

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.data.prepare import HoldOut, PrepareSettings, prepare
+from fabric.data.prepare import prepare
+from fabric.data.settings import HoldOut, PrepareSettings
 from fabric.errors import DataError, OutputError, UsageError
 from tests.data.preparing import chat, prepared, run, write
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from fabric.data import raw
 from fabric.data.lines import Lines
-from fabric.data.prepare import PrepareSettings, prepare
+from fabric.data.prepare import prepare
 from fabric.data.raw import format_of, read_rows
+from fabric.data.settings import PrepareSettings
 from fabric.errors import DataError, FabricError, MissingInputError, UsageError
 from tests.data.preparing import chat, prepared, run, write
 

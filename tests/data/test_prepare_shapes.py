@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.data.prepare import PrepareSettings
 from fabric.data.records import read_records
+from fabric.data.settings import PrepareSettings
 from fabric.data.shapes import normalized
 from fabric.errors import DataError
 from tests.data.preparing import chat, prepared, run

@@ -203,8 +203,9 @@ FORMS = ("auto", "jsonl", "json", "csv", "tsv", "text", "paragraphs")
 
 def read_rows(folder: Path, data: bytes) -> None:
     """As records, and through prepare in one of its formats, with one of its settings; what it writes must be read."""
-    from fabric.data.prepare import HoldOut, PrepareSettings, prepare
+    from fabric.data.prepare import prepare
     from fabric.data.records import read_records
+    from fabric.data.settings import HoldOut, PrepareSettings
 
     path, choice = folder / "any", sum(data[:64])
     path.write_bytes(data)

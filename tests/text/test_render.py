@@ -12,7 +12,8 @@ import pytest
 from fabric.data.records import read_records
 from fabric.errors import DataError
 from fabric.text.encode import EncodeReport, encode_rows
-from fabric.text.render import RenderReport, RenderSettings, render
+from fabric.text.render import RenderReport, render
+from fabric.text.settings import RenderSettings
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
