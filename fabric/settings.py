@@ -191,7 +191,9 @@ def told(settings: Any, only: Literal["lora", "full"]) -> dict[str, Any]:
     return {
         one.name: getattr(settings, one.name)
         for one in declared(settings)
-        if one.setting.touches == "result" and one.setting.path is None and one.name not in ("seed", "precision", "weights")
+        if one.setting.touches == "result"
+        and one.setting.path is None
+        and one.name not in ("seed", "precision", "weights")
         if one.setting.only in (None, only) and (one.setting.always or getattr(settings, one.name) != one.default)
     }
 
@@ -225,14 +227,19 @@ Model = Annotated[str, Setting("base model", "GGUF", short="-m", path="in")]
 Output = Annotated[str, Setting("where the result goes; `-`: stdout", "FILE", short="-o", path="out", touches="place")]
 Errors = Annotated[bool, Setting("report the error of each tensor", touches="layout")]
 Threads = Annotated[int, THREADS]
-Device = Annotated[str, Setting("a name from `fabric devices`", "NAME", touches="place")]
+Device = Annotated[
+    str,
+    Setting("a name from `fabric devices`, or auto: the first accelerator that fits", "NAME", touches="place"),
+]
 Precision = Annotated[
     PrecisionName,
     Setting("precision of activations; auto: the profile's, or bf16 where the device gains from it"),
 ]
 Frozen = Annotated[
     Literal["auto", "blocks", "16bit"],
-    Setting("frozen weights: as the file has them, or decoded once; auto: the profile's, or 16bit where it pays and fits"),
+    Setting(
+        "frozen weights: as the file has them, or decoded once; auto: the profile's, or 16bit where it pays and fits"
+    ),
 ]
 Seed = Annotated[int, Setting("the same seed gives the same bits", "N", low=0, high=(1 << 64) - 1)]
 Template = Annotated[

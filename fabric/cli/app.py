@@ -98,16 +98,17 @@ class Command(typer.core.TyperCommand):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what is below it finds the user's profiles and compiler, and keeps built kernels."""
-        from fabric import notices, paths
+        from fabric import notices
         from fabric.cli import signals
+        from fabric.devices import places
 
         signals.listen()
         notices.listen(console.note, console.flag("strict"))
         for text in ctx.meta["fabric.notes"]:
             console.note(text)
         notices.speaker = ("\r\x1b[K" if console.wants_bar() else "") + ctx.command_path
-        paths.kernel_cache, paths.profiles = config.kernel_cache(), config.user_profiles()
-        paths.cuda_toolkit, paths.oneapi = config.cuda_toolkit(), config.oneapi()
+        places.kernel_cache, places.profiles = config.kernel_cache(), config.user_profiles()
+        places.cuda_toolkit, places.oneapi = config.cuda_toolkit(), config.oneapi()
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,6 +17,8 @@ def command(settings: BenchSettings) -> None:
 
     with console.bar("bench", " steps") as progress:
         result = bench(settings, progress)
+    if result.chosen:
+        console.note(result.chosen)
     console.report(result.to_json(), describe(result), result=True)
 
 

@@ -22,7 +22,7 @@ def command(
     ctx: Context = 512,
     precision: Precision = "auto",
     weights: Frozen = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Lists the devices that --device takes, what each has, and the profile that it gets."""
     if plan and probe:
@@ -57,12 +57,10 @@ def measure(device: str, output: str | None) -> None:
     console.report({**found.to_json(), "file": place}, f"{place}: {values}", output)
 
 
-def tiles(
-    model: str, device: str, full: bool, ctx: int, precision: Any, weights: Any
-) -> tuple[dict[str, Any], str]:
+def tiles(model: str, device: str, full: bool, ctx: int, precision: Any, weights: Any) -> tuple[dict[str, Any], str]:
     """What would be cut, as values and as text."""
-    from fabric.devices.tiling import plan_tiles
     from fabric.training.settings import TrainSettings
+    from fabric.training.tiling import plan_tiles
 
     values = plan_tiles(
         TrainSettings(data="", model=model, device=device, full=full, ctx=ctx, precision=precision, weights=weights)
@@ -76,7 +74,7 @@ def tiles(
     cut = sum(row["launches"] for row in values["tiles"])
     said = f"{cut:,} of {values['launches']:,} launches are tiles" if cut else "nothing is tiled: every operand fits"
     kept = console.weights_kept(values["weights"], values["decoded_bytes"])
-    text = f"{values['tokens']:,} tokens of {values['model']} on {device}: {said}; frozen weights {kept}"
+    text = f"{values['tokens']:,} tokens of {values['model']} on {values['device']}: {said}; frozen weights {kept}"
     return values, f"{console.table(rows, '<<>><')}\n\n{text}" if cut else text
 
 

@@ -48,10 +48,10 @@ class TerminalUI:
             return
         from tqdm import tqdm
 
-        from fabric.core import Device
+        from fabric.devices import DEFAULT
 
         self.flops = info["flops_per_token"], info["flops_per_trained"]
-        probe = Device(device["opened"], threads=device["threads"])
+        probe = DEFAULT.open(device["opened"], device["threads"])
         self.peak = probe.peak(info["precision"] if info["precision"] == "f32" or device["bf16"] else "f32", 0.2)
         probe.close()
         self.steps = float(info["from_step"])

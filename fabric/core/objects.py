@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fabric import paths
 from fabric.core._native import ffi, lib
 from fabric.core.sycl import find_sycl
 from fabric.errors import DataError, DeviceError, FabricError
@@ -78,6 +77,7 @@ class DeviceInfo(NamedTuple):
     workgroup_bytes: int
     workgroup_threads: int
     workgroups: int
+    software: bool = False
 
 
 def _info(c: Any) -> DeviceInfo:
@@ -89,12 +89,12 @@ def _info(c: Any) -> DeviceInfo:
         bool(c.own_memory), bool(c.in_place), bool(c.decode_pays),
         c.memory_bytes, c.max_binding_bytes, c.max_allocation_bytes, c.max_reduction,
         text(c.driver), c.workgroup_bytes, c.workgroup_threads, c.workgroups,
+        bool(c.software),
     )  # fmt: skip
 
 
 def missing_devices() -> list[str]:
-    """A sentence for every kind of device that is not here."""
-    find_sycl()
+    """A sentence for every kind of device that is not here; of SYCL, once find_sycl has looked."""
     found: list[str] = []
     while (text := lib.fb_device_missing(len(found))) != ffi.NULL:
         found.append(str(ffi.string(text).decode("utf-8", "replace")))
@@ -102,8 +102,7 @@ def missing_devices() -> list[str]:
 
 
 def devices() -> list[DeviceInfo]:
-    """Every device that could be opened here."""
-    find_sycl()
+    """Every device that could be opened here; those of SYCL, once find_sycl has looked."""
     return [describe_device(index) for index in range(lib.fb_device_count())]
 
 
@@ -114,12 +113,12 @@ def describe_device(index: int) -> DeviceInfo:
     return _info(info)
 
 
-def nvrtc() -> Path | None:
-    """CUDA's run-time compiler: of the toolkit that the user names, or the newest of the package nvidia-cuda-nvrtc;
+def nvrtc(toolkit: Path | None = None) -> Path | None:
+    """CUDA's run-time compiler: of a toolkit that is named, or the newest of the package nvidia-cuda-nvrtc;
     None: wherever the system finds one."""
     places: list[tuple[Path, str]] = []
-    if paths.cuda_toolkit:
-        places += [(paths.cuda_toolkit, "lib64/libnvrtc.so.*"), (paths.cuda_toolkit, "bin/**/nvrtc64_*.dll")]
+    if toolkit:
+        places += [(toolkit, "lib64/libnvrtc.so.*"), (toolkit, "bin/**/nvrtc64_*.dll")]
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         places += [(Path(folder), "*/lib/libnvrtc.so.*"), (Path(folder), "*/bin/**/nvrtc64_*.dll")]
@@ -130,27 +129,29 @@ def nvrtc() -> Path | None:
 
 
 class Device:
-    """An open device. `isa` lowers what the processor offers; `limits` are further fields of fb_device_options, by
-    name: those that lower what the driver says, and those that shape and pace the work."""
+    """An open device. `isa` lowers what the processor offers; built kernels are kept in files whose names begin with
+    `cache`; `toolkit` is the CUDA toolkit to use, `oneapi` the folder of the oneAPI compiler; `limits` are further fields of fb_device_options, by name: those that
+    lower what the driver says, and those that shape and pace the work."""
 
     def __init__(
-        self, name: str = "cpu", threads: int = 0, isa: str | None = None, profile: bool = False, **limits: float
-    ) -> None:
+        self, name: str = "cpu", threads: int = 0, isa: str | None = None, profile: bool = False,
+        cache: Path | None = None, toolkit: Path | None = None, oneapi: Path | None = None, **limits: float,
+    ) -> None:  # fmt: skip
         options = ffi.new("fb_device_options *")
         isa_text = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
         options.threads, options.isa, options.profile = threads, isa_text, int(profile)
         for field, value in limits.items():
             setattr(options, field, value)
-        cache = ffi.new("char[]", os.fsencode(paths.kernel_cache)) if paths.kernel_cache else ffi.NULL
-        options.cache_path = cache
+        cache_text = ffi.new("char[]", os.fsencode(cache)) if cache else ffi.NULL
+        options.cache_path = cache_text
         if name.startswith("sycl"):
-            find_sycl()
-        compiler = nvrtc() if name.startswith("cuda") else None
+            find_sycl(cache, oneapi)
+        compiler = nvrtc(toolkit) if name.startswith("cuda") else None
         compiler_text = ffi.new("char[]", os.fsencode(compiler)) if compiler else ffi.NULL
         options.compiler_path = compiler_text
-        if paths.kernel_cache and name != "cpu":
+        if cache and name != "cpu":
             with contextlib.suppress(OSError):
-                paths.kernel_cache.parent.mkdir(parents=True, exist_ok=True)
+                cache.parent.mkdir(parents=True, exist_ok=True)
         self.c = handle(lib.fb_device_open(os.fsencode(name), options))
 
     @property

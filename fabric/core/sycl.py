@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fabric import paths
 from fabric.core._native import ffi, lib
 from fabric.printable import printable
 
@@ -24,37 +23,38 @@ class Missing(Exception):
     """Why SYCL cannot be used here, in one sentence."""
 
 
-def find_sycl() -> None:
-    """Tells the core where the shim is, or why there is none. Costs seconds where it has to be compiled."""
+def find_sycl(cache: Path | None, oneapi: Path | None) -> None:
+    """Tells the core where the shim is, or why there is none. Costs seconds where it has to be compiled. cache: where
+    built kernels are kept, the beginning of a file name; oneapi: the folder of a compiler that the user names."""
     try:
-        found, missing = ffi.new("char[]", os.fsencode(shim())), ffi.NULL
+        found, missing = ffi.new("char[]", os.fsencode(shim(cache, oneapi))), ffi.NULL
     except Missing as error:
         found, missing = ffi.NULL, ffi.new("char[]", f"no SYCL: {error}".encode())
     lib.fb_backend_find(b"sycl", found, missing)
 
 
-def runtime() -> Path:
+def runtime(oneapi: Path | None) -> Path:
     """The folder that holds `include` and `lib` of a SYCL runtime: the one that the user names, or the package's."""
     if sys.platform != "linux":
         raise Missing("this backend runs on Linux")
-    named = [paths.oneapi] if paths.oneapi else []
+    named = [oneapi] if oneapi else []
     for place in [*named, Path(sys.prefix), Path(site.getuserbase())]:
         if (place / "include" / "sycl" / "sycl.hpp").exists() and (place / "lib" / "libsycl.so").exists():
             return place
     raise Missing("Intel's runtime is not installed; pip install 'fabric-llm[sycl]'")
 
 
-def shim() -> Path:
+def shim(cache: Path | None, oneapi: Path | None) -> Path:
     """The library, made first where it is not there yet. Raises Missing."""
-    place = runtime()
+    place = runtime(oneapi)
     library = (place / "lib" / "libsycl.so").resolve()
     texts = {name: ffi.string(lib.fb_text(name.encode())) for name in SOURCES}
     seen = library.stat()
     origin = repr((texts, FLAGS, str(place), library.name, seen.st_size, seen.st_mtime_ns))
     key = hashlib.sha256(origin.encode()).hexdigest()[:16]
-    if paths.kernel_cache is None:
+    if cache is None:
         raise Missing("there is no folder for what it builds")
-    folder = paths.kernel_cache.with_name(f"sycl-{key}")
+    folder = cache.with_name(f"sycl-{key}")
     made = folder / "shim.so"
     if not made.exists():
         try:

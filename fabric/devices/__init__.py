@@ -3,6 +3,6 @@
 Leans on fabric.core; the flags of a command come before what a profile says (fabric/training, fabric/evaluation).
 """
 
-from fabric.devices.profiles import DEFAULT, KEYS, Key, Profile, profile_of, read_profile, shipped_profiles
+from fabric.devices.profiles import DEFAULT, KEYS, Key, Profile, places, profile_of, read_profile, shipped_profiles
 
-__all__ = ["DEFAULT", "KEYS", "Key", "Profile", "profile_of", "read_profile", "shipped_profiles"]
+__all__ = ["DEFAULT", "KEYS", "Key", "Profile", "places", "profile_of", "read_profile", "shipped_profiles"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fabric.core import devices, missing_devices
+from fabric.core import missing_devices
+from fabric.devices.opening import named_devices
 from fabric.devices.profiles import profile_of
 
 LIMITS = (
@@ -23,16 +24,13 @@ def list_devices() -> dict[str, Any]:
     """`devices`: the facts of each, the name that --device takes, and its profile, whose limits have been taken into
     account; `missing`: a sentence a kind. Raises UsageError for a profile of the user that is none."""
     found = []
-    count: dict[str, int] = {}
-    for info in devices():
-        number = count.setdefault(info.backend, 0)
-        count[info.backend] += 1
+    for name, info in named_devices():
         profile = profile_of(info)
         facts = info._asdict()
         for limit in LIMITS:
             if facts[limit] and limit in profile.values:
                 facts[limit] = min(facts[limit], profile.values[limit])
-        facts["device"] = f"{info.backend}:{number}" if number else info.backend
+        facts["device"] = name
         facts["profile"] = {"name": profile.name, "files": list(profile.files), "values": dict(profile.values)}
         found.append(facts)
     return {"devices": found, "missing": missing_devices()}

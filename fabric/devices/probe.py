@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fabric import paths
 from fabric.core import BF16, F32, FROZEN, I32, TOKENS, Buffer, Device, DeviceInfo, Feed, Graph, Plan
-from fabric.devices.profiles import KEYS
+from fabric.devices.opening import AUTO, candidates
+from fabric.devices.profiles import DEFAULT, KEYS, Profile, places
 from fabric.errors import DeviceError, UsageError
 from fabric.files import open_output
 
@@ -55,7 +55,7 @@ class Probed:
 
 def probe(name: str, progress: Callable[[int, int], None] | None = None) -> Probed:
     """Measures the device of that name, without any profile. Raises DeviceError where nothing runs on it."""
-    with contextlib.closing(Device(name)) as device:
+    with contextlib.closing(DEFAULT.open(name)) as device:
         info, peak = device.info, device.peak("f32", 0.1)
     width = min(4096, max(256, int(math.sqrt(peak * RUN_S / (2 * TOKENS_TIMED))) // 64 * 64))
     tiled = info.backend != "cpu"
@@ -63,7 +63,7 @@ def probe(name: str, progress: Callable[[int, int], None] | None = None) -> Prob
     trials += [(f"{r} x {c}", F32, {"tile_rows": r, "tile_cols": c}) for r, c in TILES if tiled]
     seconds: dict[str, float] = {}
     for done, (what, precision, options) in enumerate(trials, 1):
-        opened = Device(name, 0, None, False, **options)
+        opened = Profile(options).open(name)
         with contextlib.suppress(DeviceError), contextlib.closing(opened) as device:
             seconds[what] = _product_s(device, precision, width)
         if progress:
@@ -83,7 +83,8 @@ def probe(name: str, progress: Callable[[int, int], None] | None = None) -> Prob
 
 def probe_into(name: str, output: str | None, progress: Callable[[int, int], None] | None = None) -> tuple[Probed, str]:
     """Probes, and writes the profile to `output` (`-`: stdout), or among the user's; where that is comes back too."""
-    with contextlib.closing(Device(name)) as device:
+    name = candidates()[0][0] if name == AUTO else name
+    with contextlib.closing(DEFAULT.open(name)) as device:
         place = output or _own_place(device.info)
     with open_output(place, text=True) as out:
         found = probe(name, progress)
@@ -92,11 +93,11 @@ def probe_into(name: str, output: str | None, progress: Callable[[int, int], Non
 
 
 def _own_place(info: DeviceInfo) -> str:
-    if paths.profiles is None:
+    if places.profiles is None:
         raise UsageError("there is no folder for profiles: name a file with -o")
-    paths.profiles.mkdir(parents=True, exist_ok=True)
+    places.profiles.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", f"{info.backend}-{info.name}".lower()).strip("-")
-    return str(paths.profiles / f"{slug}.toml")
+    return str(places.profiles / f"{slug}.toml")
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def _binding(name: str, info: DeviceInfo) -> int:
     """The largest range, of the driver's halved until it works, whose last row a kernel reads."""
     size = tried = min(info.max_binding_bytes, info.max_allocation_bytes, info.memory_bytes // 4)
     while tried > LEAST_BINDING:
-        with contextlib.suppress(DeviceError), contextlib.closing(Device(name)) as device:
+        with contextlib.suppress(DeviceError), contextlib.closing(DEFAULT.open(name)) as device:
             if _reads(device, tried):
                 # What memory alone kept from being tried is the driver's word.
                 return info.max_binding_bytes if tried == size else tried

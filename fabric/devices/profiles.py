@@ -1,6 +1,6 @@
 """Profiles: what is known of a kind of device and its driver does not say, in TOML, key by key in docs/devices.md.
 
-Those of fabric/profiles come first, then the user's own (fabric.paths.profiles), whose keys take their place.
+Those of fabric/profiles come first, then the user's own (`places.profiles`), whose keys take their place.
 """
 
 from __future__ import annotations
@@ -15,11 +15,29 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fabric import paths
 from fabric.core import Device, DeviceInfo, describe_device, find_sycl
 from fabric.errors import DeviceError, UsageError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
+
+
+BACKENDS = ("cuda", "vulkan", "metal", "sycl", "cpu")
+"""In the order in which --device auto looks for a device."""
+
+
+@dataclass
+class Places:
+    """Where devices find what is the user's; a command sets them, and None is nowhere."""
+
+    profiles: Path | None = None
+    kernel_cache: Path | None = None
+    """Built kernels, kept from run to run: the beginning of a file name."""
+    cuda_toolkit: Path | None = None
+    oneapi: Path | None = None
+    """A oneAPI compiler's folder."""
+
+
+places = Places()
 
 
 @dataclass(frozen=True)
@@ -52,12 +70,13 @@ def _whole(table: str, low: int, high: int, unit: str, option: bool = True) -> K
     return Key(table, f"{low} to {high} {unit}", int, low, high, option=option)
 
 
+def _one_of(*texts: str) -> str:
+    return ", ".join(f'"{text}"' for text in texts[:-1]) + f' or "{texts[-1]}"'
+
+
 _TILES = Key("run", "16, 32 or 64", int, choices=(16, 32, 64))
 KEYS: dict[str, Key] = {
-    "backend": Key(
-        "match", '"cpu", "cuda", "vulkan", "metal" or "sycl"', str, choices=("cpu", "cuda", "vulkan", "metal", "sycl"),
-        option=False,
-    ),
+    "backend": Key("match", _one_of(*sorted(BACKENDS)), str, choices=BACKENDS, option=False),
     "name": Key("match", "a list of texts", list, option=False),
     "driver": Key("match", "a list of texts", list, option=False),
     "memory_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
@@ -98,7 +117,7 @@ class Profile:
     def open(self, name: str, threads: int = 0, isa: str | None = None, timed: bool = False) -> Device:
         """The device, within the profile's limits and at its pace. Raises DeviceError."""
         options = {key: value for key, value in self.values.items() if KEYS[key].option}
-        return Device(name, threads, isa, timed, **options)
+        return Device(name, threads, isa, timed, places.kernel_cache, places.cuda_toolkit, places.oneapi, **options)
 
 
 DEFAULT = Profile()
@@ -124,14 +143,14 @@ def shipped_profiles() -> list[Path]:
 
 
 def _user_profiles() -> list[Path]:
-    return sorted(paths.profiles.glob("*.toml")) if paths.profiles else []
+    return sorted(places.profiles.glob("*.toml")) if places.profiles else []
 
 
 def _find(name: str) -> DeviceInfo | None:
     backend, _, number = name.partition(":")
     left = int(number or 0) if number.isdigit() or not number else 0
     if backend == "sycl":
-        find_sycl()
+        find_sycl(places.kernel_cache, places.oneapi)
     with contextlib.suppress(DeviceError):
         for index in itertools.count():
             info = describe_device(index)

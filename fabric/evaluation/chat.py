@@ -11,7 +11,7 @@ from fabric.errors import DataError
 from fabric.evaluation.answer import Answer
 from fabric.evaluation.decoding import FEED_TOKENS, Lane, advance
 from fabric.evaluation.generate import check_settings, context_limit
-from fabric.evaluation.model import Text, open_model, open_text
+from fabric.evaluation.model import Model, Text, open_model, open_text
 from fabric.evaluation.prompts import asked, system_turn
 from fabric.evaluation.settings import GenerateSettings
 from fabric.models.inference import Decoder
@@ -98,8 +98,11 @@ def open_chat(settings: GenerateSettings) -> Iterator[Chat]:
     check_settings(settings)
     with open_text(settings.model, settings.template, settings.adapters) as text:
         limit = context_limit(settings, text)
-        where = (settings.device, settings.threads, settings.precision)
-        with open_model(text, *where) as model:
-            decoder = Decoder(model.weights, limit, min(FEED_TOKENS, limit), 1, model.precision, model.loras)
-            with contextlib.closing(decoder):
-                yield Chat(settings, text, decoder, limit, model.notes)
+
+        def decoding(model: Model) -> contextlib.closing[Decoder]:
+            return contextlib.closing(
+                Decoder(model.weights, limit, min(FEED_TOKENS, limit), 1, model.precision, model.loras)
+            )
+
+        with open_model(text, settings, decoding) as (model, decoder):
+            yield Chat(settings, text, decoder, limit, model.notes)

@@ -39,8 +39,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
     with open_text(settings.model, settings.template, settings.adapters) as text:
         rows = _read(settings, text)
         test = _label_test(settings, rows, text)
-        where = (settings.device, settings.threads, settings.precision)
-        with open_model(text, *where) as model:
+        with open_model(text, settings, contextlib.nullcontext) as (model, _):
             variants = [{}, *model.each] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
             label_tokens = _label_tokens(settings, test)
@@ -59,6 +58,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
                 cut=rows.report.cut,
                 nothing_to_train=rows.report.nothing_to_train,
                 precision=model.precision,
+                device=model.device,
                 seconds=seconds,
                 tokens_per_s=meter.done / seconds,
                 row_scores=_row_scores(settings, rows, found),

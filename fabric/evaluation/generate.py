@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from fabric.errors import DataError, UsageError
 from fabric.evaluation.decoding import FEED_TOKENS, Lane, Watch, answers
-from fabric.evaluation.model import Text, open_model, open_text
+from fabric.evaluation.model import Model, Text, open_model, open_text
 from fabric.evaluation.prompts import read_prompts
 from fabric.evaluation.settings import GenerateSettings
 from fabric.files import check_streams, shown
@@ -41,20 +42,19 @@ def generate(
         room = min(limit, max(len(prompt.ids) for prompt in prompts) + settings.max_tokens)
         prompts = [prompt for prompt in prompts for _ in range(settings.choices)]
         lanes = min(settings.batch, len(prompts))
-        where = (settings.device, settings.threads, settings.precision)
-        with open_model(text, *where) as model:
+        tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))
+
+        def decoding(model: Model) -> contextlib.closing[Decoder]:
+            return contextlib.closing(Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras))
+
+        with open_model(text, settings, decoding) as (model, decoder):
             for sentence in model.notes:
                 note(sentence)
-            tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))
-            decoder = Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras)
-            try:
-                ids = [prompt.ids for prompt in prompts]
-                for lane, finish in _in_order(answers(settings, text.tokenizer, decoder, ids, lanes, room, watch)):
-                    choice = {"choice": lane.number % settings.choices} if settings.choices > 1 else {}
-                    told = {"answer": lane.answer.text, "answer_tokens": len(lane.answer.tokens), "finish": finish}
-                    yield {**prompts[lane.number].row, **choice, **told}
-            finally:
-                decoder.close()
+            ids = [prompt.ids for prompt in prompts]
+            for lane, finish in _in_order(answers(settings, text.tokenizer, decoder, ids, lanes, room, watch)):
+                choice = {"choice": lane.number % settings.choices} if settings.choices > 1 else {}
+                told = {"answer": lane.answer.text, "answer_tokens": len(lane.answer.tokens), "finish": finish}
+                yield {**prompts[lane.number].row, **choice, **told}
 
 
 def context_limit(settings: GenerateSettings, text: Text) -> int:

@@ -13,9 +13,10 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fabric.core import Device, Feed, Plan, Tensor
+from fabric.core import Feed, Plan, Tensor
 from fabric.data.pack import build_feed
 from fabric.data.records import read_records
+from fabric.devices import DEFAULT
 from fabric.errors import DataError
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision
@@ -79,7 +80,7 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
         raise DataError(f"{rows}: no row has anything to calibrate with")
     capacity, total = max(len(row.tokens) for row in examples), sum(len(row.tokens) for row in examples)
     with (
-        contextlib.closing(Device("cpu", threads=threads)) as device,
+        contextlib.closing(DEFAULT.open("cpu", threads)) as device,
         contextlib.closing(Weights(gguf, device)) as held,
     ):
         recorder = _Watched(held, capacity, pick_precision(device, "auto"))

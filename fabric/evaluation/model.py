@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
-from fabric.devices import profile_of
+from fabric.devices.opening import opened
+from fabric.evaluation.settings import EvalSettings, GenerateSettings
 from fabric.files import shown
 from fabric.models import architecture_of
 from fabric.models.inference import frozen_loras, pick_precision
@@ -18,6 +20,8 @@ from fabric.weights.adapter import Adapter, check_adapter, other_base, read_adap
 from fabric.weights.chat import CHAT_TEMPLATE
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class Model:
     weights: Weights
     adapters: Sequence[tuple[Adapter, float]]
     precision: str
+    device: str
+    """The name by which it was opened."""
     notes: Sequence[str]
-    """Adapters that were trained beside another file."""
+    """Adapters that were trained beside another file; the device where it was chosen here."""
 
     @cached_property
     def loras(self) -> Mapping[str, Source]:
@@ -65,18 +71,25 @@ def open_text(path: str, template: str | None, adapters: Sequence[AdapterInput] 
 
 
 @contextlib.contextmanager
-def open_model(text: Text, device: str, threads: int, precision: str) -> Iterator[Model]:
-    """Adapters checked against the base, then both on the device. Raises DataError, DeviceError."""
+def open_model(
+    text: Text,
+    settings: EvalSettings | GenerateSettings,
+    make: Callable[[Model], contextlib.AbstractContextManager[T]],
+) -> Iterator[tuple[Model, T]]:
+    """Adapters checked against the base, both on the device, and what is made of them there. Raises DataError,
+    DeviceError."""
     scaled, notes, gguf = [], [], text.gguf
     for given, adapter in text.adapters:
         check_adapter(adapter, gguf, given.path)
         notes += other_base(adapter, gguf, given.path)
         scaled.append((adapter, given.scale))
-    profile = profile_of(device)
-    if precision == "auto":
-        precision = profile.get("precision", "auto")
-    with (
-        contextlib.closing(profile.open(device, threads)) as opened,
-        contextlib.closing(Weights(gguf, opened)) as weights,
-    ):
-        yield Model(weights, scaled, pick_precision(opened, precision), notes)
+
+    @contextlib.contextmanager
+    def made(settings: EvalSettings | GenerateSettings, weights: Weights) -> Iterator[tuple[Model, T]]:
+        model = Model(weights, scaled, pick_precision(weights.device, settings.precision), settings.device, notes)
+        with make(model) as what:
+            yield model, what
+
+    with opened(settings, gguf, made) as found:
+        notes[:0] = [found.taken] if found.taken else []
+        yield found.made

@@ -51,7 +51,7 @@ class EvalSettings:
     train: Train = "all"
     precision: Precision = "auto"
     threads: Threads = 0
-    device: Device = "cpu"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class EvalReport:
     nothing_to_train: int
     """Rows left out because nothing of them is an answer."""
     precision: str
+    device: str
     seconds: float
     tokens_per_s: float
     row_scores: list[dict[str, Any]] = field(default_factory=list)
@@ -204,4 +205,4 @@ class GenerateSettings:
     template: Template = None
     precision: Precision = "auto"
     threads: Threads = 0
-    device: Device = "cpu"
+    device: Device = "auto"

@@ -7,14 +7,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from fabric.core import Device, Feed, Plan
-from fabric.devices import profile_of
+from fabric.devices.opening import opened
 from fabric.models import architecture_of
 from fabric.models.inference import Decoder
 from fabric.models.recorder import Weights
@@ -55,6 +55,7 @@ class BenchReport:
     decode_bytes_per_s: float  # weights that multiply, read once a token
     ops: list[dict[str, Any]] = field(default_factory=list)
     decode_ops: list[dict[str, Any]] = field(default_factory=list)
+    chosen: str | None = None  # where the device was chosen here: which, and why not those before it
 
     @property
     def share_of_peak(self) -> float:
@@ -70,6 +71,8 @@ class BenchReport:
 class Steps:
     """Optimizer steps over the same random tokens, ready to run."""
 
+    settings: BenchSettings  # with the device that was opened
+    chosen: str | None  # where the device was chosen here: which
     device: Device
     machine: Machine
     feeds: list[Feed]
@@ -94,32 +97,27 @@ class Steps:
 def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iterator[Steps]:
     """What `settings` ask for, on a device of its own. Raises UsageError, DataError or DeviceError."""
     check(settings)
-    known = profile_of(settings.device)
-    if settings.precision == "auto":
-        settings = replace(settings, precision=known.get("precision", "auto"))
-    if settings.weights == "auto":
-        settings = replace(settings, weights=known.get("weights", "auto"))
-    if settings.checkpointing is None:
-        settings = replace(settings, checkpointing=known.get("checkpointing"))
     layout = lora_layout(gguf, settings.modules, settings.rank)
-    train = TrainSettings(
-        data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
-        weights=settings.weights, checkpointing=settings.checkpointing,
-    )  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        device = known.open(settings.device, settings.threads, settings.isa, profile)
-        stack.callback(device.close)
-        weights = Weights(gguf, device)
-        stack.callback(weights.close)
-        at_once = min(settings.rows_at_once or settings.batch, settings.batch)
-        machine = Machine(train, weights, layout, train.alpha, [at_once * settings.ctx])
-        stack.callback(machine.close)
-        machine.check_fits(settings.batch * (settings.ctx * TOKEN_BYTES + ROW_BYTES))
+    at_once = min(settings.rows_at_once or settings.batch, settings.batch)
+
+    @contextlib.contextmanager
+    def planned(settings: BenchSettings, weights: Weights) -> Iterator[tuple[TrainSettings, Machine]]:
+        train = TrainSettings(
+            data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
+            weights=settings.weights, checkpointing=settings.checkpointing,
+        )  # fmt: skip
+        with contextlib.closing(Machine(train, weights, layout, train.alpha, [at_once * settings.ctx])) as machine:
+            machine.check_fits(settings.batch * (settings.ctx * TOKEN_BYTES + ROW_BYTES))
+            yield train, machine
+
+    with opened(settings, gguf, planned, timed=profile) as found:
+        train, machine = found.made
         feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr
         factors = sum(t.n_elements for t in _factors(gguf))
-        yield Steps(device, machine, feeds, 4.0 * factors * settings.batch * settings.ctx)
+        flops = 4.0 * factors * settings.batch * settings.ctx
+        yield Steps(found.settings, found.taken, found.weights.device, machine, feeds, flops)
 
 
 def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None = None) -> BenchReport:
@@ -129,6 +127,7 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
         stack.callback(gguf.close)
         times = []
         with steps_of(settings, gguf) as steps:
+            settings, chosen = steps.settings, steps.chosen
             peaks = {kind: steps.device.peak(kind) for kind in ("f32", "bf16")}
             info, plan = steps.device.info, steps.machine.plan
             for step in range(settings.steps + 1):
@@ -156,6 +155,7 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             uploaded_bytes=stats.weight_bytes, peak_bytes=resident,
             model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
             decode_bytes_per_s=sum(t.nbytes for t in _factors(gguf)) / token_s, ops=ops, decode_ops=decode_ops,
+            chosen=chosen,
         )  # fmt: skip
 
 
@@ -175,13 +175,14 @@ def _decoding(
 ) -> Iterator[tuple[Device, Plan, Callable[[int], float]]]:
     """A decoder of one sequence: its device, its plan, and what decodes the token at a position, in seconds."""
     vocab = architecture_of(gguf).read_config(gguf).vocab_size
-    with contextlib.ExitStack() as stack:
-        device = profile_of(settings.device).open(settings.device, settings.threads, settings.isa, profile)
-        stack.callback(device.close)
-        weights = Weights(gguf, device)
-        stack.callback(weights.close)
-        decoder = Decoder(weights, DECODED, 1, 1, precision)
-        stack.callback(decoder.close)
+
+    @contextlib.contextmanager
+    def decoding(settings: BenchSettings, weights: Weights) -> Iterator[Decoder]:
+        with contextlib.closing(Decoder(weights, DECODED, 1, 1, precision)) as decoder:
+            yield decoder
+
+    with opened(settings, gguf, decoding, timed=profile) as found:
+        decoder = found.made
         zero = np.zeros(1, np.int32)
 
         def token(at: int) -> float:
@@ -189,7 +190,7 @@ def _decoding(
             decoder.logits(slot * 7919 % vocab, slot, zero, slot + 1, slot, zero)
             return time.perf_counter() - began
 
-        yield device, decoder.plan, token
+        yield found.weights.device, decoder.plan, token
 
 
 def _factors(gguf: GGUF) -> list[TensorInfo]:

@@ -57,7 +57,7 @@ def resume(
             check_writable(settings)
             inputs = Inputs(settings)
             _check_same(directory, kept, {f"{name}_sha256": value for name, value in inputs.hash_files().items()})
-            with set_up(settings) as setup:
+            with set_up(settings, profiled=False) as setup:
                 _check_same(directory, kept, inputs.hashes(setup.gguf))
                 found = newest_checkpoint(directory)
                 spans = _spans(setup, settings, earlier)

@@ -9,13 +9,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fabric.devices import profile_of
+from fabric.devices.opening import opened
 from fabric.errors import DeviceError, FabricError, OutputError, StoppedError, UsageError
 from fabric.files import STDIO, is_stream, is_terminal, open_output, read_input, shown
 from fabric.interrupts import Interrupted
@@ -49,23 +49,26 @@ from fabric.weights.history import Step, step
 class Setup:
     """What a run stands on, opened and checked."""
 
+    settings: TrainSettings
+    """With the device that was opened, and what its profile says."""
     gguf: GGUF
     rows: Rows
     target: Target
     weights: Weights
     machine: Machine
+    notes: list[str]
 
 
 def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
     """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run."""
     check_settings(settings)
-    settings = _profiled(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
     with _new_run(directory, settings.run_dir is not None):
         check_writable(settings)
         with _keeping(replace(settings, run_dir=str(directory)), directory) as settings:
             inputs = Inputs(settings)
             with set_up(settings) as setup:
+                settings = setup.settings
                 if setup.machine.capacity < setup.machine.capacities[0]:  # a resumed run lays its rows out alike
                     settings = replace(settings, micro_batch=setup.machine.capacity)
                 spans = Spans([(total_steps(settings, len(setup.rows.train)),) * 2])
@@ -122,8 +125,8 @@ def plan_run(settings: TrainSettings) -> dict[str, Any]:
     """What a run would do and take: rows, tokens, steps, parameters, bytes, and seconds by one step that is run. Writes
     nothing."""
     check_settings(settings)
-    settings = _profiled(settings)
     with tempfile.TemporaryDirectory() as scratch, _keeping(settings, Path(scratch)) as kept, set_up(kept) as setup:
+        kept = setup.settings
         told = _describe(kept, setup)
         fill(setup.target.layout, setup.machine.params, setup.target.start)
         tokens, seconds = time_a_step(setup.machine, setup.rows.train)
@@ -161,17 +164,6 @@ def _keeping(settings: TrainSettings, directory: Path) -> Iterator[TrainSettings
         raise type(error)(text) from error
 
 
-def _profiled(settings: TrainSettings) -> TrainSettings:
-    """What the settings leave open, as the device's profile says; kept with the run, so that a resumed one stays so."""
-    profile = profile_of(settings.device)
-    told = {key: profile.get(key) for key in ("checkpointing", "micro_batch") if getattr(settings, key) is None}
-    if settings.precision == "auto":
-        told["precision"] = profile.get("precision", "auto")
-    if settings.weights == "auto":
-        told["weights"] = profile.get("weights", "auto")
-    return replace(settings, **told)
-
-
 def _findable(settings: TrainSettings) -> TrainSettings:
     """The settings with absolute paths, so that `resume` finds the files from any folder. A base that came through a
     pipe has to come through stdin again."""
@@ -204,26 +196,27 @@ def check_writable(settings: TrainSettings) -> None:
 
 
 @contextlib.contextmanager
-def set_up(settings: TrainSettings) -> Iterator[Setup]:
-    """Opens the base, reads the rows and plans."""
-    closing: list[Callable[[], None]] = []
-    try:
-        gguf = GGUF.open(settings.model)
-        closing.append(gguf.close)
-        architecture_of(gguf)
-        device = profile_of(settings.device).open(settings.device, threads=settings.threads)
-        closing.append(device.close)
-        weights = Weights(gguf, device)
-        closing.append(weights.close)
+def set_up(settings: TrainSettings, profiled: bool = True) -> Iterator[Setup]:
+    """Opens the base and a device, reads the rows and plans. `profiled`: the device's profile says what the settings
+    leave open."""
+    read: list[Rows] = []
+
+    @contextlib.contextmanager
+    def planned(settings: TrainSettings, weights: Weights) -> Iterator[tuple[Target, Machine]]:
         target = target_of(settings, weights)
-        rows = load_rows(settings, gguf, target.chat)
-        lengths = [[len(e.tokens) for e in part] for part in (rows.train, rows.val) if part]
+        if not read:
+            read.append(load_rows(settings, gguf, target.chat))
+        lengths = [[len(e.tokens) for e in part] for part in (read[0].train, read[0].val) if part]
         machine = Machine(settings, weights, target.layout, target.alpha, capacities(settings, *lengths))
-        closing.append(machine.close)
-        yield Setup(gguf, rows, target, weights, machine)
-    finally:
-        for close in reversed(closing):
-            close()
+        with contextlib.closing(machine):
+            yield target, machine
+
+    with contextlib.closing(GGUF.open(settings.model)) as gguf:
+        architecture_of(gguf)
+        with opened(settings, gguf, planned, profiled) as found:
+            target, machine = found.made
+            notes = [*([found.taken] if found.taken else []), *read[0].notes, *target.notes]
+            yield Setup(found.settings, gguf, read[0], target, found.weights, machine, notes)
 
 
 def _describe(settings: TrainSettings, setup: Setup, spans: Spans | None = None) -> dict[str, Any]:
@@ -234,7 +227,7 @@ def _describe(settings: TrainSettings, setup: Setup, spans: Spans | None = None)
         "val_rows": len(rows.val),
         "tokens": sum(len(e.tokens) for e in rows.train),
         "trained_tokens": sum(int(e.train.sum()) for e in rows.train),
-        "notes": rows.notes + setup.target.notes,
+        "notes": setup.notes,
         "steps": spans.last if spans else total_steps(settings, len(rows.train)),
         "trained_params": setup.target.layout.trained,
         "micro_batch_tokens": machine.capacity,
@@ -269,7 +262,7 @@ def run_on(
             totals.stale = 0  # the run was told to go on, for all that its patience was at an end
     else:
         fill(setup.target.layout, machine.params, setup.target.start)
-    for note in setup.rows.notes + setup.target.notes:
+    for note in setup.notes:
         ui.message(note)
     ui.start({**_describe(settings, setup, spans), "run_dir": str(directory), "from_step": step})
     write_record = record.write if record else lambda wait: True
@@ -296,7 +289,7 @@ def run_on(
         best_step=totals.best_step if settings.patience else None, tokens=totals.tokens,
         trained_tokens=totals.trained_tokens, seconds=totals.seconds,
         tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
-        kind=setup.target.kind, output_bytes=size, run_dir=str(directory),
+        kind=setup.target.kind, device=settings.device, output_bytes=size, run_dir=str(directory),
         output=settings.output or str(directory / f"{setup.target.kind}.gguf"), metrics=settings.metrics,
         sha256=sha256,
     )  # fmt: skip

@@ -143,7 +143,7 @@ class TrainSettings:
     """Rows are packed into at most this many tokens, fewer where memory is short; None: as the device's profile says,
     else `ctx`. The profile's alone: no flag."""
     threads: Threads = 0
-    device: Device = "cpu"
+    device: Device = "auto"
     val: Annotated[
         str | None,
         Setting("validation rows, or a share of the training rows", "FILE|FRACTION", path="in", number=True),
@@ -223,7 +223,7 @@ class BenchSettings:
     checkpointing: Checkpointing = None
     steps: Annotated[int, Setting("timed steps; the median counts", "N", low=1)] = 3
     threads: Threads = 0
-    device: Device = "cpu"
+    device: Device = "auto"
     isa: Annotated[str | None, Setting("CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16", "NAME")] = None
 
 
@@ -268,6 +268,8 @@ class TrainReport:
     run_dir: str
     output: str
     """The file written; `-` for stdout."""
+    device: str
+    """The name by which it was opened."""
     metrics: str | None
     """Where metrics went, besides the run directory."""
     sha256: str

@@ -108,6 +108,7 @@ typedef struct fb_device_info {
     uint32_t workgroup_bytes;   /* memory that the threads of a workgroup share; these three are 0 on the CPU */
     uint32_t workgroup_threads; /* most threads of a workgroup */
     uint32_t workgroups;        /* most workgroups in one dimension of a launch */
+    int32_t software;           /* 1: a GPU's interface that the processor carries out */
 } fb_device_info;
 
 /* Where the library lies through which a backend reaches its driver, for one ("sycl") that is made on this machine; where

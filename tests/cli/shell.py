@@ -27,9 +27,9 @@ class Ended(NamedTuple):
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The user's, without settings of fabric in it."""
+    """The user's, without settings of fabric in it, but for the device: tests run on the processor."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FABRIC_") and k != "XDG_CONFIG_HOME"}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent", **(extra or {})}
+    return {**kept, "FABRIC_DEVICE": "cpu", "PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent", **(extra or {})}
 
 
 def fabric(

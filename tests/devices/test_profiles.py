@@ -246,7 +246,7 @@ WRONG = {
     "[run]\nweights = 'auto'\n": (2, "weights", '"blocks" or "16bit"', "auto"),
     "[run]\ntile_rows = 48\n": (2, "tile_rows", "16, 32 or 64"),
     "[match]\nname = 'Adreno'\n": (2, "name", "a list of texts"),
-    "[match]\nbackend = 'opencl'\n": (2, "backend", '"cpu", "cuda", "vulkan", "metal" or "sycl"'),
+    "[match]\nbackend = 'opencl'\n": (2, "backend", '"cpu", "cuda", "metal", "sycl" or "vulkan"'),
     "[limits]\nduty = 1.0\n": (2, "duty", "workgroups"),
     "\n[speed]\n": (2, "speed", "match", "limits", "run"),
     "duty = 0.5\n": (1, "duty", "match", "limits", "run"),

@@ -35,7 +35,7 @@ def token_rows(count: int = 9) -> list[dict[str, Any]]:
 
 
 def run(data: str, model: str, **settings: Any) -> EvalReport:
-    return evaluate(EvalSettings(data, model, **{"precision": "f32", "threads": 2, **settings}))
+    return evaluate(EvalSettings(data, model, **{"device": "cpu", "precision": "f32", "threads": 2, **settings}))
 
 
 def test_the_loss_is_what_the_logits_say(model: str, rows_file: Writer) -> None:
@@ -171,7 +171,7 @@ def test_rows_that_are_cut_or_empty_are_counted_and_told(model: str, rows_file: 
 def test_progress_ends_at_all_tokens(model: str, rows_file: Writer, adapter: AdapterMaker) -> None:
     seen: list[tuple[int, int]] = []
     settings = EvalSettings(
-        rows_file("r.jsonl", token_rows()), model, adapters=(adapter(),), compare=True, ctx=64, threads=2
+        rows_file("r.jsonl", token_rows()), model, adapters=(adapter(),), compare=True, ctx=64, threads=2, device="cpu"
     )
     report = evaluate(settings, lambda done, total: seen.append((done, total)))
     assert len(seen) > 4 and seen[-1] == (2 * report.tokens, 2 * report.tokens)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,11 @@ PROMPTS = ["the quick", "the old man and his cat", "is", "what is it that the do
 
 
 def run(model: str, **settings: Any) -> list[dict[str, Any]]:
-    return list(generate(GenerateSettings(model, **{"precision": "f32", "threads": 2, "max_tokens": 12, **settings})))
+    return list(
+        generate(
+            GenerateSettings(model, **{"device": "cpu", "precision": "f32", "threads": 2, "max_tokens": 12, **settings})
+        )
+    )
 
 
 def tokenizer_of(model: str) -> Tokenizer:
@@ -128,10 +133,9 @@ def test_choices_compute_their_prompt_once(model: str) -> None:
 
     tokenizer = tokenizer_of(model)
     first, other = (tokenizer.encode(text * 9) for text in PROMPTS[:2])
-    settings = GenerateSettings(model, max_tokens=5, temperature=1.0)
-    where = (settings.device, 2, "f32")
+    settings = GenerateSettings(model, max_tokens=5, temperature=1.0, device="cpu", threads=2, precision="f32")
     for lanes in (1, 2, 5):
-        with open_text(model, None) as text, open_model(text, *where) as opened:
+        with open_text(model, None) as text, open_model(text, settings, contextlib.nullcontext) as (opened, _):
             decoder = Counting(opened.weights, lanes * 128, 128, lanes, "f32")
             prompts = [first] * 3 + [other] * 2
             found = list(answers(settings, tokenizer, decoder, prompts, lanes, 128))
@@ -201,6 +205,8 @@ def test_a_real_model_answers_and_finds_its_own_words_likely(rows_file: Writer) 
 
     def perplexity(text: str) -> float:
         rows = [{"prompt": "The old man and the sea", "completion": text}]
-        return evaluate(EvalSettings(rows_file("t.jsonl", rows), model, precision="f32", threads=2)).score.perplexity
+        return evaluate(
+            EvalSettings(rows_file("t.jsonl", rows), model, device="cpu", precision="f32", threads=2)
+        ).score.perplexity
 
     assert 20 * perplexity(written["answer"]) < perplexity(" green ideas sleep furiously on seven lawful tables")

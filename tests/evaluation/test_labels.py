@@ -34,7 +34,7 @@ def questions(count: int, answer: str, labels: list[str]) -> list[dict[str, Any]
 
 
 def run(data: str, model: str, **settings: Any) -> EvalReport:
-    return evaluate(EvalSettings(data, model, precision="f32", threads=2, **settings))
+    return evaluate(EvalSettings(data, model, device="cpu", precision="f32", threads=2, **settings))
 
 
 @pytest.mark.parametrize(("answer", "ending"), [("{}", None), ("{}. Because it is.", "."), ("{} as it is", "")])
@@ -173,7 +173,9 @@ def test_written_labels_are_those_that_generate_writes(model: str, rows_file: Wr
     assert fabric("train", data, "-m", model, "-o", tuned, *flags).code == 0
     report = run(data, model, adapters=(AdapterInput(str(tuned)),), compare=True, accuracy="generated")
     assert report.base and report.base.accuracy and report.score.accuracy
-    asked = generate(GenerateSettings(model, data=data, adapters=(AdapterInput(str(tuned)),), precision="f32"))
+    asked = generate(
+        GenerateSettings(model, data=data, adapters=(AdapterInput(str(tuned)),), device="cpu", precision="f32")
+    )
     written = [(row["label"], row["answer"]) for row in asked]
     right = sum(answer.startswith(label) for label, answer in written)
     assert right > 12, "the model learned nothing: the test shows nothing"

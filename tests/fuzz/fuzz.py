@@ -268,7 +268,7 @@ def finished_run() -> dict[str, bytes]:
     rows = "".join(f'{{"tokens":[1,2,{i}],"train":[0,1,1]}}\n' for i in range(4))  # equal ones would not be parted
     (folder / "rows.jsonl").write_text(rows)
     files = {"data": str(folder / "rows.jsonl"), "model": str(folder / "base.gguf"), "run_dir": str(folder / "run")}
-    shape = {"rank": 1, "ctx": 8, "batch": 2, "val": "0.5", "eval_every": 1, "patience": 9, "steps": 2, "threads": 1}
+    shape = {"rank": 1, "ctx": 8, "batch": 2, "val": "0.5", "eval_every": 1, "patience": 9, "steps": 2, "device": "cpu"}
     train(TrainSettings(**files, **shape, output=str(folder / "a.gguf")), Silent())  # type: ignore[arg-type]
     return {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
 

@@ -80,7 +80,16 @@ def run_ours(folder: Path, model: Path, shape: Shape, **settings: Any) -> tuple[
         type="f32",
         run_dir=str(folder / "run"),
         metrics=str(folder / "metrics.jsonl"),
-        **{"batch": 4, "lr": LR, "weight_decay": DECAY, "shuffle": False, "precision": "f32", "threads": 2, **settings},
+        **{
+            "batch": 4,
+            "lr": LR,
+            "weight_decay": DECAY,
+            "shuffle": False,
+            "precision": "f32",
+            "threads": 2,
+            "device": "cpu",
+            **settings,
+        },
     )
     fabric_train(chosen, Quiet())
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

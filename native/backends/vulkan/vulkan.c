@@ -195,7 +195,8 @@ static void look(const vk_driver *d, VkPhysicalDevice device, vulkan *vk, fb_dev
     const char *units = vk->limits.f16 ? "spirv, f16 matrix units" : "spirv, bf16 matrix units";
     const char *none = fb_spirv_kernels[FB_FIRST_MATRIX_KERNEL].count ? "spirv" : "spirv, matrix units not built";
     snprintf(info->isa, sizeof info->isa, "%s", vk->limits.subgroup ? units : none);
-    info->bf16 = vk->properties.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU;
+    info->software = vk->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    info->bf16 = !info->software;
     info->in_place = vk->import_align > 0;
     info->own_memory = vk->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU;
     for (uint32_t i = 0; i < vk->memory.memoryTypeCount; i++) {

@@ -1,0 +1,105 @@
+"""Opens what a command runs on: a device by name or the first that fits, its profile, and a base's weights on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from fabric.core import DeviceInfo, devices, find_sycl
+from fabric.devices.profiles import BACKENDS, Profile, places, profile_of
+from fabric.errors import DeviceError
+from fabric.models.recorder import Weights
+from fabric.weights.gguf import GGUF
+
+S = TypeVar("S")
+T = TypeVar("T")
+AUTO = "auto"
+_OPEN = {
+    "precision": "auto",
+    "weights": "auto",
+    "checkpointing": None,
+    "micro_batch": None,
+}  # settings that a profile may fill in
+
+
+@dataclass(frozen=True)
+class Opened(Generic[S, T]):
+    """`settings` name the device and say what its profile does; `made` is what was made of them on it."""
+
+    settings: S
+    profile: Profile
+    weights: Weights
+    made: T
+    taken: str | None
+    """A sentence where the device was chosen here: which, and why not those before it."""
+
+
+def named_devices() -> list[tuple[str, DeviceInfo]]:
+    """Every device, by the name that --device takes."""
+    found: list[tuple[str, DeviceInfo]] = []
+    find_sycl(places.kernel_cache, places.oneapi)
+    for info in devices():
+        number = sum(other.backend == info.backend for _, other in found)
+        found.append((f"{info.backend}:{number}" if number else info.backend, info))
+    return found
+
+
+def candidates() -> list[tuple[str, DeviceInfo]]:
+    """What --device auto tries, in order: accelerators that are none in name alone, then the processor."""
+    real = [(name, info) for name, info in named_devices() if not info.software]
+    return sorted(real, key=lambda one: BACKENDS.index(one[1].backend))
+
+
+def with_profile(settings: S, profile: Profile) -> S:
+    """The settings with what they leave open as the profile says."""
+    left = {key: value for key, value in _OPEN.items() if getattr(settings, key, profile) == value}
+    return replace(settings, **{key: profile.get(key, value) for key, value in left.items()})  # type: ignore[type-var]
+
+
+@contextlib.contextmanager
+def opened(
+    settings: S,
+    gguf: GGUF,
+    make: Callable[[S, Weights], contextlib.AbstractContextManager[T]],
+    profiled: bool = True,
+    timed: bool = False,
+) -> Iterator[Opened[S, T]]:
+    """Opens `settings.device` with `threads` and `isa`, and what is made of a base's weights on it. With `auto` the
+    next device is tried where one does not open or what is made does not fit. `profiled`: the profile fills in what the
+    settings leave open. Raises DeviceError, and UsageError for a profile of the user that is none.
+    """
+    asked: Any = settings
+    names = candidates() if asked.device == AUTO else [(asked.device, None)]
+    reasons: list[str] = []
+    for name, info in names:
+        with contextlib.ExitStack() as stack:
+            try:
+                found = _on(stack, replace(asked, device=name), gguf, make, profiled, timed)
+            except DeviceError as error:
+                if name != names[-1][0]:
+                    reasons.append(f"not {name}: {str(error).rstrip('.')}")
+                    continue
+                raise DeviceError("; ".join([str(error), *reasons])) from error
+            if info is not None:
+                found = replace(found, taken="; ".join([f"on {name}, {info.name} ({info.isa})", *reasons]))
+            yield found
+            return
+
+
+def _on(
+    stack: contextlib.ExitStack, settings: Any, gguf: GGUF, make: Callable[..., Any], profiled: bool, timed: bool
+) -> Opened[Any, Any]:
+    profile = profile_of(settings.device)
+    if profiled:
+        settings = with_profile(settings, profile)
+    isa = getattr(settings, "isa", None)
+    device = stack.enter_context(contextlib.closing(profile.open(settings.device, settings.threads, isa, timed)))
+    size, there = sum(info.nbytes for info in gguf.tensors.values()), device.info.memory_bytes
+    if device.info.own_memory and not device.info.in_place and there and size > there:
+        raise DeviceError(
+            f"{gguf.name} has {size / 2**30:.1f} GiB of weights and the device {there / 2**30:.1f} GiB of memory"
+        )
+    weights = stack.enter_context(contextlib.closing(Weights(gguf, device)))
+    return Opened(settings, profile, weights, stack.enter_context(make(settings, weights)), None)
