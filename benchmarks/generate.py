@@ -66,10 +66,10 @@ def llama_cpp(model: str, threads: int, sequences: int, context: int) -> tuple[S
 def fabric(model: str, threads: int, sequences: int, context: int, precision: str) -> tuple[Step, int]:
     """The lanes that `fabric generate` decodes with."""
     from fabric.core import Device
-    from fabric.evaluation.answer import Answer
-    from fabric.evaluation.decoding import Lane, advance
-    from fabric.evaluation.sampling import pick
-    from fabric.evaluation.settings import GenerateSettings
+    from fabric.generation.answer import Answer
+    from fabric.generation.decoding import Lane, advance
+    from fabric.generation.sampling import pick
+    from fabric.generation.settings import GenerateSettings
     from fabric.models.inference import Decoder, open_weights
     from fabric.text.tokenizer import Tokenizer
 

@@ -5,11 +5,10 @@ whichever thread notices: there is no exception that the system could raise inst
 from __future__ import annotations
 
 import mmap
-import weakref
 from typing import BinaryIO
 
 from fabric import notices
-from fabric.core._native import ffi, lib
+from fabric.core.guard import guard
 from fabric.errors import OutputError
 from fabric.printable import one_line
 
@@ -19,12 +18,9 @@ _LONGEST_NAME = 200  # characters, at most 4 bytes each: a sentence has room for
 def mapped(file: BinaryIO, name: str) -> mmap.mmap:
     """Map a whole file that is not empty; `name` is what the sentence calls it."""
     found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = ffi.cast("void *", ffi.from_buffer(found))
     sentence = (
         f"{notices.speaker}: {one_line(name, _LONGEST_NAME)} became shorter while it was being read; "
         "put back the whole file and run the command again\n"
     )
-    if lib.fb_guard(start, len(found), sentence.encode(), OutputError.exit_code) != lib.FB_OK:
-        raise MemoryError
-    weakref.finalize(found, lib.fb_unguard, start).atexit = False
+    guard(found, sentence, OutputError.exit_code)
     return found

@@ -185,15 +185,16 @@ def pair_of(sample: str) -> Callable[[str], tuple[str, str]]:
     return read
 
 
+APART = ("seed", "precision", "weights")
+
+
 def told(settings: Any, only: Literal["lora", "full"]) -> dict[str, Any]:
     """The settings that the history of a result names: those that touch it, where they differ from their defaults or
     are always named. Paths, the seed and the precision have a place of their own there."""
     return {
         one.name: getattr(settings, one.name)
         for one in declared(settings)
-        if one.setting.touches == "result"
-        and one.setting.path is None
-        and one.name not in ("seed", "precision", "weights")
+        if one.setting.touches == "result" and one.setting.path is None and one.name not in APART
         if one.setting.only in (None, only) and (one.setting.always or getattr(settings, one.name) != one.default)
     }
 

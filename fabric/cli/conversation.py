@@ -14,15 +14,15 @@ from fabric.cli import console, signals
 from fabric.errors import DataError
 
 if TYPE_CHECKING:
-    from fabric.evaluation.chat import Chat
-    from fabric.evaluation.settings import GenerateSettings
+    from fabric.generation.chat import Chat
+    from fabric.generation.settings import GenerateSettings
 
 
 def answer(settings: GenerateSettings, output: str) -> None:
     """Rows of JSONL, or the plain answers to a --prompt."""
     from fabric.data.jsonl import dumps
-    from fabric.evaluation.generate import generate
     from fabric.files import open_output
+    from fabric.generation.generate import generate
 
     as_text = settings.prompt is not None and not console.flag("json")
     with open_output(output, text=True) as file:
@@ -41,8 +41,8 @@ def answer(settings: GenerateSettings, output: str) -> None:
 def converse(settings: GenerateSettings, output: str) -> None:
     """A message a line, its answer below it; with --json an object a turn."""
     from fabric.data.jsonl import dumps
-    from fabric.evaluation.chat import open_chat
     from fabric.files import open_output
+    from fabric.generation.chat import open_chat
 
     as_text = not console.flag("json")
     with open_chat(settings) as chat, open_output(output, text=True) as file:

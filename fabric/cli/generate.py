@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fabric.cli import console
 from fabric.errors import UsageError
-from fabric.evaluation.settings import GenerateSettings
+from fabric.generation.settings import GenerateSettings
 from fabric.settings import Output, Setting
 
 

@@ -14,8 +14,8 @@ from fabric.errors import UsageError
 from fabric.settings import Setting, split_names
 
 if TYPE_CHECKING:
-    from fabric.evaluation.plot import PlotSettings
-    from fabric.evaluation.runs import Run
+    from fabric.plotting.plot import PlotSettings
+    from fabric.plotting.runs import Run
 
 
 def command(
@@ -48,9 +48,9 @@ def command(
     Without -o the drawing goes to the terminal as text; with --json only the numbers of each run.
     """
     from fabric.cli import signals
-    from fabric.evaluation.plot import PlotSettings, summary
-    from fabric.evaluation.runs import follow_runs, read_runs
     from fabric.files import is_stdout, is_stream
+    from fabric.plotting.plot import PlotSettings, summary
+    from fabric.plotting.runs import follow_runs, read_runs
 
     sources, names = metrics, columns
     if console.flag("json"):
@@ -77,8 +77,8 @@ def command(
 
 
 def _write(output: str, svg: bool, settings: PlotSettings, runs: Sequence[Run]) -> None:
-    from fabric.evaluation.plot import draw_png, draw_svg
     from fabric.files import open_output
+    from fabric.plotting.plot import draw_png, draw_svg
 
     svg = svg or output.lower().endswith(".svg")
     picture = (draw_svg if svg else draw_png)(settings, runs)
@@ -87,7 +87,7 @@ def _write(output: str, svg: bool, settings: PlotSettings, runs: Sequence[Run]) 
 
 
 def _print(settings: PlotSettings, runs: Sequence[Run], anew: bool) -> None:
-    from fabric.evaluation.plot import draw_text
+    from fabric.plotting.plot import draw_text
 
     dumb = os.environ.get("TERM", "dumb") == "dumb"
     plain = os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")

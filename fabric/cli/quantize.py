@@ -45,7 +45,7 @@ def command(
 
 def calibrated(rows: str, target: str | None, threads: int) -> Callable[[GGUF], Importance]:
     """Finds the importance with a model, under a bar, and keeps it in `target`."""
-    from fabric.evaluation.importance import collect, write_importance
+    from fabric.calibration.importance import collect, write_importance
     from fabric.files import open_output
 
     def find(gguf: GGUF) -> Importance:
@@ -62,6 +62,6 @@ def calibrated(rows: str, target: str | None, threads: int) -> Callable[[GGUF], 
 
 def known(path: str) -> Callable[[GGUF], Importance]:
     """Reads the importance from a file."""
-    from fabric.evaluation.importance import read_importance
+    from fabric.calibration.importance import read_importance
 
     return lambda gguf: read_importance(path, gguf).of

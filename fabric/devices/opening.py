@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from fabric.core import DeviceInfo, devices, find_sycl
 from fabric.devices.profiles import BACKENDS, Profile, places, profile_of
@@ -13,7 +13,24 @@ from fabric.errors import DeviceError
 from fabric.models.recorder import Weights
 from fabric.weights.gguf import GGUF
 
-S = TypeVar("S")
+
+class Placed(Protocol):
+    """Settings that say where and how a model is computed."""
+
+    @property
+    def device(self) -> str:
+        """A name, or `auto`."""
+
+    @property
+    def threads(self) -> int:
+        """Of the processor; 0: one per core."""
+
+    @property
+    def precision(self) -> str:
+        """Of activations."""
+
+
+S = TypeVar("S", bound=Placed)
 T = TypeVar("T")
 AUTO = "auto"
 _OPEN = {

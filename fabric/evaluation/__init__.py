@@ -1,1 +1,1 @@
-"""Measuring what a run came to: perplexity, accuracy, answers, and the pictures of it."""
+"""Judging: loss, perplexity, labelled accuracy, and tests of what adapters changed."""

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from fabric.data.records import LABEL, Record, read_records
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.decoding import FEED_TOKENS, answers
 from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_test, labelled_row, spellings
-from fabric.evaluation.model import Model, Text, open_model, open_text
 from fabric.evaluation.scoring import Done, Loras, costs, score
-from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, GenerateSettings, Paired, Score
+from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, Paired, Score
 from fabric.evaluation.statistics import bootstrap_interval, even_chance
 from fabric.files import check_streams, shown
+from fabric.generation.decoding import FEED_TOKENS, answers
+from fabric.generation.model import Model, Text, open_model, open_text
+from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
 from fabric.text.encode import EncodeReport, Example, encode_rows, prompt_ids, with_bos
 from fabric.weights.settings import AdapterInput, Progress

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.data.pack import build_feed, pack_in_order
-from fabric.evaluation.model import Model
+from fabric.generation.model import Model
 from fabric.models.inference import Decoder, Scorer
 from fabric.models.recorder import Source
 from fabric.text.encode import Example

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from fabric.settings import (
-    RECORDS,
     STRIDE,
     Context,
     Device,
     Model,
     Precision,
     Records,
-    Seed,
     Setting,
     Template,
     Threads,
@@ -170,39 +168,3 @@ class EvalReport:
         own = {k: v for k, v in vars(self).items() if k not in ("score", "base", "adapters", "row_scores")}
         compared = {"base": self.base.to_json(), "adapters": [a.to_json() for a in self.adapters]} if self.base else {}
         return {**self.score.to_json(), **compared, **own}
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """`fabric generate PROMPTS -m MODEL`. Lengths in tokens."""
-
-    model: Model
-    data: Annotated[str | None, replace(RECORDS, metavar="PROMPTS", stdin=False)] = None
-    """Either this or `prompt`."""
-    prompt: Annotated[str | None, Setting("one prompt; the answer comes as text", "TEXT", touches="task")] = None
-    raw: Annotated[bool, Setting("--prompt is text to go on with, not a user's turn")] = False
-    system: Annotated[str | None, Setting("system message before --prompt or --chat", "TEXT")] = None
-    adapters: Adapters = ()
-    max_tokens: Annotated[int, Setting("longest answer", "N", low=1)] = 128
-    temperature: Annotated[float, Setting("0: the likeliest token", "X", low=0.0)] = 0.0
-    top_k: Annotated[int, Setting("sample among the N likeliest tokens; 0: all", "N", low=0)] = 0
-    top_p: Annotated[
-        float, Setting("sample among the likeliest tokens that together have this probability", "X", low=0.0, high=1.0)
-    ] = 1.0
-    min_p: Annotated[float, Setting("drop tokens below X times the top probability", "X", low=0.0, high=1.0)] = 0.0
-    repeat_penalty: Annotated[float, Setting("make tokens that were said less likely; 1: no", "X")] = 1.0
-    """Logits above 0 are divided by this, others multiplied."""
-    repeat_window: Annotated[int, Setting("how many recent tokens count as said", "TOKENS", low=0)] = 64
-    """Those of the prompt too."""
-    choices: Annotated[int, Setting("sampled answers to each prompt", "N", low=1)] = 1
-    seed: Seed = 42
-    stop: Annotated[
-        tuple[str, ...], Setting("an answer ends before this text; may be given again", "TEXT", many=True)
-    ] = ()
-    ctx: Context = 2048
-    """A prompt and its answer are no longer than this."""
-    batch: Annotated[int, Setting("rows that decode together", "ROWS", low=1, touches="layout")] = 8
-    template: Template = None
-    precision: Precision = "auto"
-    threads: Threads = 0
-    device: Device = "auto"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric.core.words import Words
+from fabric.core.merging import Words
 from fabric.errors import DataError
 from fabric.fields import Fields, short
 from fabric.huggingface.folder import MOST_VOCABULARY, Folder

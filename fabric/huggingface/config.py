@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fabric.core.blocks import Floats
 from fabric.fields import Fields, named, short
 from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
 from fabric.notices import notice
-from fabric.weights.codec import Floats
 
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B = 62  # the one size of gemma3 whose scores are scaled by hidden_size / heads

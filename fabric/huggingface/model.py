@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fabric.core.blocks import Floats, encode
 from fabric.errors import DataError, UsageError
 from fabric.files import check_streams, open_output
 from fabric.huggingface import mistral
@@ -18,7 +19,6 @@ from fabric.huggingface.names import Family
 from fabric.huggingface.safetensors import Stored
 from fabric.huggingface.tokenizer import tokenizer_metadata
 from fabric.notices import held
-from fabric.weights.codec import Floats, encode
 from fabric.weights.formats import BY_NAME, F16, F32, FORMATS
 from fabric.weights.gguf import TensorSpec, write_gguf
 from fabric.weights.history import KEY as HISTORY

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fabric.core.blocks import encode
 from fabric.errors import DataError
 from fabric.fields import Fields, named, short
 from fabric.files import check_streams, open_folder, open_output
@@ -21,7 +22,6 @@ from fabric.huggingface.residual import KINDS, taken_pair
 from fabric.huggingface.safetensors import Stored, read_files, write_safetensors
 from fabric.notices import held, notice
 from fabric.weights.adapter import Adapter, LoraPair, check_adapter, read_adapter, write_adapter
-from fabric.weights.codec import encode
 from fabric.weights.formats import is_block_format
 from fabric.weights.gguf import GGUF, decode_tensor
 from fabric.weights.history import join_histories, step

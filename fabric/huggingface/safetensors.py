@@ -15,12 +15,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fabric.core.blocks import Floats, decode
 from fabric.errors import DataError, MissingInputError
 from fabric.fields import is_text, named, short
 from fabric.huggingface.folder import Folder
 from fabric.mapping import mapped
 from fabric.notices import notice
-from fabric.weights.codec import Floats, decode
 from fabric.weights.formats import BF16, F16, F32
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

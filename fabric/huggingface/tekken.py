@@ -11,7 +11,7 @@ from fabric.fields import Fields
 from fabric.huggingface.bpe import byte_level
 from fabric.huggingface.folder import MOST_VOCABULARY, Folder
 from fabric.huggingface.vocabulary import Added, Vocabulary
-from fabric.text.words import BYTE_TO_CHAR
+from fabric.text.vocabulary import BYTE_TO_CHAR
 
 NAME = "tekken.json"
 _LONGEST = 1024  # bytes of a token

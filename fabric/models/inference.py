@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fabric.core import FROZEN, Buffer, Device, Feed, Plan
+from fabric.core import FROZEN, Buffer, Device, Plan
+from fabric.data.pack import PackedRows
 from fabric.models import architecture_of
 from fabric.models.recorder import Recorder, Source, Weights
 from fabric.weights.adapter import Adapter
@@ -57,13 +57,13 @@ class Scorer:
         recorder = Recorder(weights, tokens, tokens if trained is None else trained, precision, loras or {})
         self.nll_tensor = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
         recorder.check()
-        self.plan = Plan(recorder.graph)
+        self.inputs, self.plan = recorder.inputs, Plan(recorder.graph)
         recorder.graph.close()
 
-    def nll(self, feed: Any) -> F32Array:
-        """(trained,) of a packed feed (fabric.data.pack.build_feed)."""
+    def nll(self, feed: PackedRows) -> F32Array:
+        """(trained,) of packed rows."""
         trained = len(feed.index)
-        self.plan.run(Feed(len(feed.tokens), trained, tuple(feed)))
+        self.plan.run(self.inputs.feed(**feed._asdict()))
         return self.plan.read(self.nll_tensor, trained, 1)[:, 0]
 
     def close(self) -> None:
@@ -97,14 +97,15 @@ class Decoder:
         self.logits_tensor = recorder.logits(arch.build(recorder, config))
         recorder.check()
         self.caches: list[Buffer] = recorder.caches
-        self.plan = Plan(recorder.graph)
+        self.inputs, self.plan = recorder.inputs, Plan(recorder.graph)
         recorder.graph.close()
 
     def logits(
         self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array
     ) -> F32Array:
         """(len(index), vocab) after the tokens at `index`; every array but that one is (T,)."""
-        self.plan.run(Feed(len(tokens), len(index), (tokens, positions, np.stack((lo, hi), axis=1), slots, index)))
+        seen = np.stack((lo, hi), axis=1)
+        self.plan.run(self.inputs.feed(tokens=tokens, positions=positions, seen=seen, slots=slots, index=index))
         return self.plan.read(self.logits_tensor, len(index), self.vocab_size)
 
     def copy(self, source: int, target: int, rows: int) -> None:

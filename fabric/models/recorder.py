@@ -24,11 +24,12 @@ from fabric.core import (
     TRAINED,
     Buffer,
     Device,
+    Feed,
     Graph,
     Lora,
     Tensor,
 )
-from fabric.errors import DataError
+from fabric.errors import DataError, FabricError
 from fabric.fields import named
 from fabric.notices import notice
 from fabric.weights.gguf import GGUF, check_decodable, decode_tensor, product_scale
@@ -84,6 +85,19 @@ class Weights:
         self.buffers, self.constants = {}, []
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a recorded graph by name, in its order."""
+
+    names: tuple[str, ...]
+
+    def feed(self, **arrays: npt.NDArray[Any]) -> Feed:
+        """A feed of as many tokens as `tokens`, and as many trained or read ones as `index`. Every input is given."""
+        if missing := [name for name in self.names if name not in arrays]:
+            raise FabricError(f"the graph reads {', '.join(missing)}, and a feed lacks it")
+        return Feed(len(arrays["tokens"]), len(arrays["index"]), [arrays[name] for name in self.names])
+
+
 class Recorder:
     """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions.
 
@@ -109,16 +123,26 @@ class Recorder:
         self.caches: list[Buffer] = []
         self.leaves: dict[str, Tensor] = {}
         self.read: set[str] = set()  # tensors of the file that are read without being leaves
-        self.tokens = self.graph.input(I32, TOKENS)
-        self.positions = self.graph.input(I32, TOKENS)
-        self.seen = self.graph.input(I32, TOKENS, 2)
+        self._names: list[str] = []
+        self.tokens = self._input("tokens", I32, TOKENS)
+        self.positions = self._input("positions", I32, TOKENS)
+        self.seen = self._input("seen", I32, TOKENS, 2)
         if cache_rows:
-            self.slots = self.graph.input(I32, TOKENS)
-        self.index = self.graph.input(I32, TRAINED)
+            self.slots = self._input("slots", I32, TOKENS)
+        self.index = self._input("index", I32, TRAINED)
         if not cache_rows:
-            self.targets = self.graph.input(I32, TRAINED)
-        self.keys = self.graph.input(I32, TOKENS) if dropout else -1
-        self.noise = self.graph.input(F32, TOKENS, self.gguf.tensors[EMBEDDING].shape[-1]) if noise else -1
+            self.targets = self._input("targets", I32, TRAINED)
+        self.keys = self._input("keys", I32, TOKENS) if dropout else -1
+        self.noise = self._input("noise", F32, TOKENS, self.gguf.tensors[EMBEDDING].shape[-1]) if noise else -1
+
+    def _input(self, name: str, dtype: int, rows: int, cols: int = 1) -> Tensor:
+        self._names.append(name)
+        return self.graph.input(dtype, rows, cols)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a feed of this graph has to hold."""
+        return Inputs(tuple(self._names))
 
     def source(self, name: str) -> Tensor:
         """A matrix of the sources."""

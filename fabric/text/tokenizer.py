@@ -1,4 +1,4 @@
-"""A tokenizer built from a GGUF's metadata alone: special tokens around the plain text of `words.py`.
+"""A tokenizer built from a GGUF's metadata alone: special tokens around the plain text of `vocabulary.py`.
 
 Ids match stock llama.cpp. Offsets count characters of the given text, so that a span of text becomes a set of tokens.
 """
@@ -17,7 +17,7 @@ from fabric.errors import DataError
 from fabric.fields import Fields, named, short
 from fabric.notices import notice
 from fabric.text.pretokenize import find_pre
-from fabric.text.words import BytePairs, ScoredPieces, Vocabulary
+from fabric.text.vocabulary import BytePairs, ScoredPieces, Vocabulary
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 # Names under which models spell the tokens that end an answer, for files whose metadata name only one of them or

@@ -17,7 +17,7 @@ from fabric.core import Device, Feed, Plan
 from fabric.devices.opening import opened
 from fabric.models import architecture_of
 from fabric.models.inference import Decoder
-from fabric.models.recorder import Weights
+from fabric.models.recorder import Inputs, Weights
 from fabric.settings import check
 from fabric.training.loop import Machine
 from fabric.training.metrics import peak_bytes
@@ -112,7 +112,7 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
 
     with opened(settings, gguf, planned, timed=profile) as found:
         train, machine = found.made
-        feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size)
+        feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size, machine.inputs)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr
         factors = sum(t.n_elements for t in _factors(gguf))
@@ -202,7 +202,7 @@ def _factors(gguf: GGUF) -> list[TensorInfo]:
     ]  # fmt: skip
 
 
-def _feeds(settings: BenchSettings, vocab: int) -> list[Feed]:
+def _feeds(settings: BenchSettings, vocab: int, inputs: Inputs) -> list[Feed]:
     n, random = settings.ctx, np.random.default_rng(0)
     at_once = settings.rows_at_once or settings.batch
     feeds = []
@@ -213,6 +213,6 @@ def _feeds(settings: BenchSettings, vocab: int) -> list[Feed]:
         index = np.flatnonzero((at + 1) % settings.trained_every == 0).astype(np.int32)
         targets = tokens[:, 1:].reshape(-1)[index]
         seen = np.stack((start, start + at + 1), axis=1)
-        inputs = (np.ascontiguousarray(tokens[:, :-1]).reshape(-1), at, seen, index, targets)
-        feeds.append(Feed(rows * n, len(index), inputs))
+        flat = np.ascontiguousarray(tokens[:, :-1]).reshape(-1)
+        feeds.append(inputs.feed(tokens=flat, positions=at, seen=seen, index=index, targets=targets))
     return feeds

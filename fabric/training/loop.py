@@ -127,6 +127,7 @@ class Machine:
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check()
         self.names = {tensor: name for name, tensor in recorder.leaves.items()}
+        self.inputs = recorder.inputs
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing, decode=decode)
         self.scorer = Plan(recorder.graph, decode=decode) if s.val else None
         self.weights_kept = kept if self.plan.stats.constant_bytes else "blocks"  # where nothing is to be decoded
@@ -149,15 +150,15 @@ class Machine:
         """One micro-batch as the graph's inputs. `numbers`: those of the rows, in training; without, no noise."""
         s, packed = self.settings, build_feed(rows)
         lengths = [len(row.tokens) for row in rows]
-        inputs: list[Any] = [*packed]
+        inputs: dict[str, Any] = packed._asdict()
         width = self.weights.gguf.tensors[EMBEDDING].shape[-1]
         if s.dropout:
             calm = np.zeros(sum(lengths), np.int32)
-            inputs.append(dropout_keys(s.seed, step, numbers, lengths) if numbers else calm)
+            inputs["keys"] = dropout_keys(s.seed, step, numbers, lengths) if numbers else calm
         if s.neftune:
             still = np.zeros((sum(lengths), width), np.float32)
-            inputs.append(embedding_noise(s.seed, step, numbers, lengths, width, s.neftune) if numbers else still)
-        return Feed(len(packed.tokens), len(packed.index), inputs)
+            inputs["noise"] = embedding_noise(s.seed, step, numbers, lengths, width, s.neftune) if numbers else still
+        return self.inputs.feed(**inputs)
 
     def memory(self) -> dict[str, int]:
         """Bytes of the device by what they are for; what it reads or copies of the mapped base comes on top."""

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.core import PARAM, Buffer, Range
+from fabric.core.blocks import decode
 from fabric.errors import DataError, UsageError
 from fabric.models import architecture_of
 from fabric.models.recorder import Recorder, Source, Weights
 from fabric.training.settings import MODULES
 from fabric.weights.adapter import Adapter
-from fabric.weights.codec import decode
 from fabric.weights.gguf import GGUF
 
 F32Array = npt.NDArray[np.float32]

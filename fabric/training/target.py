@@ -30,12 +30,12 @@ from fabric.training.parameters import (
 from fabric.training.settings import TrainSettings
 from fabric.weights.adapter import Adapter, LoraPair, check_adapter, other_base, read_adapter, write_adapter
 from fabric.weights.chat import Chat
-from fabric.weights.convert import Rewrite, check_model, is_matrix, write_model
 from fabric.weights.formats import FORMATS, encodable, is_block_format, type_name
 from fabric.weights.gguf import GGUF, TensorInfo
 from fabric.weights.history import Step, join_histories, read_history
 from fabric.weights.merge import KEEP
 from fabric.weights.mix import choose_type, parse_mix
+from fabric.weights.rewrite import Rewrite, check_model, is_matrix, write_model
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fabric.core.blocks import Floats
 from fabric.errors import DataError
 from fabric.weights.chat import Chat, chat_in
-from fabric.weights.codec import Floats
 from fabric.weights.formats import F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
 from fabric.weights.history import KEY as HISTORY

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fabric.core._native import ffi, lib
+from fabric.core.blocks import block_of, can_encode
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,9 @@ def tensor_bytes(type: int, shape: tuple[int, ...]) -> int:
 
 def can_decode(type: int) -> bool:
     """Tell whether the core reads this type."""
-    return bool(lib.fb_format_get(type) != ffi.NULL)
+    return block_of(type) is not None
 
 
 def encodable() -> list[Format]:
-    """Return the types that the core writes, in the order of their numbers: one encoded element or block proves it."""
-    return [row for row in _ROWS if can_decode(row.type) and _encodes(row)]
-
-
-def _encodes(row: Format) -> bool:
-    source = ffi.new("float[]", row.block)
-    target = ffi.new("uint8_t[]", row.block_bytes)
-    return bool(lib.fb_encode(row.type, source, target, len(target), 1, row.block, ffi.NULL) == lib.FB_OK)
+    """Return the types that the core writes, in the order of their numbers."""
+    return [row for row in _ROWS if can_encode(row.type)]

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fabric.core.blocks import Floats, decode
 from fabric.errors import DataError
 from fabric.files import seekable_input, shown
 from fabric.mapping import mapped
-from fabric.weights.codec import Floats, decode
 from fabric.weights.formats import FORMATS, can_decode, tensor_bytes, type_name
 from fabric.weights.gguf_parts import Part, check_parts, part_number, part_paths
 from fabric.weights.gguf_write import (

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fabric.weights.convert import is_matrix
 from fabric.weights.formats import can_decode, type_name
 from fabric.weights.gguf import GGUF, decode_tensor
 from fabric.weights.gguf_write import ARRAY, TYPE_NAMES
 from fabric.weights.history import KEY as HISTORY
 from fabric.weights.history import read_history
+from fabric.weights.rewrite import is_matrix
 
 _SHOWN_ELEMENTS = 8
 

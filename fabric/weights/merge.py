@@ -9,11 +9,11 @@ from fabric.files import check_streams, open_output
 from fabric.notices import notice
 from fabric.weights.adapter import Adapter, adapter_of, check_adapter, other_base
 from fabric.weights.chat import CHAT_TEMPLATE, Chat
-from fabric.weights.convert import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.formats import FORMATS, encodable, is_block_format
 from fabric.weights.gguf import GGUF, TensorInfo, pair_divisor
 from fabric.weights.history import Step, join_histories, read_history, step
 from fabric.weights.mix import Mix, choose_type, parse_mix
+from fabric.weights.rewrite import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.settings import MergeSettings, Progress, WriteResult
 
 KEEP = "keep"

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
+from fabric.core.blocks import Floats
 from fabric.errors import UsageError
 from fabric.files import open_output
-from fabric.weights.codec import Floats
-from fabric.weights.convert import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.formats import Format
 from fabric.weights.gguf import GGUF, TensorInfo
 from fabric.weights.history import read_history, step
 from fabric.weights.mix import choose_type, parse_mix, parse_type
+from fabric.weights.rewrite import Rewrite, check_model, is_matrix, result_of, write_model
 from fabric.weights.settings import Progress, QuantizeSettings, WriteResult
 
 # Weights of the squared error of each column of a matrix, by its name; None where nothing is known of it.

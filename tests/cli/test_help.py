@@ -16,7 +16,7 @@ from tests.support.paths import REPOSITORY
 # What `--help` may import besides the standard library.
 LIGHT = {"click", "typer", "shellingham", "annotated_doc", "fabric"}
 FABRIC_LIGHT = {"fabric", "fabric.errors", "fabric.printable", "fabric.cli", "fabric.settings"}
-ROOMS = {f"fabric.{room}" for room in ("data", "text", "weights", "training", "evaluation")}
+ROOMS = {f"fabric.{room}" for room in ("data", "text", "weights", "training", "evaluation", "generation")}
 FABRIC_LIGHT |= ROOMS | {f"{room}.settings" for room in ROOMS}  # the rooms are empty but for what is declared there
 
 IMPORTED = """

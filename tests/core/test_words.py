@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.core.words import Words
+from fabric.core.merging import Words
 
 ALPHABET = "ab é😀"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fabric.evaluation.answer import Answer
+from fabric.generation.answer import Answer
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
 

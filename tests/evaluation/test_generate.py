@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.decoding import FEED_TOKENS, answers
 from fabric.evaluation.evaluate import evaluate
-from fabric.evaluation.generate import generate
-from fabric.evaluation.model import open_model, open_text
-from fabric.evaluation.settings import EvalSettings, GenerateSettings
+from fabric.evaluation.settings import EvalSettings
+from fabric.generation.decoding import FEED_TOKENS, answers
+from fabric.generation.generate import generate
+from fabric.generation.model import open_model, open_text
+from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF

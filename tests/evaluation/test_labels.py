@@ -8,10 +8,11 @@ import pytest
 
 from fabric.errors import DataError
 from fabric.evaluation.evaluate import evaluate
-from fabric.evaluation.generate import generate
 from fabric.evaluation.labels import LabelTest
 from fabric.evaluation.scoring import Choice
-from fabric.evaluation.settings import EvalReport, EvalSettings, GenerateSettings
+from fabric.evaluation.settings import EvalReport, EvalSettings
+from fabric.generation.generate import generate
+from fabric.generation.settings import GenerateSettings
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput

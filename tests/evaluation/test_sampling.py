@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fabric.errors import DataError
-from fabric.evaluation.sampling import pick, uniform
-from fabric.evaluation.settings import GenerateSettings
+from fabric.generation.sampling import pick, uniform
+from fabric.generation.settings import GenerateSettings
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.3, 0.15], np.float32))
 

@@ -339,7 +339,7 @@ TARGETS = {
     "models": Target(models.use, (), list, (), models.made),
     "gguf": Target(
         read_gguf,
-        ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/words.py", "models/config.py",
+        ("weights/gguf.py", "weights/adapter.py", "text/tokenizer.py", "text/vocabulary.py", "models/config.py",
          "models/keys.py", "fields.py", "weights/gguf_parts.py"),
         lambda: [model_file(), model_file(spare=True), pieces_file(), adapter_file()],
         (b"GGUF", b"\x03\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x08\0\0\0", b"\x09\0\0\0",

@@ -14,7 +14,7 @@ from fabric.errors import DataError, UsageError
 from fabric.text.encode import EncodeReport, Example, encode, encode_rows, prompt_ids
 from fabric.text.template import CHATML, ChatTemplate
 from fabric.text.tokenizer import Tokenizer
-from fabric.text.words import BytePairs
+from fabric.text.vocabulary import BytePairs
 from tests.support.random_models import SPECIALS
 from tests.support.random_models import tokenizer as small_vocabulary
 

@@ -17,7 +17,7 @@ from fabric.errors import DataError
 from fabric.text import pretokenize
 from fabric.text.pretokenize import PRE_TOKENIZERS, Splitter, find_pre
 from fabric.text.tokenizer import Tokenizer
-from fabric.text.words import BytePairs
+from fabric.text.vocabulary import BytePairs
 from tests.support import llama_cpp
 from tests.support.paths import shared, smollm2
 from tests.text.vocabularies import metadata, shared_tokenizer, shortened, smollm2_tokenizer, write_tiny_model

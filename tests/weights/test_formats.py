@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fabric.core import _native
-from fabric.weights.codec import decode, encode
+from fabric.core.blocks import decode, encode
 from fabric.weights.formats import BY_NAME, FORMATS, encodable, tensor_bytes
 from fabric.weights.gguf import GGUF, decode_tensor
 from tests.support import llama_cpp

@@ -220,7 +220,7 @@ def test_the_same_bytes_come_whatever_the_threads(tmp_path: Path, type: str, mon
     shape = Shape(hidden=128, ffn=320, vocab=2000)
     base = write_model(tmp_path / "base.gguf", shape, "Q8_0")
     tuned = save(tmp_path / "a.gguf", adapter(random_pairs(shape, b_std=0.1)))
-    monkeypatch.setattr("fabric.weights.convert._PIECE_ELEMENTS", 5000)
+    monkeypatch.setattr("fabric.weights.rewrite._PIECE_ELEMENTS", 5000)
     one, three = (merged(tmp_path, base, tuned, type=type, threads=threads) for threads in (1, 3))
     assert one.read_bytes() == three.read_bytes()
     assert quantized(tmp_path, one, "q5_1", 1).read_bytes() == quantized(tmp_path, one, "q5_1", 3).read_bytes()

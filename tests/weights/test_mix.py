@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fabric.core.blocks import decode
 from fabric.errors import UsageError
 from fabric.weights.adapter import Adapter, LoraPair, write_adapter
-from fabric.weights.codec import decode
-from fabric.weights.convert import is_matrix
 from fabric.weights.formats import type_name
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
 from fabric.weights.merge import merge
 from fabric.weights.mix import MIXES, choose_type, parse_mix
 from fabric.weights.quantize import quantize
+from fabric.weights.rewrite import is_matrix
 from fabric.weights.settings import AdapterInput, MergeSettings, QuantizeSettings
 from tests.parity import ours
 from tests.support import llama_cpp

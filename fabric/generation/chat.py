@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fabric.errors import DataError
-from fabric.evaluation.answer import Answer
-from fabric.evaluation.decoding import FEED_TOKENS, Lane, advance
-from fabric.evaluation.generate import check_settings, context_limit
-from fabric.evaluation.model import Model, Text, open_model, open_text
-from fabric.evaluation.prompts import asked, system_turn
-from fabric.evaluation.settings import GenerateSettings
+from fabric.generation.answer import Answer
+from fabric.generation.decoding import FEED_TOKENS, Lane, advance
+from fabric.generation.generate import check_settings, context_limit
+from fabric.generation.model import Model, Text, open_model, open_text
+from fabric.generation.prompts import asked, system_turn
+from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
 
 Stop = Callable[[], bool]

@@ -7,8 +7,8 @@ from typing import Any
 
 from fabric.data.records import Record, read_records
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.model import Text
-from fabric.evaluation.settings import GenerateSettings
+from fabric.generation.model import Text
+from fabric.generation.settings import GenerateSettings
 from fabric.text.encode import encode_spans, prompt_ids
 
 

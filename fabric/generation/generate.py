@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.decoding import FEED_TOKENS, Lane, Watch, answers
-from fabric.evaluation.model import Model, Text, open_model, open_text
-from fabric.evaluation.prompts import read_prompts
-from fabric.evaluation.settings import GenerateSettings
 from fabric.files import check_streams, shown
+from fabric.generation.decoding import FEED_TOKENS, Lane, Watch, answers
+from fabric.generation.model import Model, Text, open_model, open_text
+from fabric.generation.prompts import read_prompts
+from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
 
 

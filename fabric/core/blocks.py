@@ -1,4 +1,4 @@
-"""Block formats to float32 and back, through the core. Calls release the interpreter, so threads help."""
+"""Block formats to float32 and back. Calls release the interpreter, so threads help."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ import numpy.typing as npt
 
 from fabric.core._native import ffi, lib
 from fabric.errors import FabricError
-from fabric.weights.formats import FORMATS
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
 
 
+def block_of(type: int) -> tuple[int, int] | None:
+    """Elements and bytes of a block; None where the core does not decode the type."""
+    found = lib.fb_format_get(type)
+    return None if found == ffi.NULL else (found.block, found.block_bytes)
+
+
+def can_encode(type: int) -> bool:
+    """Whether the core writes a type: one encoded block proves it."""
+    if (found := block_of(type)) is None:
+        return False
+    source, target = ffi.new("float[]", found[0]), ffi.new("uint8_t[]", found[1])
+    return bool(lib.fb_encode(type, source, target, len(target), 1, found[0], ffi.NULL) == lib.FB_OK)
+
+
 def decode(type: int, data: Bytes, n: int) -> Floats:
     """Decode n elements, whole blocks, to (n,) float32. FabricError when the core does not know the type."""
-    row = FORMATS[type]
-    if len(data) != n // row.block * row.block_bytes:
-        raise FabricError(f"{n} elements of {row.name} do not take {len(data)} bytes")
     out = np.empty(n, np.float32)
     _check(lib.fb_decode(type, ffi.from_buffer(data), len(data), ffi.from_buffer("float[]", out), n))
     return out
@@ -30,10 +40,11 @@ def encode(type: int, values: Floats, importance: Floats | None = None) -> memor
 
     `importance`, (cols,): how much the squared error of a column counts, where a format can choose.
     """
-    row = FORMATS[type]
     values = np.ascontiguousarray(values, np.float32)
     rows, cols = values.shape
-    out = np.empty(rows * (cols // row.block) * row.block_bytes, np.uint8)
+    if (found := block_of(type)) is None:
+        raise FabricError(f"type {type} cannot be encoded")
+    out = np.empty(rows * (cols // found[0]) * found[1], np.uint8)
     source = ffi.from_buffer("float[]", values)
     weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", importance)
     if importance is not None and (importance.shape != (cols,) or importance.dtype != np.float32):

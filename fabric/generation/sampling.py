@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError
-from fabric.evaluation.settings import GenerateSettings
+from fabric.generation.settings import GenerateSettings
 
 _SORTED = 1024  # so many likeliest tokens nearly always hold `top_p`; the rest is sorted only where they do not
 

@@ -16,9 +16,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from fabric.core.blocks import Floats, decode, encode
 from fabric.errors import DataError
 from fabric.weights.adapter import LoraPair
-from fabric.weights.codec import Floats, decode, encode
 from fabric.weights.formats import F32, FORMATS, type_name
 from fabric.weights.gguf import GGUF, TensorInfo, TensorSpec, check_decodable, write_gguf
 from fabric.weights.history import KEY as HISTORY

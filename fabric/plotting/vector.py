@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
-from fabric.evaluation.raster import Color, Points
+from fabric.plotting.raster import Color, Points
 from fabric.printable import one_line
 
 _CAPITALS = 0.72  # height of capitals in a font of size 1

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fabric.core.words import Words
+from fabric.core.merging import Words
 from fabric.errors import DataError
 from fabric.text.pretokenize import Splitter, find_pre
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError
-from fabric.evaluation.raster import Color, Picture, text_width
-from fabric.evaluation.runs import Run, Series
-from fabric.evaluation.vector import Drawing
+from fabric.plotting.raster import Color, Picture, text_width
+from fabric.plotting.runs import Run, Series
+from fabric.plotting.vector import Drawing
 from fabric.printable import one_line
 
 PALETTE: tuple[Color, ...] = (

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from fabric.devices.opening import opened
-from fabric.evaluation.settings import EvalSettings, GenerateSettings
+from fabric.devices.opening import Placed, opened
 from fabric.files import shown
 from fabric.models import architecture_of
 from fabric.models.inference import frozen_loras, pick_precision
@@ -73,7 +72,7 @@ def open_text(path: str, template: str | None, adapters: Sequence[AdapterInput] 
 @contextlib.contextmanager
 def open_model(
     text: Text,
-    settings: EvalSettings | GenerateSettings,
+    settings: Placed,
     make: Callable[[Model], contextlib.AbstractContextManager[T]],
 ) -> Iterator[tuple[Model, T]]:
     """Adapters checked against the base, both on the device, and what is made of them there. Raises DataError,
@@ -85,7 +84,7 @@ def open_model(
         scaled.append((adapter, given.scale))
 
     @contextlib.contextmanager
-    def made(settings: EvalSettings | GenerateSettings, weights: Weights) -> Iterator[tuple[Model, T]]:
+    def made(settings: Placed, weights: Weights) -> Iterator[tuple[Model, T]]:
         model = Model(weights, scaled, pick_precision(weights.device, settings.precision), settings.device, notes)
         with make(model) as what:
             yield model, what

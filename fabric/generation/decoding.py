@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fabric.evaluation.answer import Answer
-from fabric.evaluation.sampling import pick
-from fabric.evaluation.settings import GenerateSettings
+from fabric.generation.answer import Answer
+from fabric.generation.sampling import pick
+from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
 from fabric.text.tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fabric.core import Feed, Plan, Tensor
+from fabric.core import Plan, Tensor
+from fabric.core.blocks import Floats
 from fabric.data.pack import build_feed
 from fabric.data.records import read_records
 from fabric.devices import DEFAULT
@@ -24,10 +25,9 @@ from fabric.models.recorder import PRODUCT, Recorder, Weights
 from fabric.text.encode import EncodeReport, encode_rows
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
-from fabric.weights.codec import Floats
-from fabric.weights.convert import check_model
 from fabric.weights.formats import F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
+from fabric.weights.rewrite import check_model
 from fabric.weights.settings import Progress
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -59,11 +59,11 @@ class _Watched(Recorder):
 
     def __init__(self, weights: Weights, tokens: int, precision: str) -> None:
         super().__init__(weights, tokens, tokens, precision, {})
-        self.inputs: dict[str, Tensor] = {}
+        self.fed: dict[str, Tensor] = {}
 
     def linear(self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT) -> Tensor:
         """As in a Recorder."""
-        self.inputs[f"{name}.weight"] = self.graph.keep(x)
+        self.fed[f"{name}.weight"] = self.graph.keep(x)
         return super().linear(x, name, residual, scaled)
 
 
@@ -84,19 +84,19 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
         contextlib.closing(Weights(gguf, device)) as held,
     ):
         recorder = _Watched(held, capacity, pick_precision(device, "auto"))
-        recorder.inputs[recorder.head_name] = recorder.graph.keep(arch.build(recorder, arch.read_config(gguf)))
+        recorder.fed[recorder.head_name] = recorder.graph.keep(arch.build(recorder, arch.read_config(gguf)))
         recorder.read.add(recorder.head_name)  # whose product is not computed here
         recorder.check()
         plan = Plan(recorder.graph)
         recorder.graph.close()
-        sums = {name: np.zeros(gguf.tensors[name].shape[-1]) for name in recorder.inputs}
+        sums = {name: np.zeros(gguf.tensors[name].shape[-1]) for name in recorder.fed}
         done = 0
         with contextlib.closing(plan):
             for row in examples:
-                n, feed = len(row.tokens), build_feed([row])
-                plan.run(Feed(n, len(feed.index), tuple(feed)))
+                n = len(row.tokens)
+                plan.run(recorder.inputs.feed(**build_feed([row])._asdict()))
                 squares: dict[Tensor, npt.NDArray[np.float64]] = {}
-                for name, tensor in recorder.inputs.items():
+                for name, tensor in recorder.fed.items():
                     if tensor not in squares:  # several layers read the same
                         read = plan.read(tensor, n, len(sums[name]))
                         squares[tensor] = np.square(read, dtype=np.float64).sum(0)

@@ -1,0 +1,1 @@
+"""Answers to prompts and conversations: a model opened with its adapters, decoding, sampling."""
