@@ -4,7 +4,7 @@ _fabric() {
     local command=${COMP_WORDS[1]} words=""
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "prepare template train resume merge quantize eval generate devices convert inspect bench plot --help --version" -- "$cur")); return
+        COMPREPLY=($(compgen -W "prepare template train resume merge quantize eval generate devices convert inspect bench plot completion --help --version" -- "$cur")); return
     fi
     case "$command:$prev" in
         prepare:--format) COMPREPLY=($(compgen -W "auto jsonl json csv tsv text paragraphs" -- "$cur")); return ;;
@@ -161,6 +161,7 @@ _fabric() {
         inspect) words="--tensors --no-tensors --chat-template -q --quiet --json --strict --debug -h --help" ;;
         bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
         plot) words="-o --output --svg --no-svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;;
+        completion) words="-q --quiet --json --strict --debug -h --help" ;;
     esac
     case "$cur" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;

@@ -38,6 +38,7 @@ COMMANDS = {
     "inspect": "say what is inside a GGUF file",
     "bench": "measure training speed and share of the machine's peak",
     "plot": "draw the metrics of training runs",
+    "completion": "print the completion of a shell",
 }
 
 EPILOG = """Commands are filters: `-` is stdin or stdout, results go to stdout or -o, everything else to stderr.
@@ -183,6 +184,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # until a command listens
+        if argv[:1] == ["help"]:
+            argv = [*argv[1:2], "--help"]
         command = group()
         with command.make_context("fabric", list(argv)) as top:
             command.invoke(top)

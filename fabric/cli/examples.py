@@ -86,4 +86,5 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("two runs as a PNG, with the learning rate below", "fabric plot a.jsonl b.jsonl -c loss,lr -o runs.png"),
         ("everything of a run, for a page", "fabric plot run.jsonl -c loss,lr,grad_norm,tokens_per_s -o run.svg"),
     ],
+    "completion": [("for this shell only", "source <(fabric completion bash)")],
 }

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,31 @@ def test_shell_completions_man_pages_and_the_command_page_are_current() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_help_is_a_command_too() -> None:
+    assert fabric("help", "train").out == fabric("train", "--help").out
+    assert fabric("help").out == fabric("--help").out
+    one_sentence(fabric("help", "trian"), 2, "'train'")
+
+
+@pytest.mark.parametrize("shell", [("bash", "fabric.bash"), ("zsh", "_fabric"), ("fish", "fabric.fish")])
+def test_completions_are_printed_as_they_are_installed(shell: tuple[str, str]) -> None:
+    told = fabric("completion", shell[0])
+    assert told.code == 0 and told.out == (REPOSITORY / "completions" / shell[1]).read_bytes()
+
+
+def test_a_wheel_brings_man_pages_and_completions(tmp_path: Path) -> None:
+    code = f"import setuptools, sys; sys.argv = ['setup.py', '-q', 'install_data', '-d', {str(tmp_path)!r}]"
+    run = "import runpy; runpy.run_path('setup.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {run}"], cwd=REPOSITORY, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    share = tmp_path / "share"
+    assert {path.name for path in (share / "man/man1").iterdir()} >= {f"fabric-{name}.1" for name in COMMANDS}
+    assert (share / "man/man5/fabric.toml.5").exists()
+    for place in ("bash-completion/completions/fabric.bash", "zsh/site-functions/_fabric",
+                  "fish/vendor_completions.d/fabric.fish"):  # fmt: skip
+        assert (share / place).exists(), place
 
 
 def complete(line: str) -> list[str]:
