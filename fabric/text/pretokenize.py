@@ -1,17 +1,15 @@
 """How a text is cut into words before byte-pair merging: one row a pre-tokenizer of `tokenizer.ggml.pre`.
 
-The patterns are those the models were trained with. Python's `re` knows neither \\p{L} nor Unicode's white space
-(its \\s takes U+001C..1F too), so the classes are spelled out from `unicodedata` on first use; a text of pure ASCII
-never needs them.
+The patterns are those the models were trained with. The package `regex` knows the classes of letters, numbers and marks
+by tables of its own, so words do not depend on the interpreter; a text of pure ASCII is cut by `re`, which is quicker,
+with the classes spelled out. White space is spelled out in both: that of either package takes U+001C..1F too.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from fabric.errors import DataError
 
@@ -104,14 +102,16 @@ class Splitter:
 
     def __init__(self, pre: Pre) -> None:
         self._patterns = pre.patterns
-        self._ascii = _compile(pre.patterns, _ASCII)
+        self._ascii = _compile(pre.patterns, _ASCII, re.compile)
         self._unicode: tuple[re.Pattern[str], ...] | None = None
 
     def __call__(self, text: str) -> list[str]:
         if text.isascii():
             return _apply(self._ascii, text)
         if self._unicode is None:
-            self._unicode = _compile(self._patterns, _unicode_classes())
+            import regex
+
+            self._unicode = _compile(self._patterns, {r"\s": _SPACE}, regex.compile)
         words: list[str] = []
         for part in _stretches(text):
             words += _apply(self._ascii if part.isascii() else self._unicode, part)
@@ -166,28 +166,12 @@ def _cut(pattern: re.Pattern[str], word: str) -> Iterable[str]:
         yield word[end:]
 
 
-def _compile(patterns: tuple[str, ...], classes: dict[str, str]) -> tuple[re.Pattern[str], ...]:
+def _compile(
+    patterns: tuple[str, ...], classes: dict[str, str], compile: Callable[[str], re.Pattern[str]]
+) -> tuple[re.Pattern[str], ...]:
     compiled = []
     for pattern in patterns:
         for name, members in classes.items():
             pattern = pattern.replace(name, members)
-        compiled.append(re.compile(pattern))
+        compiled.append(compile(pattern))
     return tuple(compiled)
-
-
-@lru_cache(maxsize=1)
-def _unicode_classes() -> dict[str, str]:
-    """Members of the classes in `re`'s notation. Only planes 0 to 3 and 14 have letters, numbers, marks or signs."""
-    runs: dict[str, list[str]] = {"L": [], "LC": [], "N": [], "M": [], "P": []}
-    category = unicodedata.category
-    for first, last in ((0, 0x3FFFF), (0xE0000, 0xE0FFF)):
-        kind, start = "", first
-        for code in range(first, last + 2):
-            this = category(chr(code)) if code <= last else ""
-            if this != kind:
-                part = f"\\U{start:08x}-\\U{code - 1:08x}"
-                runs.get(kind[:1], []).append(part)
-                if kind in ("Lu", "Ll", "Lt"):
-                    runs["LC"].append(part)
-                kind, start = this, code
-    return {rf"\p{{{name}}}": "".join(parts) for name, parts in runs.items()} | {r"\s": _SPACE}

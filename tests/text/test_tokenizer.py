@@ -221,3 +221,9 @@ def test_an_id_outside_the_vocabulary_counts_as_not_set_and_is_named_once() -> N
 def test_the_table_of_pre_tokenizers_is_whole() -> None:
     for name in PRE_TOKENIZERS:
         assert build(pre=name).decode(build(pre=name).encode("It's 1234 wörds…\n\n  ok")) == "It's 1234 wörds…\n\n  ok"
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_a_letter_newer_than_the_interpreter_is_a_letter(name: str) -> None:
+    garay = "\U00010d50\U00010d51"  # of Unicode 16
+    assert Splitter(PRE_TOKENIZERS[name])(f"one {garay} two") == ["one", f" {garay}", " two"]

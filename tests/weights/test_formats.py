@@ -244,3 +244,11 @@ def test_the_core_and_the_reader_agree_on_every_size() -> None:
 def test_a_mistaken_call_ends_in_a_sentence(call: object, sentence: str) -> None:
     assert call() == lib.FB_E_ARGUMENT  # type: ignore[operator]
     assert sentence in ffi.string(lib.fb_error()).decode()
+
+
+def test_names_and_numbers_of_types_and_files_are_those_of_gguf() -> None:
+    assert {row.type: row.name for row in FORMATS.values()} == {int(k): k.name for k in gguf.GGMLQuantizationType}
+    for row in FORMATS.values():
+        if row.file_type is not None:
+            name = gguf.LlamaFileType(row.file_type).name
+            assert name.removeprefix("ALL_").removeprefix("MOSTLY_").removesuffix("_MOE") == row.name
