@@ -39,7 +39,7 @@ from fabric.training.loop import Loop, Machine, Spans, capacities, steps_per_epo
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import fill
 from fabric.training.rows import Rows, load_rows
-from fabric.training.settings import TrainReport, TrainSettings, TrainUI
+from fabric.training.settings import SILENT, TrainReport, TrainSettings, TrainUI
 from fabric.training.target import Target, target_of
 from fabric.weights.gguf import GGUF
 from fabric.weights.history import Step, step
@@ -59,7 +59,7 @@ class Setup:
     notes: list[str]
 
 
-def train(settings: TrainSettings, ui: TrainUI) -> TrainReport:
+def train(settings: TrainSettings, ui: TrainUI = SILENT) -> TrainReport:
     """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run."""
     check_settings(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))

@@ -247,6 +247,29 @@ class TrainUI(Protocol):
         ...
 
 
+class Silent:
+    """A TrainUI that says nothing and never stops."""
+
+    def start(self, info: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, fraction: float) -> None:
+        """Nothing."""
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def interrupted(self) -> bool:
+        """Never."""
+        return False
+
+
+SILENT = Silent()
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """What a finished run came to."""

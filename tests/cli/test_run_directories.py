@@ -16,9 +16,8 @@ import pytest
 from fabric.errors import DataError
 from fabric.training.checkpoint import newest_checkpoint
 from fabric.training.resume import resume
-from fabric.training.settings import TrainSettings
+from fabric.training.settings import Silent, TrainSettings
 from tests.cli.shell import Ended, fabric, one_sentence
-from tests.support.silent import Silent
 
 RUN = ("--steps", "4", "--rank", "2", "--ctx", "64", "--batch", "4", "--checkpoint-every", "1")
 NEWEST = "step-00000004.ckpt"

@@ -259,8 +259,7 @@ PARTS = ("run.json", CHECKPOINT, "metrics.jsonl", "best.ckpt")  # an input begin
 def finished_run() -> dict[str, bytes]:
     """The files of a run of two steps, whose base and rows lie in a folder that stays until the end."""
     from fabric.training.run import train
-    from fabric.training.settings import TrainSettings
-    from tests.support.silent import Silent
+    from fabric.training.settings import Silent, TrainSettings
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -301,7 +300,7 @@ def odd_run(rng: random.Random) -> bytes:
 def read_run_directory(folder: Path, data: bytes) -> None:
     """Goes on with the run, which may write nothing outside its directory."""
     from fabric.training.resume import resume
-    from tests.support.silent import Silent
+    from fabric.training.settings import Silent
 
     run, name = folder / "run", PARTS[data[0] % len(PARTS)] if data else PARTS[0]
     shutil.rmtree(run, ignore_errors=True)
