@@ -108,6 +108,7 @@ static int look(int index, shim_facts *facts, fb_device_info *info) {
     snprintf(info->isa, sizeof info->isa, "sycl");
     info->cores = facts->cores;
     info->bf16 = facts->kind != SHIM_PROCESSOR;
+    info->software = facts->kind == SHIM_PROCESSOR;
     info->own_memory = facts->own_memory;
     info->memory_bytes = facts->memory_bytes;
     info->max_binding_bytes = ((uint64_t)4 << 30) - 256; /* kernels count elements, and bytes of blocks, in 32 bits */
