@@ -58,6 +58,7 @@ _fabric() {
         train:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
         train:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
         train:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
+        train:--weights) COMPREPLY=($(compgen -W "auto blocks 16bit" -- "$cur")); return ;;
         train:--threads) return ;;
         train:--device) return ;;
         train:--val) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -124,6 +125,7 @@ _fabric() {
         devices:-m|devices:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         devices:--ctx) return ;;
         devices:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
+        devices:--weights) COMPREPLY=($(compgen -W "auto blocks 16bit" -- "$cur")); return ;;
         devices:--device) return ;;
         convert:-o|convert:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         convert:-m|convert:--model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -136,6 +138,7 @@ _fabric() {
         bench:--rank) return ;;
         bench:--modules) return ;;
         bench:--precision) COMPREPLY=($(compgen -W "auto f32 bf16" -- "$cur")); return ;;
+        bench:--weights) COMPREPLY=($(compgen -W "auto blocks 16bit" -- "$cur")); return ;;
         bench:--steps) return ;;
         bench:--threads) return ;;
         bench:--device) return ;;
@@ -150,16 +153,16 @@ _fabric() {
     case "$command" in
         prepare) words="--format --separator --as --field --keep-fields --system --prompt-template --normalize --no-normalize --min-chars --max-chars --dedup --no-dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
         template) words="-m --model --template --tokens --no-tokens --check --ctx --stride --train --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
         resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads --tensor --calibrate --imatrix --save-imatrix --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
         eval) words="-m --model -a --adapter --compare --no-compare --accuracy --llama-perplexity --no-llama-perplexity --labels --ctx --stride --template --train --precision --threads --device --rows --markdown --no-markdown -q --quiet --json --strict --debug -h --help" ;;
         generate) words="-m --model --prompt --raw --no-raw --system -a --adapter --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -o --output --chat -q --quiet --json --strict --debug -h --help" ;;
-        devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --device -q --quiet --json --strict --debug -h --help" ;;
+        devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --weights --device -q --quiet --json --strict --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --strict --debug -h --help" ;;
         inspect) words="--tensors --no-tensors --chat-template -q --quiet --json --strict --debug -h --help" ;;
-        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
+        bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --weights --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
         plot) words="-o --output --svg --no-svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;;
         completion) words="-q --quiet --json --strict --debug -h --help" ;;
     esac
