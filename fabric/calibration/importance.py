@@ -17,7 +17,7 @@ from fabric.core import Plan, Tensor
 from fabric.core.blocks import Floats
 from fabric.data.pack import build_feed
 from fabric.data.records import read_records
-from fabric.devices import DEFAULT
+from fabric.devices.profiles import DEFAULT
 from fabric.errors import DataError
 from fabric.models import architecture_of
 from fabric.models.inference import pick_precision

@@ -101,7 +101,7 @@ class Command(typer.core.TyperCommand):
         """Runs the command; what is below it finds the user's profiles and compiler, and keeps built kernels."""
         from fabric import notices
         from fabric.cli import signals
-        from fabric.devices import places
+        from fabric.devices.places import places
 
         signals.listen()
         notices.listen(console.note, console.flag("strict"))

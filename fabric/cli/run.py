@@ -48,7 +48,7 @@ class TerminalUI:
             return
         from tqdm import tqdm
 
-        from fabric.devices import DEFAULT
+        from fabric.devices.profiles import DEFAULT
 
         self.flops = info["flops_per_token"], info["flops_per_trained"]
         probe = DEFAULT.open(device["opened"], device["threads"])

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from fabric.core import DeviceInfo, devices, find_sycl
-from fabric.devices.profiles import BACKENDS, Profile, places, profile_of
+from fabric.devices.places import places
+from fabric.devices.profiles import BACKENDS, Profile, profile_of
 from fabric.errors import DeviceError
 from fabric.models.recorder import Weights
 from fabric.weights.gguf import GGUF

@@ -16,7 +16,8 @@ import numpy as np
 
 from fabric.core import BF16, F32, FROZEN, I32, TOKENS, Buffer, Device, DeviceInfo, Feed, Graph, Plan
 from fabric.devices.opening import AUTO, candidates
-from fabric.devices.profiles import DEFAULT, KEYS, Profile, places
+from fabric.devices.places import places
+from fabric.devices.profiles import DEFAULT, KEYS, Profile
 from fabric.errors import DeviceError, UsageError
 from fabric.files import open_output
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.core import Device, DeviceInfo, describe_device, find_sycl
+from fabric.devices.places import places
 from fabric.errors import DeviceError, UsageError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
@@ -23,21 +24,6 @@ SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
 
 BACKENDS = ("cuda", "vulkan", "metal", "sycl", "cpu")
 """In the order in which --device auto looks for a device."""
-
-
-@dataclass
-class Places:
-    """Where devices find what is the user's; a command sets them, and None is nowhere."""
-
-    profiles: Path | None = None
-    kernel_cache: Path | None = None
-    """Built kernels, kept from run to run: the beginning of a file name."""
-    cuda_toolkit: Path | None = None
-    oneapi: Path | None = None
-    """A oneAPI compiler's folder."""
-
-
-places = Places()
 
 
 @dataclass(frozen=True)

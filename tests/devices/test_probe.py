@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.devices import read_profile
+from fabric.devices.profiles import read_profile
 from tests.backends.shim import behind
 from tests.cli.shell import fabric, one_sentence
 from tests.support.devices import vulkan

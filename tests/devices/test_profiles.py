@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fabric.core import DeviceInfo
-from fabric.devices import KEYS, profile_of, read_profile, shipped_profiles
+from fabric.devices.profiles import KEYS, profile_of, read_profile, shipped_profiles
 from tests.backends.shim import behind, events
 from tests.cli.shell import fabric, one_sentence
 from tests.support.paths import REPOSITORY
