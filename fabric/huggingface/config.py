@@ -19,6 +19,7 @@ MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B = 62  # the one size of gemma3 whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_WITHOUT_ROPE = 4  # every so many layers of smollm3
 
 
 def _names(text: str) -> frozenset[str]:
@@ -139,12 +140,7 @@ def _settings(family: Family, c: Fields, top: Fields) -> Settings:
     }
     if family.architecture == "llama":
         arch |= {"rope.dimension_count": head_dim, "vocab_size": c.size("vocab_size")}
-    if family.architecture == "gemma3":
-        factors = _gemma3(c, arch, width // n_head if n_layers == _LAYERS_OF_27B else head_dim)
-    else:
-        _window(c, family, arch)
-        told = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
-        factors = _rope(c, c.child(told), arch, head_dim if family.architecture == "llama" else 0, 10000.0)
+    factors = _OWN.get(family.architecture, _plain)(c, family, arch)
     settings = Settings(
         family=family, fields=c, n_layers=n_layers, width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
         ffn=c.size("intermediate_size"), vocab_size=c.size("vocab_size"), tied=c.flag("tie_word_embeddings", False),
@@ -174,6 +170,33 @@ def _biases(c: Fields, family: Family) -> frozenset[str]:
     return found
 
 
+# ---- what is an architecture's own ----
+
+
+def _plain(c: Fields, family: Family, arch: dict[str, Any], default_base: float = 10000.0) -> Floats | None:
+    """Windows that GGUF does not have, and one RoPE for all layers; the divisors of its frequencies."""
+    _window(c, family, arch)
+    told = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
+    dims = arch["attention.key_length"] if family.architecture == "llama" else 0
+    return _rope(c, c.child(told), arch, dims, default_base)
+
+
+def _smollm3(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+    """GGUF's readers take as given which layers know no positions."""
+    n_layers = arch["block_count"]
+    told = c.get("no_rope_layers")
+    turned = [(i + 1) % c.size("no_rope_layer_interval") for i in range(n_layers)] if told is None else told
+    if not isinstance(turned, list) or [bool(one) for one in turned[:n_layers]] != [
+        bool((i + 1) % _WITHOUT_ROPE) for i in range(n_layers)
+    ]:
+        raise c.wrong("no_rope_layers", f"0 in every {_WITHOUT_ROPE}th of {n_layers} layers, as GGUF's readers have it")
+    c.only("use_sliding_window", False, why="a smollm3 model in GGUF cannot have")
+    if any(_layer_types(c, n_layers, lambda _: False)):
+        raise c.error("layer_types", f"has {_SLIDING}, but a smollm3 model in GGUF has no windows")
+    c.get("sliding_window")  # without effect where no layer has one
+    return _plain(c, family, arch, 2e6)
+
+
 # ---- attention ----
 
 
@@ -189,7 +212,7 @@ def _layer_types(c: Fields, n_layers: int, default: Callable[[int], bool]) -> li
 
 def _window(c: Fields, family: Family, arch: dict[str, Any]) -> None:
     """GGUF has no windows for these models: rows that are no longer than the window compute the same without it."""
-    if "sliding_window" not in family.defaults:
+    if "sliding_window" not in family.defaults or family.architecture in _OWN:
         return
     window, n_layers = c.size("sliding_window", 0), arch["block_count"]
     if "max_window_layers" in family.defaults:
@@ -205,9 +228,11 @@ def _window(c: Fields, family: Family, arch: dict[str, Any]) -> None:
         arch["context_length"] = window
 
 
-def _gemma3(c: Fields, arch: dict[str, Any], scalar: int) -> Floats | None:
+def _gemma3(c: Fields, _: Family, arch: dict[str, Any]) -> Floats | None:
     """Windows, and what GGUF's readers take as given."""
-    n_layers = arch["block_count"]
+    n_layers, scalar = arch["block_count"], arch["attention.key_length"]
+    if n_layers == _LAYERS_OF_27B:
+        scalar = arch["embedding_length"] // arch["attention.head_count"]
     c.only("query_pre_attn_scalar", scalar, why=f"GGUF cannot express: readers take {scalar} in such a gemma3 model")
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         c.only(key, why="a gemma3 model in GGUF cannot have")
@@ -281,3 +306,6 @@ def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise rope.error("factor", f"is {factor:g}, beyond what F32 holds")
     return factors
+
+
+_OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Floats | None]] = {"gemma3": _gemma3, "smollm3": _smollm3}

@@ -149,6 +149,16 @@ FAMILIES = (
         activations=("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
         norm_offset=1.0,
     ),
+    Family(
+        "smollm3", ("SmolLM3ForCausalLM",), ("smollm3",), pairs_rope=True,
+        defaults={
+            **_COMMON, **_BIASES, "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008,
+            "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4,
+            "max_position_embeddings": 32768, "tie_word_embeddings": True, "no_rope_layers": None,
+            "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None, "layer_types": None,
+            "bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004,
+        },
+    ),
 )  # fmt: skip
 
 

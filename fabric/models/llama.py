@@ -13,12 +13,13 @@ from fabric.models.recorder import SUM, Recorder
 __all__ = ["Config", "build", "read_config"]
 
 
-def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor) -> Tensor:
-    """x + attention(norm(x)); x (T, width)."""
+def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor | None) -> Tensor:
+    """x + attention(norm(x)); x (T, width). `rope`: None in a layer that knows no positions."""
     h = r.rms_norm(x, f"{block}.attn_norm", c.rms_eps)
     q, k, v = r.qkv(h, block)
-    q = r.graph.rope(q, rope, c.head_dim, PAIRS)
-    k = r.graph.rope(k, rope, c.head_dim, PAIRS)
+    if rope is not None:
+        q = r.graph.rope(q, rope, c.head_dim, PAIRS)
+        k = r.graph.rope(k, rope, c.head_dim, PAIRS)
     o = r.attention(q, k, v, n_head=c.n_head, n_kv_head=c.n_kv_head, head_dim=c.head_dim, scale=c.head_dim**-0.5)
     return r.linear(o, f"{block}.attn_output", residual=x)
 

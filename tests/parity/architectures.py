@@ -93,4 +93,12 @@ ARCHITECTURES = {
         ropes={"full_attention_inv_freq": "rope.freq_base", "sliding_attention_inv_freq": "rope.freq_base_swa"},
         norm_offset=1.0,
     ),
+    "smollm3": Architecture(
+        config=transformers.SmolLM3Config,
+        causal=transformers.SmolLM3ForCausalLM,
+        norms=_HALVES,
+        settings=_plain,
+        ropes={"inv_freq": "rope.freq_base"},
+        interleaved=True,
+    ),
 }

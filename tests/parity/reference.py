@@ -69,6 +69,7 @@ class Reference:
             rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
             max_position_embeddings=get("context_length"),
             tie_word_embeddings="output.weight" not in weights,
+            pad_token_id=None,  # its row of the embedding would have no gradient
             **arch.settings(get),
         )
         config._attn_implementation = attention

@@ -79,6 +79,7 @@ VECTORS = {
     "qwen2": (*_HALVES, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
     "qwen3": (*_HALVES, *_HEADS),
     "gemma3": (*_HALVES, *_HEADS, "post_attention_norm", "post_ffw_norm"),
+    "smollm3": _HALVES,
 }
 """The norms and biases of a block, by architecture."""
 
@@ -138,6 +139,7 @@ SMALL = {
         layers=7, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma3", window=8,
         linear_scaling=8.0,
     ),
+    "smollm3": Shape(layers=5, rope_base=5e6, rms_eps=1e-6, architecture="smollm3"),
 }  # fmt: skip
 """One of every architecture, for parity tests: with all that is its own (both kinds of layer, rows past the window)."""
 
@@ -164,6 +166,7 @@ PRESETS = {
     "gemma3-270m": _gemma3(640, 18, 4, 1, 2048),
     "gemma3-1b": _gemma3(1152, 26, 4, 1, 6912),
     "gemma3-4b": _gemma3(2560, 34, 8, 4, 10240, window=1024, linear_scaling=8.0),
+    "smollm3-3b": Shape(2048, 36, 16, 4, 128, 11008, 128256, 65536, 5e6, None, 1e-6, architecture="smollm3"),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
