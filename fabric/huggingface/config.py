@@ -177,7 +177,7 @@ def _plain(c: Fields, family: Family, arch: dict[str, Any], default_base: float 
     """Windows that GGUF does not have, and one RoPE for all layers; the divisors of its frequencies."""
     _window(c, family, arch)
     told = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
-    dims = arch["attention.key_length"] if family.architecture == "llama" else 0
+    dims = arch["attention.key_length"] if family.rope_factors else 0
     return _rope(c, c.child(told), arch, dims, default_base)
 
 
@@ -195,6 +195,16 @@ def _smollm3(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
         raise c.error("layer_types", f"has {_SLIDING}, but a smollm3 model in GGUF has no windows")
     c.get("sliding_window")  # without effect where no layer has one
     return _plain(c, family, arch, 2e6)
+
+
+def _granite(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+    """Four constants."""
+    for theirs, key in (
+        ("embedding_multiplier", "embedding_scale"), ("residual_multiplier", "residual_scale"),
+        ("attention_multiplier", "attention.scale"), ("logits_scaling", "logit_scale"),
+    ):  # fmt: skip
+        arch[key] = c.number(theirs)
+    return _plain(c, family, arch)
 
 
 # ---- attention ----
@@ -308,4 +318,6 @@ def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context
     return factors
 
 
-_OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Floats | None]] = {"gemma3": _gemma3, "smollm3": _smollm3}
+_OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Floats | None]] = {
+    "gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3,
+}  # fmt: skip

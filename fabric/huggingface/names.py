@@ -63,6 +63,7 @@ class Family:
     bias_flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
     pairs_rope: bool = False  # GGUF holds the rows of q and k for rotation in pairs, transformers for halves
+    rope_factors: bool = False  # whether GGUF's readers divide frequencies by rope_freqs.weight
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
 
     @property
@@ -112,13 +113,13 @@ _QWEN = {
     "layer_types": None,
 }  # fmt: skip
 LLAMA = Family(
-    "llama", ("LlamaForCausalLM",), ("llama",), {**_LLAMA, **_BIASES}, pairs_rope=True,
+    "llama", ("LlamaForCausalLM",), ("llama",), {**_LLAMA, **_BIASES}, pairs_rope=True, rope_factors=True,
     bias_flags={"attention_bias": QKV | {"attn_output"}, "mlp_bias": _MLP},
 )  # fmt: skip
 FAMILIES = (
     LLAMA,
     Family(
-        "llama", ("MistralForCausalLM",), ("mistral",), pairs_rope=True,
+        "llama", ("MistralForCausalLM",), ("mistral",), pairs_rope=True, rope_factors=True,
         defaults={**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072,
                   "sliding_window": 4096},
     ),
@@ -158,6 +159,11 @@ FAMILIES = (
             "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None, "layer_types": None,
             "bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004,
         },
+    ),
+    Family(
+        "granite", ("GraniteForCausalLM",), ("granite",), pairs_rope=True, rope_factors=True,
+        defaults={**_LLAMA, **_BIASES, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+                  "attention_multiplier": 1.0, "logits_scaling": 1.0},
     ),
 )  # fmt: skip
 

@@ -37,6 +37,8 @@ class Architecture:
     """Buffers of inverse frequencies, and the metadata key of the base of each. Only rope.freq_base is ever scaled."""
     interleaved: bool = False
     """Rows of queries and keys lie in pairs in the GGUF and in halves in transformers."""
+    logits: Callable[[Any, Any], Any] = lambda config, logits: logits
+    """What transformers makes of the head's output."""
     norm_offset: float = 0.0
     """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
 
@@ -53,6 +55,16 @@ def _gemma3(get: Get) -> dict[str, Any]:
         "query_pre_attn_scalar": get("attention.key_length"),
         "sliding_window": get("attention.sliding_window"),
         "sliding_window_pattern": get("attention.sliding_window_pattern", 6),
+    }
+
+
+def _granite(get: Get) -> dict[str, Any]:
+    return {
+        **_plain(get),
+        "embedding_multiplier": get("embedding_scale"),
+        "residual_multiplier": get("residual_scale"),
+        "attention_multiplier": get("attention.scale"),
+        "logits_scaling": get("logit_scale"),
     }
 
 
@@ -99,6 +111,15 @@ ARCHITECTURES = {
         norms=_HALVES,
         settings=_plain,
         ropes={"inv_freq": "rope.freq_base"},
+        interleaved=True,
+    ),
+    "granite": Architecture(
+        config=transformers.GraniteConfig,
+        causal=transformers.GraniteForCausalLM,
+        norms=_HALVES,
+        settings=_granite,
+        ropes={"inv_freq": "rope.freq_base"},
+        logits=lambda config, logits: logits / config.logits_scaling,
         interleaved=True,
     ),
 }

@@ -218,7 +218,7 @@ class Reference:
         tokens = torch.tensor(list(row.tokens))
         trained = torch.tensor(list(row.train[1:]), dtype=torch.bool).nonzero()[:, 0]
         hidden = self._decoder()(tokens[None, :], use_cache=False).last_hidden_state[0, trained]
-        logits = self._causal().lm_head(hidden)
+        logits = self.architecture.logits(self._causal().config, self._causal().lm_head(hidden))
         return functional.cross_entropy(
             logits.to(max(self.dtype, torch.float32, key=_bits)), tokens[trained + 1], reduction="none"
         )

@@ -80,6 +80,7 @@ VECTORS = {
     "qwen3": (*_HALVES, *_HEADS),
     "gemma3": (*_HALVES, *_HEADS, "post_attention_norm", "post_ffw_norm"),
     "smollm3": _HALVES,
+    "granite": _HALVES,
 }
 """The norms and biases of a block, by architecture."""
 
@@ -87,7 +88,7 @@ VECTORS = {
 @dataclass(frozen=True)
 class Shape:
     """An architecture and its sizes. Of gemma3 alone: `window` and `local_base` (of RoPE) of most layers, and
-    `linear_scaling` of every `period`-th, which sees all.
+    `linear_scaling` of every `period`-th, which sees all. `own`: numbers under keys of this architecture alone.
     """
 
     hidden: int = 64
@@ -107,6 +108,7 @@ class Shape:
     period: int = 6
     local_base: float = 10000.0
     linear_scaling: float = 1.0
+    own: tuple[tuple[str, float | int | bool | str], ...] = ()
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """(out, in) of a block's matrices, by module."""
@@ -140,6 +142,10 @@ SMALL = {
         linear_scaling=8.0,
     ),
     "smollm3": Shape(layers=5, rope_base=5e6, rms_eps=1e-6, architecture="smollm3"),
+    "granite": Shape(
+        architecture="granite",
+        own=(("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.1), ("logit_scale", 8.0)),
+    ),
 }  # fmt: skip
 """One of every architecture, for parity tests: with all that is its own (both kinds of layer, rows past the window)."""
 
@@ -157,6 +163,7 @@ def _gemma3(
     )  # fmt: skip
 
 
+_GRANITE = (("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.015625), ("logit_scale", 8.0))
 PRESETS = {
     "tiny": SMALL["llama"],
     "qwen2.5-0.5b": Shape(896, 24, 14, 2, 64, 4864, 151936, 32768, 1e6, None, 1e-6, architecture="qwen2"),
@@ -167,6 +174,9 @@ PRESETS = {
     "gemma3-1b": _gemma3(1152, 26, 4, 1, 6912),
     "gemma3-4b": _gemma3(2560, 34, 8, 4, 10240, window=1024, linear_scaling=8.0),
     "smollm3-3b": Shape(2048, 36, 16, 4, 128, 11008, 128256, 65536, 5e6, None, 1e-6, architecture="smollm3"),
+    "granite-3.3-2b": Shape(
+        2048, 40, 32, 8, 64, 8192, 49159, 131072, 1e7, None, 1e-5, architecture="granite", own=_GRANITE
+    ),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
@@ -228,6 +238,8 @@ def _given(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> None:
             writer.add_bool(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
 
@@ -255,6 +267,7 @@ def _metadata(
     if shape.linear_scaling != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(shape.linear_scaling)
+    _given(writer, {f"{shape.architecture}.{key}": value for key, value in shape.own})
     writer.add_vocab_size(shape.vocab)
     kind = types.get("attn_q", types["default"])
     names = ("ALL_F32",) if kind == "F32" else (f"MOSTLY_{kind}{mix}" for mix in ("", "_M", "_MOE"))
