@@ -83,10 +83,12 @@ class Settings:
             "attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q), "ffn_gate": (f, d),
             "ffn_up": (f, d), "ffn_down": (d, f),
         }  # fmt: skip
+        whole = self.family.row_norms
+        norms = {"attn_q_norm": (q if whole else self.head_dim,), "attn_k_norm": (kv if whole else self.head_dim,)}
         found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, d)}
         for i in range(self.n_layers):
             for module in self.family.names.values():
-                vector = (self.head_dim,) if module in ("attn_q_norm", "attn_k_norm") else (d,)
+                vector = norms.get(module, (d,))
                 found[f"blk.{i}.{module}.weight"] = linear.get(module, vector)
                 if module in self.biases:
                     found[f"blk.{i}.{module}.bias"] = linear[module][:1]

@@ -30,6 +30,10 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_NORMS_AFTER = {
+    "input_layernorm": "", "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.]+)\.(weight|bias)")
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
@@ -58,18 +62,19 @@ class Family:
     classes: tuple[str, ...]
     model_types: tuple[str, ...]
     defaults: Mapping[str, Any]
-    layer: Mapping[str, str] = field(default_factory=dict)
+    layer: Mapping[str, str] = field(default_factory=dict)  # "" for a common one that it lacks
     biases: frozenset[str] = frozenset()  # modules that always have one
     bias_flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
     pairs_rope: bool = False  # GGUF holds the rows of q and k for rotation in pairs, transformers for halves
+    row_norms: bool = False  # norms of queries and keys are over whole rows, not over heads
     rope_factors: bool = False  # whether GGUF's readers divide frequencies by rope_freqs.weight
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
 
     @property
     def names(self) -> dict[str, str]:
         """Modules of a layer: transformers' name to GGUF's."""
-        return {**_LAYER, **self.layer}
+        return {theirs: ours for theirs, ours in {**_LAYER, **self.layer}.items() if ours}
 
     def ours(self, name: str) -> str | None:
         """GGUF's name of a transformers tensor; None for what GGUF does not hold."""
@@ -164,6 +169,11 @@ FAMILIES = (
         "granite", ("GraniteForCausalLM",), ("granite",), pairs_rope=True, rope_factors=True,
         defaults={**_LLAMA, **_BIASES, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
                   "attention_multiplier": 1.0, "logits_scaling": 1.0},
+    ),
+    Family(
+        "olmo2", ("Olmo2ForCausalLM",), ("olmo2",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, row_norms=True,
+        defaults={**_LLAMA, "attention_bias": False, "vocab_size": 50304, "rms_norm_eps": 1e-5, "bos_token_id": None,
+                  "eos_token_id": 50279, "pad_token_id": 1},
     ),
 )  # fmt: skip
 

@@ -37,16 +37,19 @@ class DecoderConfig:
 MOST_HEAD_DIM = 1 << 16  # far beyond any; tables are made of it before a tensor is looked at
 
 
-def read_plain(gguf: GGUF) -> DecoderConfig:
-    """The configuration of an architecture without keys of its own."""
+def read_plain(gguf: GGUF, row_norms: bool = False) -> DecoderConfig:
+    """The configuration of an architecture without keys of its own. `row_norms`: as in `read_decoder`."""
     with Keys(gguf) as keys:
-        config = read_decoder(gguf, keys)
+        config = read_decoder(gguf, keys, row_norms=row_norms)
         check_attention_scale(keys, config.head_dim**-0.5)
     return config
 
 
-def read_decoder(gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", "swish")) -> DecoderConfig:
-    """The configuration of a llama-like decoder. `activation`: names of the one that its gate has.
+def read_decoder(
+    gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", "swish"), row_norms: bool = False
+) -> DecoderConfig:
+    """The configuration of a llama-like decoder. `activation`: names of the one that its gate has. `row_norms`: norms
+    of queries and keys are over whole rows, not over heads.
 
     Raises DataError where keys are missing, do not fit together, or ask for what is not supported.
     """
@@ -75,7 +78,7 @@ def read_decoder(gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", 
         inv_freq=inverse_frequencies(keys, "rope.freq_base", n_rot) / np.float32(factor), magnitude=magnitude,
         vocab_size=_vocab_size(gguf), context_length=context_length,
     )  # fmt: skip
-    check_shapes(gguf, config)
+    check_shapes(gguf, config, row_norms)
     return config
 
 
@@ -112,9 +115,10 @@ def _vocab_size(gguf: GGUF) -> int:
     return embedding.shape[0]
 
 
-def check_shapes(gguf: GGUF, config: DecoderConfig) -> None:
-    """DataError for the first tensor of another shape than its model's, of those that a decoder here reads."""
-    whole, block = _expected(gguf, config)
+def check_shapes(gguf: GGUF, config: DecoderConfig, row_norms: bool) -> None:
+    """DataError for the first tensor of another shape than its model's, of those that a decoder here reads.
+    `row_norms`: queries and keys are normed as whole rows."""
+    whole, block = _expected(gguf, config, row_norms)
     for name, info in gguf.tensors.items():
         inside = _BLOCK.fullmatch(name)
         shape, why = block.get(inside[1], ((), "")) if inside else whole.get(name, ((), ""))
@@ -127,7 +131,7 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _expected(gguf: GGUF, c: DecoderConfig) -> tuple[Shapes, Shapes]:
+def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool) -> tuple[Shapes, Shapes]:
     """Shapes, and what asks for them: of the tensors outside blocks, and of those of a block."""
     arch, q, kv = gguf.architecture, c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     width, heads = f"{arch}.embedding_length", f"{arch}.attention.head_count"
@@ -138,6 +142,7 @@ def _expected(gguf: GGUF, c: DecoderConfig) -> tuple[Shapes, Shapes]:
         "output.weight": ((c.vocab_size, c.width), "token_embd.weight"),
         "output.bias": ((c.vocab_size,), "token_embd.weight"),
         "output_norm.weight": ((c.width,), width),
+        "rope_freqs.weight": ((c.inv_freq.size,), f"RoPE of {2 * c.inv_freq.size} dimensions"),
     }
     block: Shapes = {
         "attn_q.weight": ((q, c.width), by_heads),
@@ -147,8 +152,10 @@ def _expected(gguf: GGUF, c: DecoderConfig) -> tuple[Shapes, Shapes]:
     }
     for part in ("attn_k", "attn_v"):
         block |= {f"{part}.weight": ((kv, c.width), by_kv), f"{part}.bias": ((kv,), by_kv)}
-    for part in ("attn_q_norm", "attn_k_norm"):
-        block[f"{part}.weight"] = ((c.head_dim,), per_head)
+    if row_norms:
+        block |= {"attn_q_norm.weight": ((q,), by_heads), "attn_k_norm.weight": ((kv,), by_kv)}
+    else:
+        block |= {f"{part}.weight": ((c.head_dim,), per_head) for part in ("attn_q_norm", "attn_k_norm")}
     for part in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):
         block[f"{part}.weight"] = ((c.width,), width)
     ffn = gguf.metadata.get(f"{arch}.feed_forward_length")

@@ -21,6 +21,7 @@ MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _HALVES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _HEADS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
 
@@ -96,9 +97,8 @@ ARCHITECTURES = {
         causal=transformers.Gemma3ForCausalLM,
         norms={
             "attn_norm": "input_layernorm",
-            "post_attention_norm": "post_attention_layernorm",
             "ffn_norm": "pre_feedforward_layernorm",
-            "post_ffw_norm": "post_feedforward_layernorm",
+            **_AFTER,
             **_HEADS,
         },
         settings=_gemma3,
@@ -112,6 +112,13 @@ ARCHITECTURES = {
         settings=_plain,
         ropes={"inv_freq": "rope.freq_base"},
         interleaved=True,
+    ),
+    "olmo2": Architecture(
+        config=transformers.Olmo2Config,
+        causal=transformers.Olmo2ForCausalLM,
+        norms={**_AFTER, **_HEADS},
+        settings=_plain,
+        ropes={"inv_freq": "rope.freq_base"},
     ),
     "granite": Architecture(
         config=transformers.GraniteConfig,

@@ -74,13 +74,15 @@ class RopeScaling:
 
 _HALVES = ("attn_norm", "ffn_norm")
 _HEADS = ("attn_q_norm", "attn_k_norm")
+_AFTER = (*_HEADS, "post_attention_norm", "post_ffw_norm")
 VECTORS = {
     "llama": _HALVES,
     "qwen2": (*_HALVES, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
     "qwen3": (*_HALVES, *_HEADS),
-    "gemma3": (*_HALVES, *_HEADS, "post_attention_norm", "post_ffw_norm"),
+    "gemma3": (*_HALVES, *_AFTER),
     "smollm3": _HALVES,
     "granite": _HALVES,
+    "olmo2": _AFTER,
 }
 """The norms and biases of a block, by architecture."""
 
@@ -128,7 +130,11 @@ class Shape:
         found = {}
         for name in VECTORS[self.architecture]:
             module, _, kind = name.partition(".")
-            size = self.linear()[module][0] if kind == "bias" else self.head_dim if name in _HEADS else self.hidden
+            size = self.hidden
+            if kind == "bias":
+                size = self.linear()[module][0]
+            elif name in _HEADS:
+                size = self.linear()[name.removesuffix("_norm")][0] if self.architecture == "olmo2" else self.head_dim
             found[name if kind else f"{name}.weight"] = size
         return found
 
@@ -142,6 +148,7 @@ SMALL = {
         linear_scaling=8.0,
     ),
     "smollm3": Shape(layers=5, rope_base=5e6, rms_eps=1e-6, architecture="smollm3"),
+    "olmo2": Shape(rope_base=5e5, rms_eps=1e-6, tied=False, architecture="olmo2"),
     "granite": Shape(
         architecture="granite",
         own=(("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.1), ("logit_scale", 8.0)),
@@ -177,6 +184,7 @@ PRESETS = {
     "granite-3.3-2b": Shape(
         2048, 40, 32, 8, 64, 8192, 49159, 131072, 1e7, None, 1e-5, architecture="granite", own=_GRANITE
     ),
+    "olmo2-1b": Shape(2048, 16, 16, 16, 128, 8192, 100352, 4096, 5e5, None, 1e-6, False, architecture="olmo2"),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
