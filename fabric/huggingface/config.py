@@ -209,6 +209,15 @@ def _granite(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
     return _plain(c, family, arch)
 
 
+def _exaone4(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+    """GGUF's readers know windows in the largest of these models only."""
+    c.only("sliding_window", None, why="is not supported in an exaone4 model")
+    if any(_layer_types(c, arch["block_count"], lambda _: False)):
+        raise c.error("layer_types", f"has {_SLIDING}, but there is no sliding window")
+    c.get("sliding_window_pattern")  # without effect where there is no window
+    return _plain(c, family, arch)
+
+
 # ---- attention ----
 
 
@@ -321,5 +330,5 @@ def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context
 
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Floats | None]] = {
-    "gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3,
+    "exaone4": _exaone4, "gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3,
 }  # fmt: skip

@@ -175,6 +175,12 @@ FAMILIES = (
         defaults={**_LLAMA, "attention_bias": False, "vocab_size": 50304, "rms_norm_eps": 1e-5, "bos_token_id": None,
                   "eos_token_id": 50279, "pad_token_id": 1},
     ),
+    Family(
+        "exaone4", ("Exaone4ForCausalLM",), ("exaone4",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, rope_factors=True,
+        defaults={**_LLAMA, "vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32,
+                  "rms_norm_eps": 1e-5, "bos_token_id": 0, "sliding_window": 4096, "sliding_window_pattern": 4,
+                  "layer_types": None},
+    ),
 )  # fmt: skip
 
 

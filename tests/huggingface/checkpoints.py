@@ -35,6 +35,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8.0},
     ),
     "olmo2": ("Olmo2", {"tie_word_embeddings": False}),
+    "exaone4": (
+        "Exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2, "rope_parameters": LLAMA3_SCALING},
+    ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 16, "query_pre_attn_scalar": 16}),
 }

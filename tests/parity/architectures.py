@@ -120,6 +120,17 @@ ARCHITECTURES = {
         settings=_plain,
         ropes={"inv_freq": "rope.freq_base"},
     ),
+    "exaone4": Architecture(
+        config=transformers.Exaone4Config,
+        causal=transformers.Exaone4ForCausalLM,
+        norms={**_AFTER, **_HEADS},
+        settings=lambda get: {
+            **_plain(get),
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * get("block_count"),
+        },
+        ropes={"inv_freq": "rope.freq_base"},
+    ),
     "granite": Architecture(
         config=transformers.GraniteConfig,
         causal=transformers.GraniteForCausalLM,

@@ -83,6 +83,7 @@ VECTORS = {
     "smollm3": _HALVES,
     "granite": _HALVES,
     "olmo2": _AFTER,
+    "exaone4": _AFTER,
 }
 """The norms and biases of a block, by architecture."""
 
@@ -149,6 +150,7 @@ SMALL = {
     ),
     "smollm3": Shape(layers=5, rope_base=5e6, rms_eps=1e-6, architecture="smollm3"),
     "olmo2": Shape(rope_base=5e5, rms_eps=1e-6, tied=False, architecture="olmo2"),
+    "exaone4": Shape(rope_base=1e6, architecture="exaone4", rope_scaling=RopeScaling()),
     "granite": Shape(
         architecture="granite",
         own=(("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.1), ("logit_scale", 8.0)),
@@ -185,6 +187,7 @@ PRESETS = {
         2048, 40, 32, 8, 64, 8192, 49159, 131072, 1e7, None, 1e-5, architecture="granite", own=_GRANITE
     ),
     "olmo2-1b": Shape(2048, 16, 16, 16, 128, 8192, 100352, 4096, 5e5, None, 1e-6, False, architecture="olmo2"),
+    "exaone4-1.2b": Shape(2048, 30, 32, 8, 64, 4096, 102400, 65536, 1e6, None, 1e-5, architecture="exaone4"),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
