@@ -16,7 +16,7 @@ from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_co
 from fabric.notices import notice
 
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
-_LAYERS_OF_27B = 62  # the one size of gemma3 whose scores are scaled by hidden_size / heads
+_LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
@@ -125,7 +125,7 @@ def _settings(family: Family, c: Fields, top: Fields) -> Settings:
     if head_dim % 2 or n_head % n_kv_head:
         what = f"{n_head} heads of {head_dim} cannot share {n_kv_head} key heads, or have no even size"
         raise c.error("num_attention_heads", f"does not fit: {what}")
-    activation = "hidden_activation" if family.architecture == "gemma3" else "hidden_act"
+    activation = "hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"
     c.only(activation, *family.activations, why=f"a {family.architecture} model in GGUF cannot have")
     if activation not in c:
         raise c.wrong(activation, family.activations[0])
@@ -249,15 +249,34 @@ def _window(c: Fields, family: Family, arch: dict[str, Any]) -> None:
         arch["context_length"] = window
 
 
-def _gemma3(c: Fields, _: Family, arch: dict[str, Any]) -> Floats | None:
-    """Windows, and what GGUF's readers take as given."""
-    n_layers, scalar = arch["block_count"], arch["attention.key_length"]
-    if n_layers == _LAYERS_OF_27B:
+def _check_gemma(c: Fields, arch: dict[str, Any], layers_of_27b: int) -> None:
+    """What GGUF's readers take as given."""
+    scalar = arch["attention.key_length"]
+    if arch["block_count"] == layers_of_27b:
         scalar = arch["embedding_length"] // arch["attention.head_count"]
-    c.only("query_pre_attn_scalar", scalar, why=f"GGUF cannot express: readers take {scalar} in such a gemma3 model")
+    c.only("query_pre_attn_scalar", scalar, why=f"GGUF cannot express: readers take {scalar} in such a model")
+    c.only("use_bidirectional_attention", False, why="such a model in GGUF cannot have")
+    arch["attention.sliding_window"] = c.size("sliding_window")
+
+
+def _gemma2(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+    """Windows in every other layer, and soft caps."""
+    _check_gemma(c, arch, _LAYERS_OF_GEMMA2_27B)
+    n_layers = arch["block_count"]
+    if _layer_types(c, n_layers, lambda i: i % 2 == 0) != [i % 2 == 0 for i in range(n_layers)]:
+        raise c.wrong("layer_types", f"{_SLIDING} in every other layer, from the first on")
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        arch[key] = c.number(key)
+    c.only("tie_word_embeddings", True, why="a gemma2 model in GGUF cannot have")
+    return _plain(c, family, arch)
+
+
+def _gemma3(c: Fields, _: Family, arch: dict[str, Any]) -> Floats | None:
+    """Windows, and a RoPE for each kind of layer."""
+    _check_gemma(c, arch, _LAYERS_OF_27B)
+    n_layers = arch["block_count"]
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         c.only(key, why="a gemma3 model in GGUF cannot have")
-    c.only("use_bidirectional_attention", False, why="a gemma3 model in GGUF cannot have")
     period = c.size("sliding_window_pattern", _SLIDING_PATTERN)
     windowed = _layer_types(c, n_layers, lambda i: bool((i + 1) % period))
     full = [i + 1 for i, one in enumerate(windowed) if not one]
@@ -266,7 +285,6 @@ def _gemma3(c: Fields, _: Family, arch: dict[str, Any]) -> Floats | None:
         raise c.wrong("layer_types", f"{_FULL} in every n-th layer")
     if period != _SLIDING_PATTERN and not (not full and n_layers < _SLIDING_PATTERN):
         arch["attention.sliding_window_pattern"] = period
-    arch["attention.sliding_window"] = c.size("sliding_window")
     ropes = c.child("rope_parameters")
     if ropes.values and not any(kind in ropes for kind in (_FULL, _SLIDING)):
         raise c.wrong("rope_parameters", f"an object with {_FULL} and {_SLIDING}")
@@ -330,5 +348,5 @@ def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context
 
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Floats | None]] = {
-    "exaone4": _exaone4, "gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3,
+    "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3,
 }  # fmt: skip

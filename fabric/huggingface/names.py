@@ -121,6 +121,18 @@ LLAMA = Family(
     "llama", ("LlamaForCausalLM",), ("llama",), {**_LLAMA, **_BIASES}, pairs_rope=True, rope_factors=True,
     bias_flags={"attention_bias": QKV | {"attn_output"}, "mlp_bias": _MLP},
 )  # fmt: skip
+_GEMMA: dict[str, Any] = {
+    **{key: value for key, value in _COMMON.items() if key != "hidden_act"}, "hidden_size": 2304,
+    "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256, "attention_bias": False, "layer_types": None, "sliding_window": 4096,
+    "use_bidirectional_attention": False, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+_NORMS_AROUND = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
+_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 FAMILIES = (
     LLAMA,
     Family(
@@ -137,23 +149,16 @@ FAMILIES = (
         "gemma3",
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
         ("gemma3_text", "gemma3"),
-        defaults={
-            **{key: value for key, value in _COMMON.items() if key != "hidden_act"}, "vocab_size": 262208,
-            "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
-            "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
-            "max_position_embeddings": 131072, "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
-            "attention_bias": False, "layer_types": None,
-            "use_bidirectional_attention": False, "final_logit_softcapping": None, "attn_logit_softcapping": None,
-            "sliding_window": 4096, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
-        },
-        layer={
-            **_HEAD_NORMS,
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
-        activations=("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
+        defaults={**_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None,
+                  "attn_logit_softcapping": None},
+        layer={**_HEAD_NORMS, **_NORMS_AROUND},
+        activations=_GELU,
         norm_offset=1.0,
+    ),
+    Family(
+        "gemma2", ("Gemma2ForCausalLM",), ("gemma2",), layer=_NORMS_AROUND, activations=_GELU, norm_offset=1.0,
+        defaults={**_GEMMA, "use_bidirectional_attention": None, "vocab_size": 256000,
+                  "max_position_embeddings": 8192, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
     ),
     Family(
         "smollm3", ("SmolLM3ForCausalLM",), ("smollm3",), pairs_rope=True,

@@ -17,6 +17,7 @@ from fabric.models.keys import Keys
 from fabric.models.recorder import NOTHING, Recorder
 from fabric.weights.gguf import GGUF
 
+GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 LAYERS_OF_27B = 62  # the one size whose queries are scaled by the width a head would have, not the one it has
 
 
@@ -33,7 +34,7 @@ def read_config(gguf: GGUF) -> Config:
     """DataError where keys are missing, do not fit together, or ask for what Gemma 3 does not have."""
     with Keys(gguf) as keys:
         keys.windows = True
-        decoder = read_decoder(gguf, keys, ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"))
+        decoder = read_decoder(gguf, keys, GELU)
         check_attention_scale(keys, attention_scale(decoder))
         for key in ("attention.key_length_swa", "attention.value_length_swa"):
             keys.only(key, decoder.head_dim)
@@ -42,16 +43,16 @@ def read_config(gguf: GGUF) -> Config:
             **vars(decoder),
             local_inv_freq=inverse_frequencies(keys, "rope.freq_base_swa", 2 * decoder.inv_freq.size),
             window=keys.size("attention.sliding_window"),
-            period=_period(keys, decoder.n_layers),
+            period=read_period(keys, decoder.n_layers, 6),
         )
 
 
-def _period(keys: Keys, n_layers: int) -> int:
-    """A number, or for each layer whether it has a window, where that is a period."""
+def read_period(keys: Keys, n_layers: int, default: int) -> int:
+    """Every n-th layer sees all: n, or for each layer whether it has a window, where that is a period."""
     key = "attention.sliding_window_pattern"
     told = keys.get(key)
     if not isinstance(told, list):
-        return keys.size(key, 6)
+        return keys.size(key, default)
     full = [i + 1 for i, windowed in enumerate(told) if not windowed]
     period = full[0] if full else n_layers + 1
     if len(told) != n_layers or full != list(range(period, n_layers + 1, period)):
@@ -79,7 +80,7 @@ def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor, windo
     return r.graph.add(x, h)
 
 
-def mlp(r: Recorder, c: Config, block: str, x: Tensor) -> Tensor:
+def mlp(r: Recorder, c: DecoderConfig, block: str, x: Tensor) -> Tensor:
     """x + norm(down(gelu(gate) * up)) of norm(x); llama.cpp applies no scales of these matrices."""
     h = r.rms_norm(x, f"{block}.ffn_norm", c.rms_eps)
     gate, up = r.linear(h, f"{block}.ffn_gate", scaled=NOTHING), r.linear(h, f"{block}.ffn_up", scaled=NOTHING)

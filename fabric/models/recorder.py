@@ -121,6 +121,7 @@ class Recorder:
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
         self.sources, self.cache_rows, self.alpha, self.dropout = sources, cache_rows, alpha, dropout
         self.caches: list[Buffer] = []
+        self.softcap = 0.0  # of logits: the model sets it
         self.leaves: dict[str, Tensor] = {}
         self.read: set[str] = set()  # tensors of the file that are read without being leaves
         self._names: list[str] = []
@@ -249,15 +250,15 @@ class Recorder:
         """`output.weight`, or the embedding where they are tied."""
         return "output.weight" if "output.weight" in self.gguf.tensors else EMBEDDING
 
-    def loss(self, hidden: Tensor, softcap: float = 0.0) -> Tensor:
+    def loss(self, hidden: Tensor) -> Tensor:
         """Negative log likelihoods of the targets."""
         name = self.head_name
-        return self.graph.loss(hidden, self.weight(name), self.index, self.targets, self.lora(name), softcap)
+        return self.graph.loss(hidden, self.weight(name), self.index, self.targets, self.lora(name), self.softcap)
 
-    def logits(self, hidden: Tensor, softcap: float = 0.0) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits in F32 after the positions of `index`, readable after a run."""
         name = self.head_name
-        return self.graph.logits(hidden, self.weight(name), self.index, self.lora(name), softcap)
+        return self.graph.logits(hidden, self.weight(name), self.index, self.lora(name), self.softcap)
 
     def check(self) -> None:
         """DataError where a pair belongs to no linear layer of this model, or nothing reads a tensor of the file."""

@@ -39,6 +39,16 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Exaone4",
         {"sliding_window": None, "layer_types": ["full_attention"] * 2, "rope_parameters": LLAMA3_SCALING},
     ),
+    "gemma2": (
+        "Gemma2",
+        {
+            "num_hidden_layers": 3,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 16, "query_pre_attn_scalar": 16}),
 }

@@ -59,6 +59,16 @@ def _gemma3(get: Get) -> dict[str, Any]:
     }
 
 
+def _gemma2(get: Get) -> dict[str, Any]:
+    return {
+        **_plain(get),
+        "query_pre_attn_scalar": get("attention.key_length"),
+        "sliding_window": get("attention.sliding_window"),
+        "attn_logit_softcapping": get("attn_logit_softcapping"),
+        "final_logit_softcapping": get("final_logit_softcapping"),
+    }
+
+
 def _granite(get: Get) -> dict[str, Any]:
     return {
         **_plain(get),
@@ -130,6 +140,15 @@ ARCHITECTURES = {
             "layer_types": ["full_attention"] * get("block_count"),
         },
         ropes={"inv_freq": "rope.freq_base"},
+    ),
+    "gemma2": Architecture(
+        config=transformers.Gemma2Config,
+        causal=transformers.Gemma2ForCausalLM,
+        norms={"attn_norm": "input_layernorm", "ffn_norm": "pre_feedforward_layernorm", **_AFTER},
+        settings=_gemma2,
+        ropes={"inv_freq": "rope.freq_base"},
+        logits=lambda config, logits: config.final_logit_softcapping * (logits / config.final_logit_softcapping).tanh(),
+        norm_offset=1.0,
     ),
     "granite": Architecture(
         config=transformers.GraniteConfig,

@@ -84,6 +84,7 @@ VECTORS = {
     "granite": _HALVES,
     "olmo2": _AFTER,
     "exaone4": _AFTER,
+    "gemma2": (*_HALVES, "post_attention_norm", "post_ffw_norm"),
 }
 """The norms and biases of a block, by architecture."""
 
@@ -151,6 +152,10 @@ SMALL = {
     "smollm3": Shape(layers=5, rope_base=5e6, rms_eps=1e-6, architecture="smollm3"),
     "olmo2": Shape(rope_base=5e5, rms_eps=1e-6, tied=False, architecture="olmo2"),
     "exaone4": Shape(rope_base=1e6, architecture="exaone4", rope_scaling=RopeScaling()),
+    "gemma2": Shape(
+        layers=3, kv_heads=1, head_dim=32, rms_eps=1e-6, architecture="gemma2", window=8,
+        own=(("attn_logit_softcapping", 5.0), ("final_logit_softcapping", 4.0)),
+    ),
     "granite": Shape(
         architecture="granite",
         own=(("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.1), ("logit_scale", 8.0)),
@@ -188,6 +193,22 @@ PRESETS = {
     ),
     "olmo2-1b": Shape(2048, 16, 16, 16, 128, 8192, 100352, 4096, 5e5, None, 1e-6, False, architecture="olmo2"),
     "exaone4-1.2b": Shape(2048, 30, 32, 8, 64, 4096, 102400, 65536, 1e6, None, 1e-5, architecture="exaone4"),
+    "gemma2-2b": Shape(
+        2304,
+        26,
+        8,
+        4,
+        256,
+        9216,
+        256000,
+        8192,
+        1e4,
+        None,
+        1e-6,
+        architecture="gemma2",
+        window=4096,
+        own=(("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)),
+    ),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
