@@ -321,12 +321,31 @@ def _rope(c: Fields, rope: Fields, arch: dict[str, Any], factor_dims: int, defau
     factors = None
     if kind == "linear":
         arch |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
+    elif kind == "yarn" and "attention.sliding_window" not in arch:
+        _yarn(c, rope, arch)
     elif kind == "llama3" and factor_dims:
         factors = _llama3_factors(c, rope, base, factor_dims, arch["context_length"])
     elif kind != "default":
         raise rope.error("rope_type", f"is {short(kind)}, which cannot be converted for a model of this architecture")
     _name_unknown(rope, frozenset())
     return factors
+
+
+def _yarn(c: Fields, rope: Fields, arch: dict[str, Any]) -> None:
+    """Scaling by YaRN: GGUF holds what the magnitude is multiplied by beyond the one that follows from the factor."""
+    factor, key = rope.number("factor"), "original_max_position_embeddings"
+    for name, usual in (("truncate", True), ("beta_fast", 32.0), ("beta_slow", 1.0)):
+        rope.only(name, usual, why="cannot be expressed in GGUF")
+    some, every = (rope.number(name, 0.0, above=-1.0) for name in ("mscale", "mscale_all_dim"))
+    magnitude = own = 1.0 + 0.1 * np.log(max(factor, 1.0))
+    if some and every:
+        magnitude = (1.0 + some * (own - 1.0)) / (1.0 + every * (own - 1.0))
+    arch |= {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": c.size(key, rope.size(key, arch["context_length"])),
+        "rope.scaling.attn_factor": float(rope.number("attention_factor", magnitude) / own),
+    }
 
 
 def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context: int) -> Floats:

@@ -16,7 +16,7 @@ from fabric.errors import DataError
 if TYPE_CHECKING:
     from fabric.weights.gguf import GGUF
 
-PLUMBING = {"config", "inference", "keys", "recorder", "shapes"}
+PLUMBING = {"config", "inference", "keys", "recorder"}
 
 
 def architectures() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class DecoderConfig:
     context_length: int
 
 
+YARN_FAST, YARN_SLOW = 32.0, 1.0  # turns; files of these architectures cannot say others
 MOST_HEAD_DIM = 1 << 16  # far beyond any; tables are made of it before a tensor is looked at
 
 
@@ -71,12 +73,11 @@ def read_decoder(
     if not keys.windows and 0 < keys.size("attention.sliding_window", 0, least=0) < context_length:
         raise keys.error("attention.sliding_window", f"is not supported in a {gguf.architecture} model")
     keys.only("hidden_activation", "", *activation)
-    factor, magnitude = _rope_scaling(keys)
+    inv_freq, magnitude = _rope(keys, n_rot, context_length)
     config = DecoderConfig(
         n_layers=n_layers, width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
         rms_eps=keys.number("attention.layer_norm_rms_epsilon", most=1.0),
-        inv_freq=inverse_frequencies(keys, "rope.freq_base", n_rot) / np.float32(factor), magnitude=magnitude,
-        vocab_size=_vocab_size(gguf), context_length=context_length,
+        inv_freq=inv_freq, magnitude=magnitude, vocab_size=_vocab_size(gguf), context_length=context_length,
     )  # fmt: skip
     check_shapes(gguf, config, row_norms)
     return config
@@ -95,14 +96,43 @@ def inverse_frequencies(keys: Keys, key: str, n_rot: int) -> npt.NDArray[np.floa
     return (1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)).astype(np.float32)
 
 
-def _rope_scaling(keys: Keys) -> tuple[float, float]:
-    """What frequencies are divided by, and the factor of queries and keys. A factor alone means linear scaling."""
+def _rope(keys: Keys, n_rot: int, context_length: int) -> tuple[npt.NDArray[np.float32], float]:
+    """Inverse frequencies (n_rot / 2,) and the factor of queries and keys. A factor alone means linear scaling."""
+    plain = inverse_frequencies(keys, "rope.freq_base", n_rot)
     kind = keys.text("rope.scaling.type", "")
-    if kind not in ("", "none", "linear"):
-        raise keys.error("rope.scaling.type", f"is '{kind}', which is not supported; 'linear' and 'none' are")
+    known = ("", "none", "linear") if keys.windows else ("", "none", "linear", "yarn")
+    if kind not in known:
+        names = ", ".join(f"'{name}'" for name in known[1:])
+        raise keys.error("rope.scaling.type", f"is '{kind}', which is not supported here; supported are {names}")
     old = keys.number("rope.scale_linear", 1.0)  # the name before llama.cpp's rope.scaling.*
-    factor = keys.number("rope.scaling.factor", *([] if kind == "linear" and old == 1.0 else [old]))
-    return 1.0 if kind == "none" else factor, keys.number("rope.scaling.attn_factor", 1.0)
+    factor = keys.number("rope.scaling.factor", *([] if kind in ("linear", "yarn") and old == 1.0 else [old]))
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn":
+        share = _yarn_share(keys, n_rot, context_length)
+        return (plain * (1 - share + share / factor)).astype(np.float32), magnitude * yarn_magnitude(factor)
+    return plain / np.float32(1.0 if kind == "none" else factor), magnitude
+
+
+def yarn_magnitude(factor: float) -> float:
+    """What YaRN multiplies queries and keys by where positions are divided by `factor`."""
+    return 1.0 + 0.1 * math.log(max(factor, 1.0))
+
+
+def _yarn_share(keys: Keys, n_rot: int, context_length: int) -> npt.NDArray[np.float64]:
+    """(n_rot / 2,) how far each frequency is interpolated, 0 to 1: a ramp between the dimensions that turn 32 times and
+    once within the context of before. Peng et al. 2023, https://arxiv.org/abs/2309.00071
+    """
+    keys.only("rope.scaling.yarn_ext_factor", -1.0, 1.0)
+    for key, turns in (("yarn_beta_fast", YARN_FAST), ("yarn_beta_slow", YARN_SLOW)):
+        keys.only(f"rope.scaling.{key}", turns, why=f"is not supported: YaRN has {turns:g} here, as llama.cpp does")
+    base = keys.number("rope.freq_base", 10000.0, above=1.0)
+    original = keys.size("rope.scaling.original_context_length", context_length)
+
+    def dimension(turns: float) -> float:
+        return n_rot * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = max(math.floor(dimension(YARN_FAST)), 0), min(math.ceil(dimension(YARN_SLOW)), n_rot - 1)
+    return np.clip((np.arange(n_rot // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
 
 
 def _vocab_size(gguf: GGUF) -> int:

@@ -25,7 +25,7 @@ INERT = _names("""
     attention.group_norm_epsilon attention.layer_norm_epsilon
     rope.scaling.finetuned rope.scaling.original_context_length rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
     """)
-"""Known, and without effect on a decoder with RMS norms, without experts and without YaRN."""
+"""Known, and without effect on a decoder with RMS norms, without experts; those of YaRN are read where RoPE has it."""
 
 OF_WINDOWS = _names("""
     attention.key_length_swa attention.value_length_swa attention.sliding_window_pattern rope.dimension_count_swa

@@ -26,6 +26,8 @@ TOKENS = [1, 17, 5, 302, 44, 17, 9, 380, 250, 61, 77, 3, 4, 21, 22, 23, 24, 199,
 CLASSES = {
     "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
     "gemma3_text": "Gemma3TextConfig",
+    "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
+    "gemma2": "Gemma2Config",
 }  # fmt: skip
 
 
@@ -44,10 +46,14 @@ def test_what_config_json_leaves_out_is_what_transformers_takes(name: str) -> No
     assert not set(fields) - common - set(family.defaults) - _INERT - {"rope_parameters"}
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 KEPT: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"mlp_bias": True, "attention_bias": True}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
     ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}}),
+    ("llama", {"rope_parameters": YARN}),
+    ("qwen3", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
+    ("qwen2", {"rope_parameters": YARN | {"attention_factor": 0.8}}),
     ("gemma3", {"tie_word_embeddings": False}),
     ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
     ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
@@ -90,7 +96,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ("gemma3", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 5}, "layer_types"),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
+    ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "yarn"),
+    ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
+    ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "beta_fast"),
+    ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 1]}, "no_rope_layers"),
+    ("gemma2", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+    ("exaone4", {"sliding_window": 16}, "sliding_window"),
+    ("olmo2", {"attention_bias": True}, "attention_bias"),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}, "dynamic"),
     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),

@@ -25,6 +25,9 @@ FACTORS = np.linspace(1, 2, 8, dtype=np.float32)
 
 Keys = dict[str, Any]
 Tensors = dict[str, Any]
+YARN: Keys = {
+    "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128,
+}  # fmt: skip
 HONOURED: list[tuple[str, str, Keys, Tensors]] = [
     ("a factor alone", "llama", {"rope.scaling.factor": 4.0}, {}),
     ("the old name", "llama", {"rope.scale_linear": 4.0}, {}),
@@ -34,6 +37,11 @@ HONOURED: list[tuple[str, str, Keys, Tensors]] = [
     ("the magnitude of RoPE", "llama", {"rope.scaling.attn_factor": 0.7}, {}),
     ("the magnitude of both kinds of layer", "gemma3", {"rope.scaling.attn_factor": 0.7}, {}),
     ("factors and a factor", "llama", {"rope.scaling.factor": 4.0}, {"rope_freqs.weight": FACTORS}),
+    ("YaRN", "llama", YARN, {}),
+    ("YaRN beside norms of heads", "qwen3", YARN | {"rope.scaling.yarn_beta_fast": 32.0}, {}),
+    ("YaRN with another magnitude", "qwen2", YARN | {"rope.scaling.attn_factor": 0.7}, {}),
+    ("YaRN of the whole context", "llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, {}),
+    ("no factors", "granite", {"embedding_scale": 0.0, "residual_scale": 0.0, "attention.scale": 0.0}, {}),
     ("equal layers", "llama", {"attention.head_count": [4, 4], "feed_forward_length": [96, 96]}, {}),
     ("a pattern as a list", "gemma3", {"attention.sliding_window_pattern": [True, False] * 3 + [True]}, {}),
     ("scales of matrices", "llama", {}, {f"blk.0.{m}.scale": HALF for m in ("attn_q", "attn_output", "ffn_down")}),
@@ -98,7 +106,16 @@ def test_a_scale_counts_in_training_and_merging_as_it_does_in_llama_cpp(bases: d
 
 
 REFUSED: list[tuple[str, Keys, Tensors, str]] = [
-    ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, {}, "llama.rope.scaling.type"),
+    ("llama", {"rope.scaling.type": "yarn"}, {}, "llama.rope.scaling.factor"),
+    ("llama", YARN | {"rope.scaling.original_context_length": 0}, {}, "original_context_length"),
+    ("llama", YARN | {"rope.scaling.yarn_ext_factor": 0.5}, {}, "yarn_ext_factor"),
+    ("qwen3", YARN | {"rope.scaling.yarn_beta_fast": 4.0}, {}, "qwen3.rope.scaling.yarn_beta_fast"),
+    ("llama", YARN | {"rope.freq_base": 1.0}, {}, "llama.rope.freq_base"),
+    ("gemma3", YARN, {}, "gemma3.rope.scaling.type"),
+    ("gemma2", {"attn_logit_softcapping": 0.0}, {}, "attn_logit_softcapping"),
+    ("granite", {"logit_scale": 0.0}, {}, "granite.logit_scale"),
+    ("granite", {"rope.scaling.finetuned": False}, {}, "granite.rope.scaling.finetuned"),
+    ("olmo2", {"attention.sliding_window": 16}, {}, "olmo2.attention.sliding_window"),
     ("llama", {"rope.scaling.type": "longrope"}, {}, "longrope"),
     ("llama", {"rope.scaling.yarn_ext_factor": 1.0}, {}, "yarn_ext_factor"),
     ("llama", {"rope.scaling.yarn_attn_factor": 0.5}, {}, "yarn_attn_factor"),

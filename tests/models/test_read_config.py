@@ -17,6 +17,7 @@ WRONG = [
     ("llama", "rope.freq_base", float("inf")),
     ("llama", "rope.freq_base", "much"),
     ("llama", "rope.scaling.type", "yarn"),
+    ("llama", "rope.scaling.type", "longrope"),
     ("qwen2", "attention.head_count", 0),
     ("qwen2", "attention.head_count_kv", 3),
     ("qwen3", "attention.key_length", -32),
