@@ -188,6 +188,22 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
     assert not list(tmp_path.glob(".*.partial"))
 
 
+@pytest.mark.parametrize("name", ["exaone4", "gemma2", "granite", "olmo2", "smollm3"])
+def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    checkpoint(tmp_path / "hf", name)
+    theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=ALL[:-1])
+    script = (
+        "convert hf -o m.gguf && fabric convert peft -m m.gguf -o a.gguf && fabric convert a.gguf -m m.gguf -o back"
+    )
+    ended = shell(f"fabric {script}", tmp_path)
+    assert ended.code == 0, ended.err
+    assert relative_error(ours.logits(tmp_path / "m.gguf", TOKENS, adapter=tmp_path / "a.gguf"), theirs) < 1e-5
+    model = PeftModel.from_pretrained(load(tmp_path / "hf"), tmp_path / "back").eval()
+    assert relative_error(logits(model, TOKENS), theirs) < 1e-5
+
+
 # ---- what cannot be converted ----
 
 
