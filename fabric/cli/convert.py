@@ -26,7 +26,8 @@ def command(
         str, Setting("matrix type of a model: keep, f32, f16, bf16", "TYPE", parse=str.lower, written="keep")
     ] = "keep",
 ) -> None:
-    """Converts a Hugging Face checkpoint (llama, mistral, qwen2, qwen3, gemma3) to GGUF, and LoRA adapters both ways.
+    """Converts a Hugging Face checkpoint (llama, mistral, qwen2, qwen3, gemma2, gemma3, smollm3, granite, olmo2,
+    exaone4) to GGUF, and LoRA adapters both ways.
 
     A folder with config.json is a checkpoint, one with adapter_config.json a PEFT adapter.
     """
