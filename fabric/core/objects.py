@@ -202,7 +202,10 @@ class Buffer:
 
     def read(self, offset: int = 0, n_bytes: int | None = None) -> F32Array:
         """Floats from byte `offset` on."""
-        out = np.empty((self.nbytes - offset if n_bytes is None else n_bytes) // 4, np.float32)
+        return self.read_into(np.empty((self.nbytes - offset if n_bytes is None else n_bytes) // 4, np.float32), offset)
+
+    def read_into(self, out: F32Array, offset: int = 0) -> F32Array:
+        """Fills a contiguous array from byte `offset` on, and returns it."""
         check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
         return out
 

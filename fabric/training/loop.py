@@ -225,18 +225,30 @@ def _pieces(buffer: Buffer) -> Iterator[F32Array]:
         yield buffer.read(at, min(_PIECE_BYTES, buffer.nbytes - at))
 
 
-def batches(machine: Machine, rows: list[Example], epoch: int) -> list[list[list[int]]]:
-    """The steps of an epoch, each a list of micro-batches of numbers of rows."""
-    s, lengths = machine.settings, [len(row.tokens) for row in rows]
-    return plan_epoch(
-        lengths, batch=s.batch, capacity=machine.capacity, accumulate=s.accumulate, pack=s.pack, shuffle=s.shuffle,
-        seed=s.seed, epoch=epoch,
-    )  # fmt: skip
+class Batches:
+    """The feeds of each step that one of several ranks runs; they follow from the settings and the rows alone."""
+
+    def __init__(self, machine: Machine, rows: list[Example], rank: int = 0, ranks: int = 1) -> None:
+        self.machine, self.rows, self.rank, self.ranks = machine, rows, rank, ranks
+        self.per_epoch = steps_per_epoch(len(rows), machine.settings.batch)
+        self.epoch, self.steps = -1, list[list[list[int]]]()
+
+    def feeds(self, step: int) -> list[Feed]:
+        """The micro-batches of a step, counted from 1."""
+        epoch, within = divmod(step - 1, self.per_epoch)
+        if self.epoch != epoch:
+            s, lengths = self.machine.settings, [len(row.tokens) for row in self.rows]
+            self.steps = plan_epoch(
+                lengths, batch=s.batch, capacity=self.machine.capacity, accumulate=s.accumulate, pack=s.pack,
+                shuffle=s.shuffle, seed=s.seed, epoch=epoch, rank=self.rank, ranks=self.ranks,
+            )  # fmt: skip
+            self.epoch = epoch
+        return [self.machine.feed([self.rows[i] for i in micro], micro, step) for micro in self.steps[within]]
 
 
 def time_a_step(machine: Machine, rows: list[Example]) -> tuple[int, float]:
     """Tokens and seconds of the first optimizer step, at rate 0, after a micro-batch that allocates and warms up."""
-    feeds = [machine.feed([rows[i] for i in numbers], numbers) for numbers in batches(machine, rows, 0)[0]]
+    feeds = Batches(machine, rows).feeds(1)
     machine.optimizer.t, began, progress = 1, 0.0, Progress()
     with ThreadPoolExecutor(1, "fabric-step") as worker:
         try:
@@ -283,11 +295,11 @@ class Loop:
         self.settings = machine.settings
         self.step, self.totals = start, totals
         self.saved, self.saved_at = start, time.monotonic()
-        self.per_epoch = steps_per_epoch(len(train), self.settings.batch)
         self.spans, self.last = spans, spans.last
         vocabulary = machine.weights.gguf.tensors[EMBEDDING].shape[0]
         self.guessing = math.log(vocabulary)  # the loss where any token is as likely as another
-        self.epoch_plan: tuple[int, list[list[list[int]]]] = (-1, [])
+        self.batches = Batches(machine, train)
+        self.per_epoch = self.batches.per_epoch
         lengths = [len(row.tokens) for row in val]
         self.val_packs = pack_in_order(lengths, machine.capacity, self.settings.pack) if val else []
 
@@ -334,7 +346,7 @@ class Loop:
     def _one(self, worker: ThreadPoolExecutor, metrics: MetricsLog) -> None:
         """A step with its validation and checkpoint, and the record of it."""
         s, began = self.settings, time.perf_counter()
-        feeds = self.feeds(self.step + 1)
+        feeds = self.batches.feeds(self.step + 1)
         self.record(False)
         with held():
             record = self._step(worker, feeds, began)
@@ -400,16 +412,6 @@ class Loop:
     def _due(self, every: int) -> bool:
         """Every so many steps, or (0) at the end of each epoch; and always at the end."""
         return self.spans.ends_at(self.step) or self.step % (every or self.per_epoch) == 0
-
-    def feeds(self, step: int) -> list[Feed]:
-        """The micro-batches of a step."""
-        return [self.machine.feed([self.train[i] for i in rows], rows, step) for rows in self._rows(step)]
-
-    def _rows(self, step: int) -> list[list[int]]:
-        epoch, within = divmod(step - 1, self.per_epoch)
-        if self.epoch_plan[0] != epoch:
-            self.epoch_plan = (epoch, batches(self.machine, self.train, epoch))
-        return self.epoch_plan[1][within]
 
     def _wait(self, future: Future[Any], progress: Progress) -> Any:
         """What a call into the core comes to. Cancelled where somebody asked to stop, unless it ended before that."""

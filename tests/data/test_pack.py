@@ -56,6 +56,17 @@ def test_a_step_has_the_micro_batches_asked_for(lengths: list[int], plan: dict[s
 
 
 @settings(deadline=None)
+@given(lengths, plans, st.integers(2, 5))
+def test_ranks_divide_every_step_evenly(lengths: list[int], plan: dict[str, Any], ranks: int) -> None:
+    parts = [plan_epoch(lengths, **plan, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step, *shares in zip(plan_epoch(lengths, **plan), *parts, strict=True):
+        owned = [[row for micro in share for row in micro] for share in shares]
+        assert Counter(row for rows in owned for row in rows) == Counter(row for micro in step for row in micro)
+        loads = [sum(lengths[row] for row in rows) for rows in owned]
+        assert max(loads) - min(loads) <= max(lengths)
+
+
+@settings(deadline=None)
 @given(lengths, plans)
 def test_the_layout_never_changes_which_rows_make_a_step(lengths: list[int], plan: dict[str, Any]) -> None:
     def members(**other: Any) -> list[set[int]]:
