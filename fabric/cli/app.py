@@ -100,10 +100,15 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what is below it finds the user's profiles and compiler, and keeps built kernels."""
         from fabric import notices
-        from fabric.cli import signals
+        from fabric.cli import ranks, signals
         from fabric.devices.places import places
 
+        launch = ranks.launch()
+
         signals.listen()
+        if launch.size > 1:
+            ranks.check(self.name or "")
+            ctx.meta["fabric.quiet"] = ctx.meta.get("fabric.quiet") or launch.rank > 0
         notices.listen(console.note, console.flag("strict"))
         for text in ctx.meta["fabric.notes"]:
             console.note(text)
@@ -233,6 +238,9 @@ def _explain(where: str, error: BaseException) -> int:
 
 
 def _fail(where: str, message: str, code: int) -> int:
+    from fabric.cli import ranks
+
+    message = ranks.named(message)
     _silence_stdout(flush=True)
     print(one_line(f"{where}: {message}"), file=sys.stderr)
     return code

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fabric import interrupts
-from fabric.cli import console, signals
-from fabric.errors import InterruptedRunError, StoppedError
+from fabric.cli import console, ranks, signals
+from fabric.errors import InterruptedRunError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from fabric.training.settings import TrainReport, TrainSettings
@@ -121,8 +121,11 @@ def train(settings: TrainSettings) -> None:
     """Runs `train` under a bar and reports."""
     from fabric.training.run import train as run
 
-    with stoppable() as ui:
-        report = run(settings, ui)
+    with ranks.joined() as team, stoppable() as ui:
+        if team and team.rank:
+            ranks.follow(team)
+            return
+        report = run(settings, ui, team)
     tell(report)
 
 
@@ -132,8 +135,11 @@ def resume(
     """Runs `resume` under a bar and reports."""
     from fabric.training.resume import resume as run
 
-    with stoppable() as ui:
-        report = run(run_dir, ui, output, metrics, threads, epochs, steps)
+    with ranks.joined() as team, stoppable() as ui:
+        if team and team.rank:
+            ranks.follow(team)
+            return
+        report = run(run_dir, ui, output, metrics, threads, epochs, steps, team)
     tell(report)
 
 
@@ -141,6 +147,8 @@ def plan(settings: TrainSettings) -> None:
     """Says what `train` would do and take."""
     from fabric.training.run import plan_run
 
+    if ranks.launch().size > 1:
+        raise UsageError("--dry-run plans for one process: start it without a launcher")
     values = plan_run(settings)
     for line in values["notes"]:
         console.note(line)

@@ -11,12 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from fabric.core import Buffer, Cancelled, Device, Feed, Optimizer, Plan, Progress, StepResult
-from fabric.data.pack import build_feed, pack_in_order, plan_epoch
+from fabric.core import Buffer, Cancelled, Device, Feed, Optimizer, Plan, Progress
+from fabric.data.pack import build_feed, plan_epoch
+from fabric.distributed.ranks import Ranks
+from fabric.distributed.team import Run, Team
 from fabric.errors import DataError, DeviceError, DivergedError, StoppedError
 from fabric.interrupts import Interrupted, held
 from fabric.models import architecture_of
@@ -39,6 +41,7 @@ from fabric.training.parameters import F32Array, Layout
 from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 
+T = TypeVar("T")
 POLL_S = 0.05
 MOST_TOKENS = (1 << 31) - 1  # of a micro-batch
 WORSE = 1.5  # times its lowest: such a loss, if it is above that of guessing too, has exploded
@@ -288,7 +291,7 @@ class Loop:
 
     def __init__(
         self, machine: Machine, train: list[Example], val: list[Example], directory: Path, ui: TrainUI, start: int,
-        totals: Totals, spans: Spans, record: Callable[[bool], bool],
+        totals: Totals, spans: Spans, record: Callable[[bool], bool], ranks: Ranks,
     ) -> None:  # fmt: skip
         self.record = record
         self.machine, self.train, self.val, self.directory, self.ui = machine, train, val, directory, ui
@@ -298,10 +301,9 @@ class Loop:
         self.spans, self.last = spans, spans.last
         vocabulary = machine.weights.gguf.tensors[EMBEDDING].shape[0]
         self.guessing = math.log(vocabulary)  # the loss where any token is as likely as another
-        self.batches = Batches(machine, train)
+        self.batches = Batches(machine, train, ranks.rank, ranks.size)
+        self.team = Team(ranks, machine, self.batches, val)
         self.per_epoch = self.batches.per_epoch
-        lengths = [len(row.tokens) for row in val]
-        self.val_packs = pack_in_order(lengths, machine.capacity, self.settings.pack) if val else []
 
     def run(self, metrics: MetricsLog) -> None:
         """Until the last step, a stop, or a loss that is no number; or until validation loses patience. Between steps a
@@ -370,10 +372,7 @@ class Loop:
         s, step = self.settings, self.step + 1
         optimizer = self.machine.optimizer
         optimizer.t, optimizer.lr = step, rate_of(s, step, self.spans)
-        progress = Progress()
-        result: StepResult = self._wait(
-            worker.submit(self.machine.plan.step, feeds, optimizer, progress), progress
-        )  # fmt: skip
+        result, tokens, speeds = self.team.step(feeds, self._beside(worker))
         if not result.finite and step == 1:
             name = self.machine.weights.gguf.name
             raise DataError(f"{name}: the loss is not a number before any step; the model or an adapter is damaged")
@@ -384,7 +383,6 @@ class Loop:
             raise self._diverged(step, step, "the gradient is no longer a number")
         self.step = step
         seconds = time.perf_counter() - began
-        tokens = sum(f.tokens for f in feeds)
         totals = self.totals
         totals.loss = result.loss_sum / result.trained
         totals.smooth = totals.loss if step == 1 else 0.9 * totals.smooth + 0.1 * totals.loss
@@ -392,10 +390,11 @@ class Loop:
         totals.tokens += tokens
         totals.trained_tokens += result.trained
         totals.seconds += seconds
+        each = {"rank_tokens_per_s": speeds} if len(speeds) > 1 else {}
         return {
             "step": step, "epoch": step / self.per_epoch, "loss": totals.loss, "lr": optimizer.lr,
             "grad_norm": result.grad_norm, "tokens": tokens, "trained_tokens": result.trained, "seconds": seconds,
-            "tokens_per_s": tokens / seconds, "peak_bytes": peak_bytes(),
+            "tokens_per_s": tokens / seconds, "peak_bytes": peak_bytes(), **each,
         }  # fmt: skip
 
     def _diverged(self, step: int, before: int, what: str) -> DivergedError:
@@ -413,7 +412,16 @@ class Loop:
         """Every so many steps, or (0) at the end of each epoch; and always at the end."""
         return self.spans.ends_at(self.step) or self.step % (every or self.per_epoch) == 0
 
-    def _wait(self, future: Future[Any], progress: Progress) -> Any:
+    def _beside(self, worker: ThreadPoolExecutor) -> Run:
+        """Runs calls into the core in the worker, while this thread shows how far they are."""
+
+        def run(call: Callable[[Progress], T]) -> T:
+            progress = Progress()
+            return self._wait(worker.submit(call, progress), progress)
+
+        return run
+
+    def _wait(self, future: Future[T], progress: Progress) -> T:
         """What a call into the core comes to. Cancelled where somebody asked to stop, unless it ended before that."""
         try:
             while True:
@@ -439,7 +447,7 @@ class Loop:
     def _validate(self, worker: ThreadPoolExecutor) -> float:
         """Mean loss a trained token over the validation rows; with patience, the best parameters are kept."""
         totals = self.totals
-        loss = self._score(worker)
+        loss = self.team.score(self._beside(worker))
         totals.val_loss, totals.validated, totals.stale = loss, self.step, totals.stale + 1
         if self.settings.patience and (totals.best_loss is None or loss < totals.best_loss):
             totals.best_loss, totals.best_step, totals.stale = loss, self.step, 0
@@ -447,18 +455,6 @@ class Loop:
             params = self.machine.snapshot(self.step, totals)
             write_snapshot(self.directory / BEST, params._replace(arrays=params.arrays[:1]))
         return loss
-
-    def _score(self, worker: ThreadPoolExecutor) -> float:
-        plan = self.machine.scorer
-        assert plan is not None
-        loss, trained = 0.0, 0
-        for rows in self.val_packs:
-            feed = self.machine.feed([self.val[i] for i in rows])
-            progress = Progress()
-            self._wait(worker.submit(plan.run, feed, progress), progress)
-            loss += float(plan.read(self.machine.nll, feed.trained, 1).sum(dtype=np.float64))
-            trained += feed.trained
-        return loss / trained
 
     def _checkpoint(self) -> None:
         if self.saved == self.step and self.step:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fabric.distributed.ranks import Ranks
 from fabric.errors import DataError, StoppedError, UsageError
 from fabric.files import STDIO, check_streams, is_stream
 from fabric.interrupts import Interrupted
@@ -40,6 +41,7 @@ def resume(
     threads: int | None = None,
     epochs: float | None = None,
     steps: int | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainReport:
     """Continues a run from its newest valid checkpoint; what it writes is what an uninterrupted run writes. With
     `epochs` or `steps` it goes on to that end instead, on a schedule that reaches there.
@@ -64,7 +66,7 @@ def resume(
                 if epochs is not None or steps is not None:
                     settings, spans = _extended(directory, kept, settings, setup, found, spans, epochs, steps, ui)
                 ui.message(f"the {kind_of(settings)} goes to {place_of_result(settings, directory)}")
-                return run_on(settings, setup, directory, ui, inputs, spans, None, found)
+                return run_on(settings, setup, directory, ui, inputs, spans, None, found, ranks)
         except Interrupted:
             raise StoppedError(f"stopped before the next step; continue with: fabric resume {directory}") from None
 

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fabric.devices.opening import opened
+from fabric.distributed.follow import Job, enlist, sketch
+from fabric.distributed.ranks import Alone, Ranks
 from fabric.errors import DeviceError, FabricError, OutputError, StoppedError, UsageError
 from fabric.files import STDIO, is_stream, is_terminal, open_output, read_input, shown
 from fabric.interrupts import Interrupted
@@ -59,8 +62,9 @@ class Setup:
     notes: list[str]
 
 
-def train(settings: TrainSettings, ui: TrainUI = SILENT) -> TrainReport:
-    """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run."""
+def train(settings: TrainSettings, ui: TrainUI = SILENT, ranks: Ranks | None = None) -> TrainReport:
+    """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run. With
+    `ranks` this is the first of them, and the others `follow`."""
     check_settings(settings)
     directory = Path(settings.run_dir or default_run_dir(settings))
     with _new_run(directory, settings.run_dir is not None):
@@ -73,7 +77,7 @@ def train(settings: TrainSettings, ui: TrainUI = SILENT) -> TrainReport:
                     settings = replace(settings, micro_batch=setup.machine.capacity)
                 spans = Spans([(total_steps(settings, len(setup.rows.train)),) * 2])
                 record = _Record(directory, settings, beside(lambda: inputs.hashes(setup.gguf)))
-                return run_on(settings, setup, directory, ui, inputs, spans, record)
+                return run_on(settings, setup, directory, ui, inputs, spans, record, ranks=ranks)
 
 
 @contextlib.contextmanager
@@ -249,10 +253,10 @@ def _describe(settings: TrainSettings, setup: Setup, spans: Spans | None = None)
 
 def run_on(
     settings: TrainSettings, setup: Setup, directory: Path, ui: TrainUI, inputs: Inputs, spans: Spans,
-    record: _Record | None, found: Checkpoint | None = None,
+    record: _Record | None, found: Checkpoint | None = None, ranks: Ranks | None = None,
 ) -> TrainReport:  # fmt: skip
     """Trains on from a checkpoint. `record` writes run.json; None: it is there."""
-    machine, totals, step = setup.machine, Totals(), 0
+    machine, totals, step, ranks = setup.machine, Totals(), 0, ranks or Alone()
     if found:
         totals, step = found.checked_totals(), found.step
         if step > spans.last:
@@ -266,7 +270,15 @@ def run_on(
         ui.message(note)
     ui.start({**_describe(settings, setup, spans), "run_dir": str(directory), "from_step": step})
     write_record = record.write if record else lambda wait: True
-    loop = Loop(machine, setup.rows.train, setup.rows.val, directory, ui, step, totals, spans, write_record)
+    rows = setup.rows
+    kept = f"go on from the last checkpoint with: fabric resume {directory}"
+    job = Job(settings, setup.target.layout, setup.target.alpha, rows.train, rows.val, sketch(setup.gguf), kept)
+    devices = Counter(enlist(ranks, job, machine))
+    if ranks.size > 1:
+        hosts = len(set(ranks.hosts))
+        names = ", ".join(f"{count} on {name}" for name, count in devices.items())
+        ui.message(f"{ranks.size} ranks on {hosts} host{'s' * (hosts > 1)} train together: {names}")
+    loop = Loop(machine, rows.train, rows.val, directory, ui, step, totals, spans, write_record, ranks)
     try:
         with MetricsLog(directory, settings.metrics, step) as metrics:
             loop.run(metrics)

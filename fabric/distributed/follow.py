@@ -1,0 +1,140 @@
+"""A rank other than the first: it opens the same model, takes rows and first values from the first rank, and does its
+share until that one says that nothing follows. It writes nothing and says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import NamedTuple, TypeVar
+
+from fabric import interrupts
+from fabric.core import Cancelled, Progress
+from fabric.devices.opening import opened
+from fabric.distributed.ranks import Ranks
+from fabric.distributed.team import Again, Run, Team, raise_first
+from fabric.errors import DataError, DeviceError, FabricError
+from fabric.models.recorder import Weights
+from fabric.text.encode import Example
+from fabric.training.loop import POLL_S, Batches, Machine, capacities
+from fabric.training.parameters import Layout
+from fabric.training.settings import TrainSettings
+from fabric.weights.gguf import GGUF
+
+T = TypeVar("T")
+_SAMPLE_BYTES = 1024
+
+
+class Job(NamedTuple):
+    """What the first rank tells all others before the first step."""
+
+    settings: TrainSettings
+    layout: Layout
+    alpha: float
+    train: list[Example]
+    val: list[Example]
+    model: str
+    """What `sketch` made of the base."""
+    kept: str
+    """How the run goes on after an end that nobody could prepare for."""
+
+
+def enlist(ranks: Ranks, job: Job, machine: Machine) -> list[str]:
+    """On the first rank: what the other ranks need; the names of the devices of all. DeviceError where one cannot."""
+    if ranks.size == 1:
+        return [_device(machine)]
+    ranks.kept = job.kept
+    with interrupts.held():
+        ranks.tell(job)
+        raise_first(ranks, "")
+        names = ranks.collect(_device(machine))
+        _share_state(ranks, machine)
+    return names
+
+
+def follow(ranks: Ranks) -> None:
+    """On any other rank, until the first says that nothing follows."""
+    with interrupts.held(), ThreadPoolExecutor(1, "fabric-step") as worker:
+        job = ranks.tell()
+        if job is None:
+            return
+        ranks.kept = job.kept
+        with contextlib.ExitStack() as closing, contextlib.suppress(Cancelled, DeviceError):
+            machine = None
+            error = ""
+            try:
+                machine = _open(job, closing)
+            except FabricError as failed:
+                error = str(failed)
+            raise_first(ranks, error)
+            assert machine is not None
+            ranks.collect(_device(machine))
+            _share_state(ranks, machine)
+            batches = Batches(machine, job.train, ranks.rank, ranks.size)
+            team = Team(ranks, machine, batches, job.val)
+
+            def run(call: Callable[[Progress], T]) -> T:
+                progress = Progress()
+                future = worker.submit(call, progress)
+                while True:
+                    if interrupts.asked():
+                        progress.cancel()
+                    try:
+                        return future.result(timeout=POLL_S)
+                    except FutureTimeout:
+                        continue
+
+            while (again := ranks.tell()) is not None:
+                with contextlib.suppress(Cancelled, DeviceError):
+                    _obey(again, team, run)
+            return
+        while ranks.tell() is not None:  # the first rank knows what went wrong, and reports it
+            pass
+
+
+def _obey(again: Again, team: Team, run: Run) -> None:
+    if not again.step:
+        team.score(run)
+        return
+    optimizer = team.machine.optimizer
+    optimizer.t, optimizer.lr = again.step, again.lr
+    team.step(team.batches.feeds(again.step), run)
+
+
+def _open(job: Job, closing: contextlib.ExitStack) -> Machine:
+    settings = job.settings
+    gguf = GGUF.open(settings.model)
+    closing.callback(gguf.close)
+    if sketch(gguf) != job.model:
+        raise DataError(f"{settings.model} is another file than on the first rank")
+    lengths = [[len(e.tokens) for e in part] for part in (job.train, job.val) if part]
+
+    @contextlib.contextmanager
+    def make(settings: TrainSettings, weights: Weights) -> Iterator[Machine]:
+        with contextlib.closing(
+            Machine(settings, weights, job.layout, job.alpha, capacities(settings, *lengths))
+        ) as machine:
+            yield machine
+
+    return closing.enter_context(opened(settings, gguf, make, profiled=False)).made
+
+
+def _share_state(ranks: Ranks, machine: Machine) -> None:
+    for buffer in machine.state:
+        ranks.copy(buffer)
+
+
+def _device(machine: Machine) -> str:
+    return machine.weights.device.info.name
+
+
+def sketch(gguf: GGUF) -> str:
+    """Tells files apart without reading all of them: their size, tensors, and the beginning of each."""
+    digest = hashlib.sha256(str(gguf.file_bytes).encode())
+    for name, info in gguf.tensors.items():
+        digest.update(f"{name} {info.type} {info.shape} {info.offset}".encode())
+        digest.update(gguf.data(name)[:_SAMPLE_BYTES])
+    return digest.hexdigest()

@@ -1,0 +1,237 @@
+"""Ranks over MPI, through mpi4py.
+
+Every call is a nonblocking one that is polled, so that no rank waits for ever. A thread beside it sends a sign of life
+to the next rank each second and listens for that of the rank before: one that was stopped, or whose host is gone, ends
+the run. The same thread carries the wish to stop. All calls into MPI are made under one lock.
+
+MPI only moves bytes here. Sums are our own, in the order of the ranks, because the order in which MPI_Allreduce adds
+may change with the implementation, the message and the placement of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fabric import interrupts
+from fabric.core import Buffer
+from fabric.distributed.launcher import Launch
+from fabric.distributed.ranks import F64Array
+from fabric.errors import DeviceError
+
+TICK_S = 0.1  # the thread looks so often
+BEAT_S = 1.0  # between signs of life
+SILENT_S = 12.0  # without one: that rank is lost
+LEAST_WAIT_S = 60.0  # for a rank whose process lives; more where steps take long
+SLOWER = 10.0  # times the slowest rank of the steps before: that rank hangs
+_PIECE = 1 << 22  # elements of the gradients, or bytes of an object, that travel at a time
+_INLINE = 1024  # bytes of a message that needs no second one
+_BEAT, _STOP, _ROW = 71, 72, 73
+_MOST_PAUSE_S = 0.002
+
+HOW = "pip install 'fabric-llm[mpi]'"
+
+
+class MpiRanks:
+    """The ranks that a launcher started. `say` writes a sentence where nothing else can."""
+
+    def __init__(self, launch: Launch, say: Callable[[str], None]) -> None:
+        """DeviceError where mpi4py is missing or belongs to another MPI than the launcher."""
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            why = f"mpi4py finds no MPI library ({str(error).splitlines()[0]})"
+            if isinstance(error, ModuleNotFoundError):
+                why = "mpi4py, through which they share a run, is not installed"
+            raise DeviceError(f"{launch.launcher} started {launch.size} processes, and {why}: {HOW}") from error
+        self.mpi: Any = MPI
+        self.comm: Any = MPI.COMM_WORLD
+        self.say = say
+        self.rank, self.size = int(self.comm.Get_rank()), int(self.comm.Get_size())
+        if (self.rank, self.size) != launch[:2]:
+            library = MPI.Get_library_version().split(",")[0].splitlines()[0].strip()
+            raise DeviceError(
+                f"{launch.launcher} started {launch.size} processes, but mpi4py uses {library}, which sees "
+                f"{self.size}: start fabric with the mpirun of that library, or let MPI4PY_LIBMPI name the other one"
+            )
+        self.lock = threading.Lock()
+        self.inside = False  # of a call that all ranks make together
+        self.kept = ""  # how the run can go on, where it ends here
+        self.left = threading.Event()
+        self.hosts = [socket.gethostname()] * self.size
+        self.pulse = threading.Thread(target=self._pulse, name="fabric-ranks", daemon=True)
+        self.pulse.start()
+        self.hosts = self.collect(socket.gethostname())
+        self._divide_cores()
+
+    def name(self, rank: int) -> str:
+        """A rank, in words."""
+        return f"rank {rank} on {self.hosts[rank]}"
+
+    def tell(self, value: Any = None) -> Any:
+        """The first rank's value, on every rank."""
+        with self._together():
+            data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if self.rank == 0 else b""
+            head = np.zeros(8 + _INLINE, np.uint8)
+            if self.rank == 0:
+                head[:8] = np.frombuffer(len(data).to_bytes(8, "little"), np.uint8)
+                head[8 : 8 + min(len(data), _INLINE)] = np.frombuffer(data[:_INLINE], np.uint8)
+            self._wait([self._start("Ibcast", head)])
+            size = int.from_bytes(head[:8].tobytes(), "little")
+            if size <= _INLINE:
+                return value if self.rank == 0 else pickle.loads(head[8 : 8 + size].tobytes())
+            body = np.frombuffer(data, np.uint8) if self.rank == 0 else np.empty(size, np.uint8)
+            for at in range(0, size, _PIECE):
+                piece = body[at : at + _PIECE]
+                self._wait([self._start("Ibcast", piece)])
+            return value if self.rank == 0 else pickle.loads(body.tobytes())
+
+    def collect(self, text: str) -> list[str]:
+        """The texts of all ranks, on every rank."""
+        mine = text.encode()
+        found = []
+        for root, size in enumerate(self.gather(np.array([len(mine)], np.float64))[:, 0]):
+            data = np.frombuffer(mine, np.uint8).copy() if root == self.rank else np.empty(int(size), np.uint8)
+            if len(data):
+                with self._together():
+                    self._wait([self._start("Ibcast", data, root)])
+            found.append(data.tobytes().decode())
+        return found
+
+    def gather(self, row: F64Array, what: str = "", slowest_s: float = 0.0) -> F64Array:
+        """The rows of all ranks, on every rank. The first rank takes them one by one, to know whose is missing."""
+        with self._together():
+            rows = np.empty((self.size, len(row)))
+            rows[self.rank] = row
+            if self.rank == 0:
+                others = range(1, self.size)
+                requests = [self._start("Irecv", rows[r], r, _ROW) for r in others]
+                self._wait(requests, max(LEAST_WAIT_S, SLOWER * slowest_s) if slowest_s else None, list(others), what)
+            else:
+                self._wait([self._start("Isend", rows[self.rank], 0, _ROW)])
+            self._wait([self._start("Ibcast", rows)])
+            return rows
+
+    def sum(self, buffer: Buffer, empty: bool) -> None:
+        """The sum over all ranks, piece by piece: every rank adds up one slice of each piece."""
+        with self._together():
+            n, total = self.size, buffer.nbytes // 4
+            most = -(-min(_PIECE, total) // n) * n
+            send, got, part = np.zeros(most, np.float32), np.empty(most, np.float32), np.empty(most // n, np.float32)
+            for at in range(0, total, most):
+                count = min(most, total - at)
+                width = -(-count // n)
+                flat, theirs, mine = send[: width * n], got[: width * n], part[:width]
+                flat[count:] = 0
+                if empty:
+                    flat[:count] = 0
+                else:
+                    buffer.read_into(flat[:count], at * 4)
+                self._wait([self._start("Ialltoall", flat, theirs)])
+                rows = theirs.reshape(n, width)
+                np.copyto(mine, rows[0])
+                for row in rows[1:]:
+                    mine += row
+                self._wait([self._start("Iallgather", mine, flat)])
+                buffer.write(flat[:count], at * 4)
+
+    def copy(self, buffer: Buffer) -> None:
+        """The first rank's buffer, on every rank."""
+        with self._together():
+            total = buffer.nbytes // 4
+            piece = np.empty(min(_PIECE, total), np.float32)
+            for at in range(0, total, _PIECE):
+                part = piece[: min(_PIECE, total - at)]
+                if self.rank == 0:
+                    buffer.read_into(part, at * 4)
+                self._wait([self._start("Ibcast", part)])
+                if self.rank:
+                    buffer.write(part, at * 4)
+
+    def fail(self, sentence: str, code: int) -> NoReturn:
+        """Ends all ranks at once."""
+        self.say(f"{sentence}; {self.kept}" if self.kept else sentence)
+        self.comm.Abort(code)
+        os._exit(code)
+
+    def leave(self) -> None:
+        """No more calls follow: the first rank has told so."""
+        self.left.set()
+        self.pulse.join()
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def _start(self, call: str, *arguments: Any) -> Any:
+        with self.lock:
+            return getattr(self.comm, call)(*arguments)
+
+    def _wait(
+        self, requests: list[Any], limit_s: float | None = None, whose: Sequence[int] = (), what: str = ""
+    ) -> None:
+        """Until all have ended; pauses grow with the wait, to a twentieth of it."""
+        began = time.monotonic()
+        while True:
+            with self.lock:
+                missing = [i for i, request in enumerate(requests) if not request.Test()]
+            if not missing:
+                return
+            waited = time.monotonic() - began
+            if limit_s is not None and waited > limit_s:
+                ranks = " and ".join(self.name(whose[i]) for i in missing[:3])
+                self.fail(f"{ranks} hung in a {what}: all others ended it {waited:.0f} s ago", DeviceError.exit_code)
+            time.sleep(min(_MOST_PAUSE_S, waited / 20))
+
+    def _pulse(self) -> None:
+        """The thread: signs of life, and the wish to stop, which goes to the first rank and from there to all."""
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        sign, heard = np.zeros(1, np.uint8), np.zeros(1, np.uint8)
+        sent: list[Any] = []
+        last_heard = looked = time.monotonic()
+        last_sent, passed_on = 0.0, False
+        while not self.left.wait(TICK_S):
+            now = time.monotonic()
+            if now - looked > BEAT_S:  # this process was stopped itself
+                last_heard = now
+            looked = now
+            with self.lock:
+                if now - last_sent >= BEAT_S:
+                    sent.append(self.comm.Isend(sign, dest=after, tag=_BEAT))
+                    last_sent = now
+                while self.comm.Iprobe(source=before, tag=_BEAT):
+                    self.comm.Recv(heard, source=before, tag=_BEAT)
+                    last_heard = now
+                while self.comm.Iprobe(source=self.mpi.ANY_SOURCE, tag=_STOP):
+                    self.comm.Recv(heard, source=self.mpi.ANY_SOURCE, tag=_STOP)
+                    interrupts.request()
+                if interrupts.asked() and not passed_on:
+                    passed_on = True
+                    others = range(1, self.size) if self.rank == 0 else [0]
+                    sent += [self.comm.Isend(sign, dest=other, tag=_STOP) for other in others]
+                sent = [request for request in sent if not request.Test()]
+            if now - last_heard > SILENT_S:
+                self.fail(f"{self.name(before)} has not answered for {now - last_heard:.0f} s", DeviceError.exit_code)
+
+    def _divide_cores(self) -> None:
+        """The ranks of a host that may all run on the same cores divide them; a launcher that bound them did so."""
+        if not hasattr(os, "sched_getaffinity"):
+            return
+        mine = sorted(os.sched_getaffinity(0))
+        told = self.collect(",".join(map(str, mine)))
+        here = [r for r in range(self.size) if self.hosts[r] == self.hosts[self.rank]]
+        if len(here) > 1 and len({told[r] for r in here}) == 1:
+            at, n, k = here.index(self.rank), len(here), len(mine)
+            share = mine[at * k // n : (at + 1) * k // n] or [mine[at % k]]
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, share)

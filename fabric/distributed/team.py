@@ -1,0 +1,140 @@
+"""A step and a validation on every rank: its share in the core, then the sums. The first rank says what comes next.
+
+The seam for an engine is small: `Ranks.gather` carries a row of numbers a rank, `Ranks.sum` the flat gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from fabric.core import Cancelled, Feed, Progress, StepResult
+from fabric.data.pack import pack_in_order
+from fabric.distributed.ranks import F64Array, Ranks
+from fabric.errors import DeviceError, FabricError
+from fabric.text.encode import Example
+
+if TYPE_CHECKING:
+    from fabric.training.loop import Batches, Machine
+
+T = TypeVar("T")
+_LOSS, _TRAINED, _TOKENS, _SECONDS, _STOP, _FAILED, _COLUMNS = range(7)
+
+
+class Run(Protocol):
+    """Runs a call into the core beside the main thread, which meanwhile listens for a wish to stop."""
+
+    def __call__(self, call: Callable[[Progress], T]) -> T: ...
+
+
+class Step(NamedTuple):
+    """A step of all ranks: sums, the tokens of all, and tokens per second of each."""
+
+    result: StepResult
+    tokens: int
+    speeds: list[float]
+
+
+class Again(NamedTuple):
+    """What the first rank tells the others to do: a step at a rate, or (step 0) a validation."""
+
+    step: int
+    lr: float = 0.0
+
+
+class Team:
+    """The part of one rank in a run."""
+
+    def __init__(self, ranks: Ranks, machine: Machine, batches: Batches, val: list[Example]) -> None:
+        self.ranks, self.machine, self.batches = ranks, machine, batches
+        self.slowest: dict[str, float] = {}  # seconds of a share so far
+        self.val = val[ranks.rank :: ranks.size]
+        lengths = [len(row.tokens) for row in self.val]
+        self.val_packs = pack_in_order(lengths, machine.capacity, machine.settings.pack) if self.val else []
+
+    def step(self, feeds: list[Feed], run: Run) -> Step:
+        """An optimizer step, as the machine's optimizer is set. Raises Cancelled, DeviceError of any rank."""
+        plan, optimizer = self.machine.plan, self.machine.optimizer
+        tokens, began = sum(feed.tokens for feed in feeds), time.perf_counter()
+        self._begin(Again(optimizer.t, optimizer.lr))
+        if self.ranks.size == 1:
+            result = run(lambda progress: plan.step(feeds, optimizer, progress))
+            return Step(result, tokens, [tokens / (time.perf_counter() - began)])
+
+        def accumulate(progress: Progress) -> tuple[float, float]:
+            if not feeds:
+                return 0.0, 0.0
+            plan.accumulate(feeds, progress)
+            sums = plan.sums().astype(np.float64)
+            return sums[0] + sums[1], sums[2] + sums[3]
+
+        rows = self._share(lambda: run(accumulate), "step", tokens)
+        self.ranks.sum(self.machine.grads, empty=not feeds)
+        loss, trained = _total(rows, _LOSS), _total(rows, _TRAINED)
+        plan.set_sums(np.array([*_halves(loss), *_halves(trained)], np.float32))
+        speeds = [float(row[_TOKENS] / row[_SECONDS]) for row in rows]
+        return Step(plan.update(optimizer), int(_total(rows, _TOKENS)), speeds)
+
+    def score(self, run: Run) -> float:
+        """Mean loss a trained token over the validation rows of all ranks."""
+        scorer, machine = self.machine.scorer, self.machine
+        assert scorer is not None
+        self._begin(Again(0))
+
+        def scores() -> tuple[float, float]:
+            loss, trained = 0.0, 0
+            for micro in self.val_packs:
+                feed = machine.feed([self.val[i] for i in micro])
+                run(lambda progress, feed=feed: scorer.run(feed, progress))  # type: ignore[misc]
+                loss += float(scorer.read(machine.nll, feed.trained, 1).sum(dtype=np.float64))
+                trained += feed.trained
+            return loss, trained
+
+        rows = self._share(scores, "validation")
+        return _total(rows, _LOSS) / _total(rows, _TRAINED)
+
+    def _begin(self, again: Again) -> None:
+        if self.ranks.rank == 0:
+            self.ranks.tell(again)
+
+    def _share(self, work: Callable[[], tuple[float, float]], what: str, tokens: int = 0) -> F64Array:
+        """Does this rank's part, which comes to a loss and a count, and gathers what all came to."""
+        began, error = time.perf_counter(), ""
+        row = np.zeros(_COLUMNS)
+        try:
+            row[_LOSS], row[_TRAINED] = work()
+        except Cancelled:
+            row[_STOP] = 1
+        except FabricError as failed:
+            row[_FAILED], error = 1, str(failed)
+        row[_TOKENS], row[_SECONDS] = tokens, time.perf_counter() - began
+        rows = self.ranks.gather(row, what, self.slowest.get(what, 0.0))
+        self.slowest[what] = max(self.slowest.get(what, 0.0), float(rows[:, _SECONDS].max()))
+        if rows[:, _FAILED].any():
+            raise_first(self.ranks, error)
+        if rows[:, _STOP].any():
+            raise Cancelled("stopped")
+        return rows
+
+
+def raise_first(ranks: Ranks, error: str) -> None:
+    """DeviceError on every rank where any of them has an error, by the name of the first one that has."""
+    for rank, text in enumerate(ranks.collect(error)):
+        if text:
+            raise DeviceError(f"rank {rank} on {ranks.hosts[rank]}: {text}" if ranks.size > 1 else text)
+
+
+def _total(rows: F64Array, column: int) -> float:
+    total = 0.0
+    for row in rows:
+        total += float(row[column])
+    return total
+
+
+def _halves(value: float) -> tuple[np.float32, np.float32]:
+    """Two floats whose sum it is."""
+    high = np.float32(value)
+    return high, np.float32(value - float(high))
