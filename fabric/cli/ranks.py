@@ -63,7 +63,7 @@ def joined() -> Iterator[MpiRanks | None]:
             with interrupts.held():
                 code = error.exit_code if isinstance(error, FabricError) else FabricError.exit_code
                 ranks.fail(f"{ranks.name(ranks.rank)}: {str(error) or type(error).__name__}", code)
-        _end(ranks)
+        _end(ranks, failed=True)
         if isinstance(error, OutputError):
             raise OutputError(f"{ranks.name(0)}: {error}") from error
         raise
@@ -77,11 +77,11 @@ def follow(ranks: MpiRanks) -> None:
     follow(ranks)
 
 
-def _end(ranks: MpiRanks) -> None:
+def _end(ranks: MpiRanks, failed: bool = False) -> None:
     with interrupts.held():
         if ranks.rank == 0:
             ranks.tell(None)
-        ranks.leave()
+        ranks.leave(failed)
 
 
 def _say(sentence: str) -> None:

@@ -30,14 +30,13 @@ from fabric.errors import DeviceError
 TICK_S = 0.1  # the thread looks so often
 BEAT_S = 1.0  # between signs of life
 SILENT_S = 12.0  # without one: that rank is lost
-LEAST_WAIT_S = 60.0  # for a rank whose process lives; more where steps take long
+LEAST_WAIT_S = 25.0  # for a rank whose process lives; more where steps take long
 SLOWER = 10.0  # times the slowest rank of the steps before: that rank hangs
 _PIECE = 1 << 22  # elements of the gradients, or bytes of an object, that travel at a time
 _INLINE = 1024  # bytes of a message that needs no second one
 _BEAT, _STOP, _ROW = 71, 72, 73
 _MOST_PAUSE_S = 0.002
-
-HOW = "pip install 'fabric-llm[mpi]'"
+_LAST_S = 0.5
 
 
 class MpiRanks:
@@ -48,10 +47,10 @@ class MpiRanks:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
-            why = f"mpi4py finds no MPI library ({str(error).splitlines()[0]})"
+            why = "mpi4py finds no MPI library: let MPI4PY_LIBMPI name the libmpi.so of that launcher"
             if isinstance(error, ModuleNotFoundError):
-                why = "mpi4py, through which they share a run, is not installed"
-            raise DeviceError(f"{launch.launcher} started {launch.size} processes, and {why}: {HOW}") from error
+                why = "mpi4py, through which they share a run, is not installed: pip install 'fabric-llm[mpi]'"
+            raise DeviceError(f"{launch.launcher} started {launch.size} processes, and {why}") from error
         self.mpi: Any = MPI
         self.comm: Any = MPI.COMM_WORLD
         self.say = say
@@ -162,10 +161,14 @@ class MpiRanks:
         self.comm.Abort(code)
         os._exit(code)
 
-    def leave(self) -> None:
-        """No more calls follow: the first rank has told so."""
+    def leave(self, failed: bool = False) -> None:
+        """No more calls follow: the first rank has told so. Where it `failed` it ends last: launchers kill what is left
+        when a process ends so, and would report that in place of its exit code."""
         self.left.set()
         self.pulse.join()
+        self.mpi.Finalize()
+        if failed:
+            time.sleep(_LAST_S)
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
