@@ -113,7 +113,7 @@ def inline(text: str) -> str:
 
 
 def man_of(name: str, what: str, document: Path) -> str:
-    """A page of section 5 from a page of docs/: headings, paragraphs, tables (a row a term) and code."""
+    """A page of section 5 from a page of docs/: headings, paragraphs, lists, tables (a row a term) and code."""
     lines = [f'.TH {roff(name.upper())} 5 "" "fabric" "fabric manual"', ".SH NAME", f"{roff(name)} \\- {roff(what)}"]
     lines.append(".SH DESCRIPTION")
     for block in re.findall(r"(?s)```.*?\n```|\S.*?(?=\n\n|\Z)", document.read_text(encoding="utf-8"))[1:]:
@@ -125,6 +125,9 @@ def man_of(name: str, what: str, document: Path) -> str:
         elif first.startswith("|"):
             for term, *cells in (re.split(r"(?<!\\)\|", line)[1:-1] for line in rest[1:]):
                 lines += [".TP", inline(term.strip()), inline("; ".join(cell.strip() for cell in cells))]
+        elif first.startswith("- "):
+            for item in re.split(r"(?m)^- ", block)[1:]:
+                lines += [r".IP \[bu] 2", inline(" ".join(item.split()))]
         else:
             lines += [".PP", inline(" ".join([first, *rest]))]
     return "\n".join([*lines, ".SH SEE ALSO", ".BR fabric (1)", ""])
