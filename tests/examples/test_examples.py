@@ -45,6 +45,17 @@ def lines(path: Path) -> list[Mapping[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_the_tour_of_the_readme_runs_as_it_stands(model: Path, tmp_path: Path) -> None:
+    """Every line of it, with two steps instead of three epochs."""
+    tour = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## A tour")[1].split("```")[1]
+    script = tour.removeprefix("sh\n").replace("--epochs 3", "--steps 2")
+    assert script.count("\n") == 10 and all(line.startswith("fabric ") for line in script.splitlines())
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    (tmp_path / "base.gguf").symlink_to(model)
+    done = run(tmp_path, "bash", "-ec", "set -o pipefail\n" + script)
+    assert "train" in done.stdout and "merge" in done.stdout and "quantize" in done.stdout
+
+
 def test_the_pipeline_goes_from_rows_to_a_tuned_model_and_the_pipe_does_too(model: Path, tmp_path: Path) -> None:
     justfile, settings = EXAMPLES / "pipeline" / "Justfile", {"MODEL": model, "OUT": tmp_path / "out", "STEPS": "2"}
     done = run(tmp_path, "just", "-f", justfile, "all", **settings)
