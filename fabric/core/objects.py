@@ -131,7 +131,8 @@ def nvrtc(toolkit: Path | None = None) -> Path | None:
 class Device:
     """An open device. `isa` lowers what the processor offers; built kernels are kept in files whose names begin with
     `cache`; `toolkit` is the CUDA toolkit to use, `oneapi` the folder of the oneAPI compiler; `limits` are further
-    fields of fb_device_options, by name: those that lower what the driver says, and those that shape and pace the work."""
+    fields of fb_device_options, by name: those that lower what the driver says, and those that shape and pace the
+    work."""
 
     def __init__(
         self, name: str = "cpu", threads: int = 0, isa: str | None = None, profile: bool = False,

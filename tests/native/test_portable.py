@@ -1,5 +1,5 @@
-"""The portable kernels in the CUDA dialect, whose devices are not here: their text runs on the host, a thread a fiber, against
-the same op test as every backend. Metal's and SYCL's texts run behind those backends themselves (tests/backends).
+"""The portable kernels in the CUDA dialect, whose devices are not here: their text runs on the host, a thread a fiber,
+against the same op test as every backend. Metal's and SYCL's texts run behind those backends (tests/backends).
 """
 
 import ctypes
