@@ -72,7 +72,7 @@ def joined() -> Iterator[MpiRanks | None]:
 
 def follow(ranks: MpiRanks) -> None:
     """What every rank but the first does."""
-    from fabric.distributed.follow import follow
+    from fabric.training.follow import follow
 
     follow(ranks)
 

@@ -19,7 +19,7 @@ from fabric.models import architecture_of
 from fabric.models.inference import Decoder
 from fabric.models.recorder import Inputs, Weights
 from fabric.settings import check
-from fabric.training.loop import Machine
+from fabric.training.machine import Machine
 from fabric.training.metrics import peak_bytes
 from fabric.training.parameters import drawn, fill, lora_layout
 from fabric.training.settings import BenchSettings, TrainSettings

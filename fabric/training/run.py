@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fabric.devices.opening import opened
-from fabric.distributed.follow import Job, enlist, sketch
 from fabric.distributed.ranks import Alone, Ranks
 from fabric.errors import DeviceError, FabricError, OutputError, StoppedError, UsageError
 from fabric.files import STDIO, is_stream, is_terminal, open_output, read_input, shown
@@ -37,8 +36,10 @@ from fabric.training.checkpoint import (
     remove_new,
     write_run,
 )
+from fabric.training.follow import Job, enlist, sketch
 from fabric.training.identity import Inputs, beside
-from fabric.training.loop import Loop, Machine, Spans, capacities, steps_per_epoch, time_a_step, total_steps
+from fabric.training.loop import Loop, Spans, total_steps
+from fabric.training.machine import Machine, capacities, steps_per_epoch, time_a_step
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import fill
 from fabric.training.rows import Rows, load_rows

@@ -10,7 +10,7 @@ from typing import Any
 from fabric.devices.opening import Opened, opened
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
-from fabric.training.loop import Machine, capacities
+from fabric.training.machine import Machine, capacities
 from fabric.training.settings import TrainSettings
 from fabric.training.target import target_of
 from fabric.weights.gguf import GGUF

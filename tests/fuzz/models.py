@@ -26,7 +26,7 @@ from fabric.models import architecture_of, architectures
 from fabric.models.inference import Decoder, Scorer, frozen_loras
 from fabric.models.recorder import Weights
 from fabric.text.encode import Example
-from fabric.training.loop import Machine
+from fabric.training.machine import Machine
 from fabric.training.parameters import drawn, fill, full_layout, lora_layout, of_base
 from fabric.training.settings import TrainSettings
 from fabric.weights.adapter import Adapter, LoraPair

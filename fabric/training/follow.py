@@ -15,13 +15,13 @@ from fabric import interrupts
 from fabric.core import Cancelled, Progress
 from fabric.devices.opening import opened
 from fabric.distributed.ranks import Ranks
-from fabric.distributed.team import Again, Run, Team, raise_first
 from fabric.errors import DataError, DeviceError, FabricError
 from fabric.models.recorder import Weights
 from fabric.text.encode import Example
-from fabric.training.loop import POLL_S, Batches, Machine, capacities
+from fabric.training.machine import Batches, Machine, capacities
 from fabric.training.parameters import Layout
 from fabric.training.settings import TrainSettings
+from fabric.training.team import POLL_S, Again, Run, Team, raise_first
 from fabric.weights.gguf import GGUF
 
 T = TypeVar("T")

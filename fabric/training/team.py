@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,10 @@ from fabric.data.pack import pack_in_order
 from fabric.distributed.ranks import F64Array, Ranks
 from fabric.errors import DeviceError, FabricError
 from fabric.text.encode import Example
-
-if TYPE_CHECKING:
-    from fabric.training.loop import Batches, Machine
+from fabric.training.machine import Batches, Machine
 
 T = TypeVar("T")
+POLL_S = 0.05
 _LOSS, _TRAINED, _TOKENS, _SECONDS, _STOP, _FAILED, _COLUMNS = range(7)
 
 
