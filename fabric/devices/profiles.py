@@ -63,8 +63,8 @@ def _one_of(*texts: str) -> str:
 _TILES = Key("run", "16, 32 or 64", int, choices=(16, 32, 64))
 KEYS: dict[str, Key] = {
     "backend": Key("match", _one_of(*sorted(BACKENDS)), str, choices=BACKENDS, option=False),
-    "name": Key("match", "a list of texts", list, option=False),
-    "driver": Key("match", "a list of texts", list, option=False),
+    "name": Key("match", "a list of strings", list, option=False),
+    "driver": Key("match", "a list of strings", list, option=False),
     "memory_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
     "max_binding_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),
     "max_allocation_bytes": _whole("limits", 1 << 16, 1 << 62, "bytes"),

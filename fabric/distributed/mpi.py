@@ -36,7 +36,7 @@ _PIECE = 1 << 22  # elements of the gradients, or bytes of an object, that trave
 _INLINE = 1024  # bytes of a message that needs no second one
 _BEAT, _STOP, _ROW = 71, 72, 73
 _MOST_PAUSE_S = 0.002
-_LAST_S = 0.5
+_LAST_S = 2.0
 
 
 class MpiRanks:
@@ -163,10 +163,13 @@ class MpiRanks:
 
     def leave(self, failed: bool = False) -> None:
         """No more calls follow: the first rank has told so. Where it `failed` it ends last: launchers kill what is left
-        when a process ends so, and would report that in place of its exit code."""
+        when a process ends so, and would report that in place of its exit code. The others have nothing to tidy up, so
+        they end here."""
         self.left.set()
         self.pulse.join()
         self.mpi.Finalize()
+        if self.rank:
+            os._exit(0)
         if failed:
             time.sleep(_LAST_S)
 

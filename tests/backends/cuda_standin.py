@@ -17,9 +17,7 @@ def build_standin(folder: Path, emulated: bool = False) -> Path:
     flags = [*FLAGS, "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
     command = [os.environ.get("CC", "cc"), *flags, str(SOURCE), "-o", str(folder / "libcuda.so.1")]
     if emulated:
-        sources = [
-            str(path) for path in SOURCES if path.parent.name != "cuda" and path.name not in ("ops.c", "texts.c")
-        ]
+        sources = [str(path) for path in SOURCES if path.parent.name != "cuda" and path.name != "ops.c"]
         command += ["-DSTANDIN_EMULATED", *sources, *map(str, emulated_objects(folder))]
         command += ["-lm", "-lpthread", "-ldl", "-lstdc++", "-Wl,--allow-multiple-definition"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

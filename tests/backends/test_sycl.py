@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric import paths
-from fabric.core.sycl import Missing, runtime, shim
+from fabric.core.sycl import Missing, shim
 from tests.cli.conftest import rows, tiny
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import build
@@ -27,10 +26,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's cache with the shim in it; skips where there is no SYCL."""
     folder = tmp_path_factory.mktemp("cache")
     try:
-        runtime()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(paths, "kernel_cache", folder / "fabric" / "kernels")
-            shim()
+        shim(folder / "fabric" / "kernels", None)
     except Missing as error:
         pytest.skip(str(error))
     return folder
