@@ -163,13 +163,10 @@ class MpiRanks:
 
     def leave(self, failed: bool = False) -> None:
         """No more calls follow: the first rank has told so. Where it `failed` it ends last: launchers kill what is left
-        when a process ends so, and would report that in place of its exit code. The others have nothing to tidy up, so
-        they end here."""
+        when a process ends so, and would report that in place of its exit code."""
         self.left.set()
         self.pulse.join()
         self.mpi.Finalize()
-        if self.rank:
-            os._exit(0)
         if failed:
             time.sleep(_LAST_S)
 
