@@ -142,8 +142,8 @@ def _infer_element(values: Sequence[Any]) -> int:
 def _alignment(metadata: Mapping[str, Any]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     alignment = int.from_bytes(value.data, "little") if isinstance(value, Value) else value
-    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise DataError(f"general.alignment is {str(alignment)[:60]!r}, not a power of two")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 30:
+        raise DataError(f"general.alignment is {str(alignment)[:60]!r}, not a power of two up to 2^30")
     return alignment
 
 

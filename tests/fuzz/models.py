@@ -103,7 +103,7 @@ def bend(rng: random.Random, metadata: Metadata, shapes: Shapes) -> None:
         kind, key, name = rng.randrange(5), rng.choice([*metadata]), rng.choice([*shapes])
         if kind == 0:
             metadata[key] = rng.choice(VALUES)
-        elif kind == 1 and isinstance(metadata[key], int):
+        elif kind == 1 and type(metadata[key]) is int:
             metadata[key] = int(str(metadata[key])) + rng.choice([-1, 1, 32])
         elif kind == 2:
             shape = list(shapes[name])
