@@ -35,6 +35,7 @@ SLOWER = 10.0  # times the slowest rank of the steps before: that rank hangs
 _PIECE = 1 << 22  # elements of the gradients, or bytes of an object, that travel at a time
 _INLINE = 1024  # bytes of a message that needs no second one
 _BEAT, _STOP, _ROW = 71, 72, 73
+_SIGN, _END = 0, 1  # what such a message says: one of many, or the last
 _MOST_PAUSE_S = 0.002
 _LAST_S = 2.0
 
@@ -65,6 +66,12 @@ class MpiRanks:
         self.inside = False  # of a call that all ranks make together
         self.kept = ""  # how the run can go on, where it ends here
         self.left = threading.Event()
+        self.after, self.before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        self.told = (
+            range(1, self.size) if self.rank == 0 else range(1)
+        )  # where the wish to stop goes to, and comes from
+        self.sent: list[Any] = []  # by the thread, and perhaps still under way
+        self.silent: set[tuple[int, int]] = set()  # ranks and tags whose last message came
         self.hosts = [socket.gethostname()] * self.size
         self.pulse = threading.Thread(target=self._pulse, name="fabric-ranks", daemon=True)
         self.pulse.start()
@@ -166,6 +173,7 @@ class MpiRanks:
         when a process ends so, and would report that in place of its exit code."""
         self.left.set()
         self.pulse.join()
+        self._take_the_last()
         self.mpi.Finalize()
         if failed:
             time.sleep(_LAST_S)
@@ -198,9 +206,7 @@ class MpiRanks:
 
     def _pulse(self) -> None:
         """The thread: signs of life, and the wish to stop, which goes to the first rank and from there to all."""
-        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
-        sign, heard = np.zeros(1, np.uint8), np.zeros(1, np.uint8)
-        sent: list[Any] = []
+        sign = np.full(1, _SIGN, np.uint8)
         last_heard = looked = time.monotonic()
         last_sent, passed_on = 0.0, False
         while not self.left.wait(TICK_S):
@@ -210,21 +216,46 @@ class MpiRanks:
             looked = now
             with self.lock:
                 if now - last_sent >= BEAT_S:
-                    sent.append(self.comm.Isend(sign, dest=after, tag=_BEAT))
+                    self.sent.append(self.comm.Isend(sign, self.after, _BEAT))
                     last_sent = now
-                while self.comm.Iprobe(source=before, tag=_BEAT):
-                    self.comm.Recv(heard, source=before, tag=_BEAT)
+                if self._heard(self.before, _BEAT):
                     last_heard = now
-                while self.comm.Iprobe(source=self.mpi.ANY_SOURCE, tag=_STOP):
-                    self.comm.Recv(heard, source=self.mpi.ANY_SOURCE, tag=_STOP)
+                if any(self._heard(rank, _STOP) for rank in self.told):
                     interrupts.request()
                 if interrupts.asked() and not passed_on:
                     passed_on = True
-                    others = range(1, self.size) if self.rank == 0 else [0]
-                    sent += [self.comm.Isend(sign, dest=other, tag=_STOP) for other in others]
-                sent = [request for request in sent if not request.Test()]
-            if now - last_heard > SILENT_S:
-                self.fail(f"{self.name(before)} has not answered for {now - last_heard:.0f} s", DeviceError.exit_code)
+                    self.sent += [self.comm.Isend(sign, rank, _STOP) for rank in self.told]
+                self.sent = [request for request in self.sent if not request.Test()]
+            silent_s = now - last_heard
+            if silent_s > SILENT_S:
+                self.fail(
+                    f"{self.name(self.before)} has not answered for {now - last_heard:.0f} s", DeviceError.exit_code
+                )
+
+    def _heard(self, rank: int, tag: int) -> bool:
+        """Whether signs came from a rank. Reads all that are there; the last of all is noted."""
+        signs, value = 0, np.zeros(1, np.uint8)
+        while self.comm.Iprobe(rank, tag):
+            self.comm.Recv(value, rank, tag)
+            if value[0] == _END:
+                self.silent.add((rank, tag))
+            else:
+                signs += 1
+        return signs > 0
+
+    def _take_the_last(self) -> None:
+        """Reads what is still under way: MPI may refuse to end with a message unread."""
+        end, began = np.full(1, _END, np.uint8), time.monotonic()
+        self.sent += [
+            self.comm.Isend(end, self.after, _BEAT),
+            *(self.comm.Isend(end, rank, _STOP) for rank in self.told),
+        ]
+        awaited = {(self.before, _BEAT), *((rank, _STOP) for rank in self.told)}
+        while awaited - self.silent and time.monotonic() - began < SILENT_S:
+            for rank, tag in awaited - self.silent:
+                self._heard(rank, tag)
+            time.sleep(_MOST_PAUSE_S)
+        self._wait(self.sent)
 
     def _divide_cores(self) -> None:
         """The ranks of a host that may all run on the same cores divide them; a launcher that bound them did so."""
