@@ -228,9 +228,7 @@ class MpiRanks:
                 self.sent = [request for request in self.sent if not request.Test()]
             silent_s = now - last_heard
             if silent_s > SILENT_S:
-                self.fail(
-                    f"{self.name(self.before)} has not answered for {now - last_heard:.0f} s", DeviceError.exit_code
-                )
+                self.fail(f"{self.name(self.before)} has not answered for {silent_s:.0f} s", DeviceError.exit_code)
 
     def _heard(self, rank: int, tag: int) -> bool:
         """Whether signs came from a rank. Reads all that are there; the last of all is noted."""
