@@ -1,4 +1,4 @@
-"""`fabric merge`: a base model and adapters in, one stock GGUF model out."""
+"""`fabric merge`: a base model and adapters in, one stock GGUF model out; or adapters in, their mean out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from fabric.weights.settings import MergeSettings, WriteResult
 def command(settings: MergeSettings, errors: Errors = False) -> None:
     """Folds LoRA adapters into their base model and streams the result.
 
-    `merge | quantize` quantizes once, because merge writes BF16 unless another type is given.
+    `merge | quantize` quantizes once, because merge writes BF16 unless another type is given. With --average it writes
+    one adapter, the weighted mean of several that were trained on from a common one, as in federated averaging.
     """
     from fabric.weights.merge import merge
 
     with console.bar("merge", "B") as progress:
         result = merge(settings, progress)
-    tell("merged", result, errors)
+    tell("averaged" if settings.average else "merged", result, errors)
 
 
 def tell(verb: str, result: WriteResult, each: bool) -> None:

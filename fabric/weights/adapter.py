@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,8 @@ import numpy as np
 
 from fabric.core.blocks import Floats
 from fabric.errors import DataError
-from fabric.weights.chat import Chat, chat_in
+from fabric.notices import notice
+from fabric.weights.chat import CHAT_TEMPLATE, Chat, chat_in
 from fabric.weights.formats import F32
 from fabric.weights.gguf import GGUF, TensorSpec, decode_tensor, write_gguf
 from fabric.weights.history import KEY as HISTORY
@@ -132,6 +133,18 @@ def other_base(adapter: Adapter, base: GGUF, name: str) -> list[str]:
     if adapter.base_sha256 in (None, base.sha256()):
         return []
     return [f"{name} was trained on another file than {base.name}: it helps only where both hold the same model"]
+
+
+def carried_chat(names: Sequence[str], adapters: Sequence[Adapter], result: str) -> tuple[str, Chat]:
+    """The last adapter that carries a chat template, and its template and end tokens; a notice where others differ."""
+    carried = [(name, adapter.chat) for name, adapter in zip(names, adapters, strict=True) if adapter.chat]
+    if not carried:
+        return "", {}
+    last, chat = carried[-1]
+    others = [name for name, theirs in carried if theirs[CHAT_TEMPLATE] != chat[CHAT_TEMPLATE]]
+    if others:
+        notice(f"{result} has the chat template of {last}, not the one that {', '.join(others)} was trained with")
+    return last, chat
 
 
 def _read_pairs(gguf: GGUF) -> dict[str, LoraPair]:

@@ -1,4 +1,4 @@
-"""merge: a base model and adapters become one stock GGUF model, streamed tensor by tensor."""
+"""merge: a base model and adapters become one stock GGUF model, streamed tensor by tensor; or several adapters one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 
 from fabric.errors import UsageError
 from fabric.files import check_streams, open_output
-from fabric.notices import notice
-from fabric.weights.adapter import Adapter, adapter_of, check_adapter, other_base
-from fabric.weights.chat import CHAT_TEMPLATE, Chat
+from fabric.weights.adapter import Adapter, adapter_of, carried_chat, check_adapter, other_base
+from fabric.weights.average import average
+from fabric.weights.chat import CHAT_TEMPLATE
 from fabric.weights.formats import FORMATS, encodable, is_block_format
 from fabric.weights.gguf import GGUF, TensorInfo, pair_divisor
 from fabric.weights.history import Step, join_histories, read_history, step
@@ -27,6 +27,10 @@ def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteRes
     Raises DataError (cut or foreign files), MissingInputError, OutputError, UsageError (an unknown type, no adapter,
     two `-` inputs, binary to a terminal).
     """
+    if settings.average:
+        return average(settings)
+    if settings.model is None:
+        raise UsageError("no model to merge into: give one with -m, or --average to make one adapter of several")
     if not settings.adapters:
         raise UsageError("nothing to merge: give at least one adapter with -a")
     wanted = None if settings.type == KEEP else parse_mix(settings.type)
@@ -41,28 +45,14 @@ def merge(settings: MergeSettings, progress: Progress | None = None) -> WriteRes
         for adapter, file in zip(adapters, files, strict=True):
             check_adapter(adapter, base, file.name)
             notes += other_base(adapter, base, file.name)
-        chat = _chat(base, files, adapters, notes)
+        last, chat = carried_chat([file.name for file in files], adapters, "the merged model")
+        if chat and base.get(CHAT_TEMPLATE, str, "") != chat[CHAT_TEMPLATE]:
+            notes.append(f"the merged model has the chat template that {last} was trained with")
         rewrites = [_rewrite(base, info, adapters, settings, wanted) for info in base.tensors.values()]
         made = _history(settings, base, files, adapters)
         file_type = wanted.file_type if wanted else base.get("general.file_type", int, 0)
         file_bytes = write_model(out, base, rewrites, file_type, made, settings.threads, progress, chat)
     return result_of(settings.output, settings.type, rewrites, file_bytes, notes)
-
-
-def _chat(base: GGUF, files: list[GGUF], adapters: list[Adapter], notes: list[str]) -> Chat:
-    """The chat template and end tokens of the last adapter that carries any."""
-    carried = [(file.name, adapter.chat) for file, adapter in zip(files, adapters, strict=True) if adapter.chat]
-    if not carried:
-        return {}
-    name, chat = carried[-1]
-    others = [other for other, theirs in carried if theirs[CHAT_TEMPLATE] != chat[CHAT_TEMPLATE]]
-    if others:
-        notice(
-            f"the merged model has the chat template of {name}, not the one that {', '.join(others)} was trained with"
-        )
-    elif base.get(CHAT_TEMPLATE, str, "") != chat[CHAT_TEMPLATE]:
-        notes.append(f"the merged model has the chat template that {name} was trained with")
-    return chat
 
 
 def _rewrite(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fabric.settings import Model, Output, Setting, Threads, pair_of
+from fabric.settings import Output, Setting, Threads, pair_of
 
 LARGEST_SCALE = 1e6  # what is beyond is a slip, and would leave the range of the weights
 
@@ -55,14 +55,17 @@ Adapters = Annotated[
 class MergeSettings:
     """`fabric merge -m MODEL -a ADAPTER [-a ADAPTER ...] -o OUTPUT --type TYPE`."""
 
-    model: Model
-    adapters: Adapters
+    model: Annotated[str | None, Setting("base model; none with --average", "GGUF", short="-m", path="in")] = None
+    adapters: Adapters = ()
     output: Output = "-"
     type: Annotated[
         str, Setting("bf16, f16, ..., q4_k_m, or keep: each tensor's own", "TYPE", parse=str.lower, written="bf16")
     ] = "bf16"
     """Of changed and of block-quantized matrices."""
     threads: Threads = 0
+    average: Annotated[
+        bool, Setting("write one adapter, the mean of several with =SCALE as weights, instead of a model")
+    ] = False
 
 
 def _type_of_glob(text: str) -> tuple[str, str]:

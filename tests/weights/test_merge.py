@@ -24,6 +24,7 @@ from fabric.weights.merge import merge
 from fabric.weights.mix import type_names
 from fabric.weights.quantize import quantize
 from fabric.weights.settings import AdapterInput, MergeSettings, QuantizeSettings
+from tests.cli.shell import fabric, one_sentence
 from tests.support import llama_cpp
 from tests.support.compare import mean_kl, relative_error
 from tests.support.paths import smollm2
@@ -248,6 +249,36 @@ def test_a_short_stream_is_refused(tmp_path: Path, base: Path) -> None:
     with pytest.raises(DataError, match="cut short"):
         quantized(tmp_path, cut, "q4_0")
     assert not list(tmp_path.glob("*quantized*"))
+
+
+def test_the_mean_of_adapters_is_weighted_and_remembers_all(tmp_path: Path, base: Path) -> None:
+    made = [random_pairs(SHAPE, rank=4, b_std=0.2, modules=("attn_q", "ffn_up"), seed=seed) for seed in (1, 2)]
+    files = [
+        save(tmp_path / f"{i}.gguf", adapter(pairs, history=[step("train", {"rank": 4}, {"rows": str(i)}, seed=i)]))
+        for i, pairs in enumerate(made)
+    ]
+    done = fabric(
+        "merge", "--average", "-a", f"{files[0]}=300", "-a", f"{files[1]}=100", "-o", "mean.gguf", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    mean = read_adapter(tmp_path / "mean.gguf")
+    assert mean.alpha == 8.0 and set(mean.pairs) == set(made[0])
+    for name, pair in mean.pairs.items():
+        for got, first, second in zip((pair.a, pair.b), made[0][name], made[1][name], strict=True):
+            np.testing.assert_allclose(got, 0.75 * first + 0.25 * second, atol=1e-6)
+    assert [made["command"] for made in mean.history] == ["train", "train", "merge"]
+    again = fabric("merge", "-m", base, "-a", "mean.gguf", "-o", "m.gguf", cwd=tmp_path)
+    assert again.code == 0, again.err
+    other = save(tmp_path / "other.gguf", adapter(random_pairs(SHAPE, rank=2, modules=("attn_q", "ffn_up"))))
+    for flags, code, words in (
+        (("-a", files[0]), 2, "two"),
+        (("-a", files[0], "-a", f"{files[1]}=0"), 2, "above 0"),
+        (("-a", files[0], "-a", files[1], "-m", base), 2, "no --model"),
+        (("-a", files[0], "-a", other), 65, "rank"),
+    ):
+        one_sentence(fabric("merge", "--average", *flags, "-o", "none.gguf", cwd=tmp_path), code, words)
+    one_sentence(fabric("merge", "-a", files[0], "-o", "none.gguf", cwd=tmp_path), 2, "give one with -m")
+    assert not (tmp_path / "none.gguf").exists()
 
 
 def test_bad_requests_leave_no_file(tmp_path: Path, base: Path, tuned: Path) -> None:
