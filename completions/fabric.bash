@@ -54,6 +54,7 @@ _fabric() {
         train:--ctx) return ;;
         train:--stride) return ;;
         train:--accumulate) return ;;
+        train:--sync-every) return ;;
         train:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--train) COMPREPLY=($(compgen -W "all last" -- "$cur")); return ;;
         train:--on-error) COMPREPLY=($(compgen -W "stop skip" -- "$cur")); return ;;
@@ -153,7 +154,7 @@ _fabric() {
     case "$command" in
         prepare) words="--format --separator --as --field --keep-fields --system --prompt-template --normalize --no-normalize --min-chars --max-chars --dedup --no-dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
         template) words="-m --model --template --tokens --no-tokens --check --ctx --stride --train --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --sync-every --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
         resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads --average --no-average --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads --tensor --calibrate --imatrix --save-imatrix --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;

@@ -126,8 +126,8 @@ class MpiRanks:
             self._wait([self._start("Ibcast", rows)])
             return rows
 
-    def sum(self, buffer: Buffer, empty: bool) -> None:
-        """The sum over all ranks, piece by piece: every rank adds up one slice of each piece."""
+    def sum(self, buffer: Buffer, empty: bool = False, mean: bool = False) -> None:
+        """The sum or mean over all ranks, piece by piece: every rank adds up one slice of each piece."""
         with self._together():
             n, total = self.size, buffer.nbytes // 4
             most = -(-min(_PIECE, total) // n) * n
@@ -146,6 +146,8 @@ class MpiRanks:
                 np.copyto(mine, rows[0])
                 for row in rows[1:]:
                     mine += row
+                if mean:
+                    mine /= n
                 self._wait([self._start("Iallgather", mine, flat)])
                 buffer.write(flat[:count], at * 4)
 

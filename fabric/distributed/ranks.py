@@ -32,8 +32,9 @@ class Ranks(Protocol):
         """(size, n): the rows (n,) of all ranks, on every rank. `slowest_s`: what the slowest rank ever took until its
         row of such a "step" was there; the first rank ends the run where one is overdue by far. 0: nobody knows."""
 
-    def sum(self, buffer: Buffer, empty: bool) -> None:
-        """Replaces a buffer of F32 by its sum over all ranks, added up in their order. `empty`: this rank adds 0."""
+    def sum(self, buffer: Buffer, empty: bool = False, mean: bool = False) -> None:
+        """Replaces a buffer of F32 by its sum over all ranks, added up in their order, or by their mean. `empty`: this
+        rank adds 0."""
 
     def copy(self, buffer: Buffer) -> None:
         """Replaces a buffer by the first rank's."""
@@ -57,7 +58,7 @@ class Alone:
     def gather(self, row: F64Array, what: str = "", slowest_s: float = 0.0) -> F64Array:
         return row[np.newaxis]
 
-    def sum(self, buffer: Buffer, empty: bool) -> None:
+    def sum(self, buffer: Buffer, empty: bool = False, mean: bool = False) -> None:
         pass
 
     def copy(self, buffer: Buffer) -> None:

@@ -15,13 +15,13 @@ from fabric import interrupts
 from fabric.core import Cancelled, Progress
 from fabric.devices.opening import opened
 from fabric.distributed.ranks import Ranks
-from fabric.errors import DataError, DeviceError, FabricError
+from fabric.errors import DataError, FabricError
 from fabric.models.recorder import Weights
 from fabric.text.encode import Example
 from fabric.training.machine import Batches, Machine, capacities
 from fabric.training.parameters import Layout
 from fabric.training.settings import TrainSettings
-from fabric.training.team import POLL_S, Again, Run, Team, raise_first
+from fabric.training.team import POLL_S, SharedError, Team, raise_first
 from fabric.weights.gguf import GGUF
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def follow(ranks: Ranks) -> None:
         if job is None:
             return
         ranks.kept = job.kept
-        with contextlib.ExitStack() as closing, contextlib.suppress(Cancelled, DeviceError):
+        with contextlib.ExitStack() as closing, contextlib.suppress(Cancelled, SharedError):
             machine = None
             error = ""
             try:
@@ -88,20 +88,11 @@ def follow(ranks: Ranks) -> None:
                         continue
 
             while (again := ranks.tell()) is not None:
-                with contextlib.suppress(Cancelled, DeviceError):
-                    _obey(again, team, run)
+                with contextlib.suppress(Cancelled, SharedError):
+                    team.obey(again, run)
             return
         while ranks.tell() is not None:  # the first rank knows what went wrong, and reports it
             pass
-
-
-def _obey(again: Again, team: Team, run: Run) -> None:
-    if not again.step:
-        team.score(run)
-        return
-    optimizer = team.machine.optimizer
-    optimizer.t, optimizer.lr = again.step, again.lr
-    team.step(team.batches.feeds(again.step), run)
 
 
 def _open(job: Job, closing: contextlib.ExitStack) -> Machine:

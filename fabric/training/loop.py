@@ -227,6 +227,7 @@ class Loop:
     def _validate(self, worker: ThreadPoolExecutor) -> float:
         """Mean loss a trained token over the validation rows; with patience, the best parameters are kept."""
         totals = self.totals
+        self.team.settle()
         loss = self.team.score(self._beside(worker))
         totals.val_loss, totals.validated, totals.stale = loss, self.step, totals.stale + 1
         if self.settings.patience and (totals.best_loss is None or loss < totals.best_loss):
@@ -240,6 +241,7 @@ class Loop:
         if self.saved == self.step and self.step:
             return
         self.record(True)
+        self.team.settle()
         write_checkpoint(self.directory, self.machine.snapshot(self.step, self.totals), self.settings.keep)
         self.saved, self.saved_at = self.step, time.monotonic()
 

@@ -279,6 +279,8 @@ def run_on(
         hosts = len(set(ranks.hosts))
         names = ", ".join(f"{count} on {name}" for name, count in devices.items())
         ui.message(f"{ranks.size} ranks on {hosts} host{'s' * (hosts > 1)} train together: {names}")
+    elif settings.sync_every > 1:
+        notice("--sync-every has no effect with one rank: it averages the parameters of several")
     loop = Loop(machine, rows.train, rows.val, directory, ui, step, totals, spans, write_record, ranks)
     try:
         with MetricsLog(directory, settings.metrics, step) as metrics:

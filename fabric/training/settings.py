@@ -131,6 +131,9 @@ class TrainSettings:
     stride: Annotated[int | None, STRIDE] = None
     """None: every token is trained once."""
     accumulate: Annotated[int, Setting("micro-batches per step, at least; same result", "N", low=1, always=True)] = 1
+    sync_every: Annotated[
+        int, Setting("with several ranks: average their parameters every N steps, not gradients each step", "N", low=1)
+    ] = 1
     pack: Annotated[bool, Setting("put several rows into one sequence, unseen by each other", always=True)] = True
     shuffle: Annotated[bool, Setting("a new order each epoch", always=True)] = True
     template: Template = None

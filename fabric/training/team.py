@@ -37,11 +37,18 @@ class Step(NamedTuple):
     speeds: list[float]
 
 
+class SharedError(DeviceError):
+    """One that every rank has heard of."""
+
+
 class Again(NamedTuple):
-    """What the first rank tells the others to do: a step at a rate, or (step 0) a validation."""
+    """What the first rank tells the others to do: a step at a rate, or one of these."""
 
     step: int
     lr: float = 0.0
+
+
+VALIDATE, AVERAGE = Again(0), Again(-1)
 
 
 class Team:
@@ -50,6 +57,7 @@ class Team:
     def __init__(self, ranks: Ranks, machine: Machine, batches: Batches, val: list[Example]) -> None:
         self.ranks, self.machine, self.batches = ranks, machine, batches
         self.slowest: dict[str, float] = {}  # seconds of a share so far
+        self.apart = False  # the ranks' parameters differ: each updated its own
         self.val = val[ranks.rank :: ranks.size]
         lengths = [len(row.tokens) for row in self.val]
         self.val_packs = pack_in_order(lengths, machine.capacity, machine.settings.pack) if self.val else []
@@ -71,17 +79,54 @@ class Team:
             return sums[0] + sums[1], sums[2] + sums[3]
 
         rows = self._share(lambda: run(accumulate), "step", tokens)
-        self.ranks.sum(self.machine.grads, empty=not feeds)
         loss, trained = _total(rows, _LOSS), _total(rows, _TRAINED)
-        plan.set_sums(np.array([*_halves(loss), *_halves(trained)], np.float32))
         speeds = [float(row[_TOKENS] / row[_SECONDS]) for row in rows]
-        return Step(plan.update(optimizer), int(_total(rows, _TOKENS)), speeds)
+        every = self.machine.settings.sync_every
+        if every == 1:
+            self.ranks.sum(self.machine.grads, empty=not feeds)
+            plan.set_sums(np.array([*_halves(loss), *_halves(trained)], np.float32))
+            result = plan.update(optimizer)
+        else:
+            result = self._update_own(StepResult(loss, int(trained), 0.0, True), bool(feeds))
+            if optimizer.t % every == 0:
+                self._average()
+        return Step(result, int(_total(rows, _TOKENS)), speeds)
+
+    def _update_own(self, sums: StepResult, has_rows: bool) -> StepResult:
+        """Each rank by its own gradients alone; their norm is the mean of those of the ranks that have rows."""
+        own = self.machine.plan.update(self.machine.optimizer) if has_rows else None
+        self.apart = True
+        found = self.ranks.gather(np.array([own.grad_norm if own else 0.0, own.finite if own else 1.0, has_rows]))
+        norm = _total(found, 0) / max(1.0, _total(found, 2))
+        return sums._replace(grad_norm=norm, finite=bool(found[:, 1].all()))
+
+    def settle(self) -> None:
+        """On the first rank, before parameters are read: averages what the ranks' own steps made of them."""
+        if self.apart:
+            self._begin(AVERAGE)
+            self._average()
+
+    def obey(self, again: Again, run: Run) -> None:
+        """On any other rank: what the first one said."""
+        optimizer = self.machine.optimizer
+        if again == AVERAGE:
+            self._average()
+        elif again == VALIDATE:
+            self.score(run)
+        else:
+            optimizer.t, optimizer.lr = again.step, again.lr
+            self.step(self.batches.feeds(again.step), run)
+
+    def _average(self) -> None:
+        for buffer in self.machine.state:
+            self.ranks.sum(buffer, mean=True)
+        self.apart = False
 
     def score(self, run: Run) -> float:
         """Mean loss a trained token over the validation rows of all ranks."""
         scorer, machine = self.machine.scorer, self.machine
         assert scorer is not None
-        self._begin(Again(0))
+        self._begin(VALIDATE)
 
         def scores() -> tuple[float, float]:
             loss, trained = 0.0, 0
@@ -120,10 +165,10 @@ class Team:
 
 
 def raise_first(ranks: Ranks, error: str) -> None:
-    """DeviceError on every rank where any of them has an error, by the name of the first one that has."""
+    """SharedError on every rank where any of them has an error, by the name of the first one that has."""
     for rank, text in enumerate(ranks.collect(error)):
         if text:
-            raise DeviceError(f"rank {rank} on {ranks.hosts[rank]}: {text}" if ranks.size > 1 else text)
+            raise SharedError(f"rank {rank} on {ranks.hosts[rank]}: {text}" if ranks.size > 1 else text)
 
 
 def _total(rows: F64Array, column: int) -> float:

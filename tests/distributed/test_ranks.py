@@ -69,6 +69,42 @@ def test_ranks_train_what_one_process_trains_and_the_same_bits_again(launcher: s
         assert made[0] == (work / "1.gguf").read_bytes()
 
 
+def test_ranks_that_average_now_and_then_learn_as_well_and_go_on(work: Path) -> None:
+    rows = [[(first + i) % 40 for i in range(24)] for first in range(40)]
+    lines = [json.dumps({"tokens": row, "train": [0] + [1] * 23}) for row in rows]
+    (work / "counting.jsonl").write_text("\n".join(lines) + "\n")
+    same = [
+        "train",
+        "counting.jsonl",
+        "-m",
+        "tiny.gguf",
+        "--ctx",
+        "64",
+        "--batch",
+        "12",
+        "--steps",
+        "24",
+        "--lr",
+        "2e-2",
+    ]
+    same += ["--full", "--type", "f32", "--precision", "f32", "--checkpoint-every", "10"]
+    apart = ["--sync-every", "4"]
+    for name, flags in (("c1", apart), ("c2", apart), ("c3", [])):
+        arguments = [*same, *flags, "-o", f"{name}.gguf", "--run-dir", name]
+        ended = finish(start("open-mpi", 3, *arguments, cwd=work))
+        assert ended.code == 0, ended
+    assert (work / "c1.gguf").read_bytes() == (work / "c2.gguf").read_bytes() != (work / "c3.gguf").read_bytes()
+    local, together = metrics(work / "c1"), metrics(work / "c3")
+    assert local[0]["loss"] == pytest.approx(together[0]["loss"], abs=1e-5)  # both start from one place
+    assert together[-1]["loss"] < 0.5 * together[0]["loss"]
+    assert local[-1]["loss"] < 0.7 * local[0]["loss"]
+    ended = finish(start("open-mpi", 2, "resume", "c1", "--steps", "27", cwd=work))
+    assert ended.code == 0, ended
+    assert [line["step"] for line in metrics(work / "c1")] == list(range(1, 28))
+    alone = fabric(*same, *apart, "-o", "c4.gguf", cwd=work)
+    assert alone.code == 0 and "--sync-every has no effect with one rank" in alone.err
+
+
 def test_ranks_without_a_row_and_whole_weights(work: Path) -> None:
     flags = ["--full", "--type", "f32", "--batch", "2", "--steps", "3", "--ctx", "64", "--precision", "f32"]
     alone = fabric("train", "rows.jsonl", "-m", "tiny.gguf", "-o", "full.gguf", "--run-dir", "f", *flags, cwd=work)
