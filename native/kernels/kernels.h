@@ -25,10 +25,16 @@ enum { FB_BINDINGS = 10, FB_SPECS = 10, FB_PUSH_WORDS = 32 /* 128 bytes: what ev
 /* What names.h lists for a kernel, as structures: d->argument.product.M. Attention on matrix units takes the operands and
  * arguments of attention, and of those alone; so do product_few and product. */
 typedef uint32_t uint;
+typedef struct fb_rows { /* capacity, and what those in use are counted by (common.prelude) */
+    uint most, counted, before;
+} fb_rows;
 #define FB_OPERAND(n, name, kind, role) fb_view name;
 #define FB_SPEC(n, name) uint name;
 #define FB_TILE(n, name, most) uint name;
-#define FB_ARGUMENT(type, name) type name;
+#define FB_ARGUMENT(type, name) FB_ARGUMENT_##type(name)
+#define FB_ARGUMENT_uint(name) uint name;
+#define FB_ARGUMENT_float(name) float name;
+#define FB_ARGUMENT_rows(name) fb_rows name;
 #define FB_STRUCTURES(name)                                                                                    \
     struct fb_##name##_operands { name##_OPERANDS(FB_OPERAND) };                                               \
     struct fb_##name##_constants { uint THREADS, TYPES, HAS; name##_CONSTANTS(FB_SPEC, FB_TILE) };             \
@@ -60,6 +66,13 @@ typedef struct fb_dispatch {
     double work;   /* operations, roughly: what bounds a submission in time */
     double rounds; /* of all loops of a thread, at most; where their number depends on the operands */
 } fb_dispatch;
+
+/* The operand by whose rows in use the work of a launch goes down; NULL: it is the same for every feed. */
+static inline const fb_view *fb_counted(const fb_launch *launch) {
+    for (int k = 0; k < FB_MAX_OPERANDS; k++)
+        if (launch->v[k].mem && launch->v[k].count != FB_COUNT_NONE) return &launch->v[k];
+    return NULL;
+}
 
 /* What is known of a kernel by its lists. */
 typedef struct fb_kernel {

@@ -24,25 +24,25 @@ static void tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m, uint3
 }
 
 static int product_of_few(dispatch *d, const product *p, const struct fb_product_arguments *a) {
-    const uint32_t most = a->M <= 2 ? a->M : a->M <= 4 ? 4 : 8, wide = a->N < 4096 ? 2 : 4;
+    const uint32_t m = a->M.most, most = m <= 2 ? m : m <= 4 ? 4 : 8, wide = a->N < 4096 ? 2 : 4;
     begin(d, FB_KERNEL_product_few, 256 / wide);
     d->operand.product_few = (struct fb_product_few_operands){.OUT = p->out, .X = p->x, .W = p->w, .U = p->u, .B = p->b,
                                                               .ACC = p->acc, .BIAS = p->bias};
     d->constant.product_few.WTYPE = (uint32_t)p->w.type;
-    d->constant.product_few.WHOLE = a->K % 16 == 0 && p->x.offset % 4 == 0 && p->x.ld % 2 == 0;
+    d->constant.product_few.WHOLE = a->K.most % 16 == 0 && p->x.offset % 4 == 0 && p->x.ld % 2 == 0;
     d->constant.product_few.MOST = most;
     d->constant.product_few.WIDE = wide;
-    d->argument.product_few = (struct fb_product_few_arguments){.M = a->M, .N = a->N, .K = a->K, .R = a->R, .SCALE = a->SCALE};
+    d->argument.product_few = (struct fb_product_few_arguments){.M = a->M, .N = a->N, .K = a->K.most, .R = a->R, .SCALE = a->SCALE};
     d->groups = up(a->N, wide);
-    d->work = 2.0 * a->M * a->N * a->K;
-    d->rounds = most * wide * (4.0 * (up(a->K, 1024) + 1) + up(a->R, 64)) + 256;
+    d->work = 2.0 * m * a->N * a->K.most;
+    d->rounds = most * wide * (4.0 * (up(a->K.most, 1024) + 1) + up(a->R, 64)) + 256;
     return 1;
 }
 
 static int multiplied(dispatch *d, const product *p, const fb_mem *scratch, const fb_kernel_limits *limits) {
     const uint32_t m = (uint32_t)p->out.rows, n = (uint32_t)p->out.cols, k = (uint32_t)(p->op == 2 ? p->x.rows : p->x.cols);
-    struct fb_product_arguments a = {.M = m, .N = n, .K = k, .R = p->u.mem ? (uint32_t)p->u.cols : 0, .SCALE = p->scale,
-                                     .PARTS = 1, .DEPTH = k};
+    struct fb_product_arguments a = {.M = rows_of(&p->out), .N = n, .K = p->op == 2 ? rows_of(&p->x) : all_rows(k),
+                                     .R = p->u.mem ? (uint32_t)p->u.cols : 0, .SCALE = p->scale, .PARTS = 1, .DEPTH = k};
     const int count = fb_lower_matrix_product(d, p, scratch, limits);
     if (count) return count;
     if (p->op == 0 && m <= FEW) return product_of_few(d, p, &a);
@@ -101,8 +101,8 @@ static void attend(dispatch *d, const fb_launch *l, const fb_view *q, const fb_v
     const int by_keys = d->kernel == FB_KERNEL_attention_dkv;
     d->constant.attention.HD = (uint32_t)s->head_dim;
     d->argument.attention = (struct fb_attention_arguments){
-        .T = t, .S = keys, .HEADS = (uint32_t)s->n_head, .KV_HEADS = (uint32_t)s->n_kv_head, .WINDOW = (uint32_t)s->window,
-        .SCALE = s->scale, .CAP = s->softcap, .FIRST = by_keys ? (uint32_t)l->attr.first : 0};
+        .T = rows_of(q), .S = rows_of(k), .HEADS = (uint32_t)s->n_head, .KV_HEADS = (uint32_t)s->n_kv_head,
+        .WINDOW = (uint32_t)s->window, .SCALE = s->scale, .CAP = s->softcap, .FIRST = by_keys ? (uint32_t)l->attr.first : 0};
     d->groups = (uint32_t)(by_keys ? s->n_kv_head : s->n_head) * up(by_keys ? keys : t, 32);
     d->work = 8.0 * t * keys * (s->n_head * s->head_dim);
     d->rounds = (up(keys, 32) + 1) * block_rounds(s, d->kernel == FB_KERNEL_attention ? 1 : 2, 1);
@@ -119,8 +119,8 @@ static void attend_few(dispatch *d, const fb_kernel_limits *limits) {
         c->THREADS *= 2;
     c->WHOLE = hd % 4 == 0;
     for (int i = 0; i < 3; i++) c->WHOLE &= read[i]->offset % 4 == 0 && read[i]->ld % 2 == 0;
-    d->groups = (uint64_t)a->HEADS * a->T;
-    d->rounds = up(a->S, 32) * (16.0 + up(hd, 4)) + 2 * c->THREADS;
+    d->groups = (uint64_t)a->HEADS * a->T.most;
+    d->rounds = up(a->S.most, 32) * (16.0 + up(hd, 4)) + 2 * c->THREADS;
 }
 
 LOWER(attention) {
@@ -186,7 +186,7 @@ static int normed(dispatch *d, const fb_kernel_limits *limits, uint32_t op, stru
     c->OP = op;
     while (v.X.rows <= FEW && c->THREADS < 512 && c->THREADS * 2 <= limits->threads && 4 * c->THREADS < (uint32_t)group)
         c->THREADS *= 2;
-    d->argument.norm = (struct fb_norm_arguments){.ROWS = (uint32_t)v.X.rows, .COLS = (uint32_t)v.X.cols, .G = (uint32_t)group,
+    d->argument.norm = (struct fb_norm_arguments){.ROWS = rows_of(&v.X), .COLS = (uint32_t)v.X.cols, .G = (uint32_t)group,
                                                   .EPS = eps};
     d->groups = (uint64_t)v.X.rows * (uint64_t)(v.X.cols / group);
     d->work = 8.0 * v.X.rows * v.X.cols;
@@ -209,8 +209,8 @@ static int summed(dispatch *d, uint32_t op, struct fb_columns_operands v, uint32
     begin(d, FB_KERNEL_columns, 64);
     d->operand.columns = v;
     d->constant.columns.OP = op;
-    d->argument.columns = (struct fb_columns_arguments){.ROWS = (uint32_t)v.DY.rows, .COLS = (uint32_t)v.OUT.cols,
-                                                        .GROUPS = groups, .TARGETS = (uint32_t)v.OUT.rows};
+    d->argument.columns = (struct fb_columns_arguments){.ROWS = rows_of(&v.DY), .COLS = (uint32_t)v.OUT.cols,
+                                                        .GROUPS = groups, .TARGETS = rows_of(&v.OUT)};
     d->groups = up(up((uint64_t)v.OUT.cols, 2), 64);
     d->work = 2.0 * v.DY.rows * v.DY.cols;
     d->rounds = v.DY.rows;
@@ -283,24 +283,25 @@ _Static_assert(HYPER_LR == FB_HYPER_LR && HYPER_CORRECT1 == FB_HYPER_CORRECT1 &&
                "places in RECORD and HYPER");
 
 /* One workgroup adds up all. */
-static int tallied(dispatch *d, uint32_t op, struct fb_tally_operands v, int32_t count) {
+static int tallied(dispatch *d, uint32_t op, struct fb_tally_operands v, fb_rows count) {
     begin(d, FB_KERNEL_tally, 128);
     d->operand.tally = v;
     d->constant.tally.OP = op;
-    d->argument.tally.COUNT = (uint32_t)count;
+    d->argument.tally.COUNT = count;
     d->groups = 1;
-    d->work = 2.0 * count;
-    d->rounds = up((uint64_t)count, 128) + 64;
+    d->work = 2.0 * count.most;
+    d->rounds = up(count.most, 128) + 64;
     return 1;
 }
 LOWER(tally) {
     UNUSED;
-    return tallied(d, 0, (struct fb_tally_operands){.RECORD = l->tally.record, .X = l->tally.nll}, l->tally.nll.rows);
+    return tallied(d, 0, (struct fb_tally_operands){.RECORD = l->tally.record, .X = l->tally.nll}, rows_of(&l->tally.nll));
 }
 LOWER(norm) {
     UNUSED;
     const struct fb_norm_views *v = &l->norm;
-    return tallied(d, 1, (struct fb_tally_operands){.RECORD = v->record, .X = v->partial, .HYPER = v->hyper}, v->partial.cols);
+    const struct fb_tally_operands o = {.RECORD = v->record, .X = v->partial, .HYPER = v->hyper};
+    return tallied(d, 1, o, all_rows((uint32_t)v->partial.cols));
 }
 
 LOWER(xent) {
@@ -309,7 +310,7 @@ LOWER(xent) {
     begin(d, FB_KERNEL_xent, 128);
     d->operand.xent = (struct fb_xent_operands){.NLL = l->xent.nll, .LOGITS = *x, .TARGETS = l->xent.targets};
     d->constant.xent.GRAD = (uint32_t)l->attr.grad;
-    d->argument.xent = (struct fb_xent_arguments){.ROWS = (uint32_t)x->rows, .COLS = (uint32_t)x->cols, .CAP = l->attr.softcap};
+    d->argument.xent = (struct fb_xent_arguments){.ROWS = rows_of(x), .COLS = (uint32_t)x->cols, .CAP = l->attr.softcap};
     d->groups = (uint32_t)x->rows;
     d->work = 32.0 * x->rows * x->cols;
     d->rounds = 3.0 * up((uint64_t)x->cols, 128) + 192;
@@ -330,7 +331,7 @@ static int elements(dispatch *d, uint32_t op, struct fb_elements_operands v, flo
     spread(d, FB_KERNEL_elements, &v.OUT, 2);
     d->operand.elements = v;
     d->constant.elements.OP = op;
-    d->argument.elements = (struct fb_elements_arguments){.ROWS = (uint32_t)v.OUT.rows, .COLS = (uint32_t)v.OUT.cols,
+    d->argument.elements = (struct fb_elements_arguments){.ROWS = rows_of(&v.OUT), .COLS = (uint32_t)v.OUT.cols,
                                                           .SCALE = scale};
     return 1;
 }
@@ -361,7 +362,7 @@ static int gated(dispatch *d, const fb_launch *l, uint32_t grad, struct fb_gate_
     d->operand.gate = v;
     d->constant.gate.GRAD = grad;
     d->constant.gate.KIND = l->attr.kind == FB_SILU ? 0 : 1;
-    d->argument.gate = (struct fb_gate_arguments){.ROWS = (uint32_t)v.OUT.rows, .COLS = (uint32_t)v.OUT.cols};
+    d->argument.gate = (struct fb_gate_arguments){.ROWS = rows_of(&v.OUT), .COLS = (uint32_t)v.OUT.cols};
     return 1;
 }
 LOWER(glu) {
@@ -405,8 +406,8 @@ static int moved(dispatch *d, uint32_t op, struct fb_rows_operands v, uint32_t f
     d->operand.rows = v;
     d->constant.rows.OP = op;
     d->constant.rows.WTYPE = (uint32_t)v.W.type;
-    d->argument.rows = (struct fb_rows_arguments){.ROWS = (uint32_t)shape->rows, .COLS = (uint32_t)shape->cols,
-                                                  .CHOICE = (uint32_t)v.W.rows, .FIRST = first, .SCALE = scale};
+    d->argument.rows = (struct fb_rows_arguments){.ROWS = rows_of(shape), .COLS = (uint32_t)shape->cols,
+                                                  .CHOICE = rows_of(&v.W), .FIRST = first, .SCALE = scale};
     return 1;
 }
 LOWER(embed) {
@@ -429,7 +430,7 @@ static int turned(dispatch *d, uint32_t op, struct fb_rope_operands v, struct fb
     spread(d, FB_KERNEL_rope, &v.OUT, 2);
     d->operand.rope = v;
     d->constant.rope.OP = op;
-    a.ROWS = (uint32_t)v.OUT.rows;
+    a.ROWS = rows_of(&v.OUT);
     a.COLS = (uint32_t)v.OUT.cols;
     d->argument.rope = a;
     return 1;

@@ -8,6 +8,12 @@ typedef fb_dispatch dispatch;
 
 static inline uint64_t up(uint64_t n, uint64_t by) { return (n + by - 1) / by; }
 
+/* Rows of an operand, as a kernel is told them; or a number that no feed changes. */
+static inline fb_rows rows_of(const fb_view *v) {
+    return (fb_rows){(uint32_t)v->rows, (uint32_t)v->count | (uint32_t)v->factor << 2, (uint32_t)v->first};
+}
+static inline fb_rows all_rows(uint32_t n) { return (fb_rows){.most = n}; }
+
 static inline void begin(dispatch *d, fb_kernel_id kernel, uint32_t threads) {
     memset(d, 0, sizeof *d);
     d->kernel = kernel;
@@ -30,6 +36,11 @@ static inline fb_view take(room *r, int32_t type, uint64_t rows, uint64_t cols) 
     return v;
 }
 
+/* Has as many rows in use as another. */
+static inline void count_like(fb_view *v, const fb_view *other) {
+    v->count = other->count, v->factor = other->factor, v->first = other->first;
+}
+
 static inline room scratch_of(const fb_mem *mem, const fb_kernel_limits *limits) {
     return (room){mem, 0, limits->binding_bytes ? limits->binding_bytes : UINT64_MAX};
 }
@@ -47,7 +58,7 @@ static inline uint32_t parts_of(uint64_t tiles, uint32_t wanted, uint32_t depth,
 static inline void add_parts(dispatch *d, const fb_view *out, fb_view sums, const fb_view *acc, const fb_view *bias) {
     begin(d, FB_KERNEL_parts, 64);
     d->operand.parts = (struct fb_parts_operands){.OUT = *out, .PART = sums, .ACC = *acc, .BIAS = *bias};
-    d->argument.parts = (struct fb_parts_arguments){.ROWS = (uint32_t)out->rows, .COLS = (uint32_t)out->cols,
+    d->argument.parts = (struct fb_parts_arguments){.ROWS = rows_of(out), .COLS = (uint32_t)out->cols,
                                                     .PARTS = (uint32_t)(sums.rows / out->rows)};
     d->groups = up((uint64_t)out->rows * up((uint64_t)out->cols, 2), 64);
     d->work = 2.0 * sums.rows * sums.cols;

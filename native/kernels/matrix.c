@@ -25,8 +25,8 @@ static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, fl
     d->constant.matrix_pack.AS_ROWS = (uint32_t)as_rows;
     d->constant.matrix_pack.WTYPE = (uint32_t)w->type;
     d->constant.matrix_pack.F16 = (uint32_t)f16;
-    d->argument.matrix_pack = (struct fb_matrix_pack_arguments){.ROWS = (uint32_t)w->rows, .COLS = (uint32_t)w->cols,
-                                                                .WIDE = (uint32_t)out.cols, .OUT_ROWS = (uint32_t)out.rows,
+    d->argument.matrix_pack = (struct fb_matrix_pack_arguments){.ROWS = rows_of(w), .COLS = (uint32_t)w->cols,
+                                                                .WIDE = (uint32_t)out.cols, .OUT_ROWS = rows_of(&out),
                                                                 .SCALE = 1 / scale};
     if (b && b->mem) {
         d->operand.matrix_pack.B = *b;
@@ -41,6 +41,7 @@ static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, fl
 static int halves(dispatch *d, int *count, room *left, fb_view *x, uint32_t cols) {
     if (in_halves(x) && (uint32_t)x->cols == cols) return 1;
     fb_view packed = take(left, FB_BF16, (uint64_t)x->rows, cols);
+    count_like(&packed, x);
     if (!pack(&d[*count], x, NULL, 0, 1, 0, packed)) return 0;
     (*count)++;
     *x = packed;
@@ -91,12 +92,13 @@ static int fits(const operands *o, float scale, const fb_kernel_limits *limits, 
 static int scaled_rows(dispatch *d, operands *o, room *left) {
     const uint32_t k = (uint32_t)o->x.cols;
     fb_view packed = take(left, FB_BF16, o->m, k + o->rank);
+    count_like(&packed, &o->x);
     o->scales = take(left, FB_F32, o->m, 1);
     if (!packed.mem || !o->scales.mem) return 0;
     begin(d, FB_KERNEL_matrix_rows, 128);
     d->operand.matrix_rows = (struct fb_matrix_rows_operands){.OUT = packed, .X = o->x, .U = o->u, .ROW_SCALE = o->scales};
-    d->argument.matrix_rows = (struct fb_matrix_rows_arguments){.ROWS = o->m, .K = k, .RANK = o->u.mem ? (uint32_t)o->u.cols : 0,
-                                                                .R = o->rank};
+    d->argument.matrix_rows = (struct fb_matrix_rows_arguments){
+        .ROWS = rows_of(&o->x), .K = k, .RANK = o->u.mem ? (uint32_t)o->u.cols : 0, .R = o->rank};
     d->groups = o->m;
     d->work = 2.0 * o->m * (k + o->rank);
     o->x = cols_from(packed, 0, k);
@@ -112,8 +114,9 @@ static void multiply(dispatch *d, const operands *o, const fb_kernel_limits *lim
                                                                     .BIAS = o->bias, .ROW_SCALE = o->scales};
     d->constant.matrix_product.OP = op;
     d->constant.matrix_product.F16 = (uint32_t)limits->f16;
-    d->argument.matrix_product = (struct fb_matrix_product_arguments){.M = o->m, .N = o->n, .K = o->k, .R = o->rank,
-                                                                      .SCALE = scale, .PARTS = parts, .DEPTH = each};
+    d->argument.matrix_product = (struct fb_matrix_product_arguments){
+        .M = rows_of(&o->x), .N = o->n, .K = all_rows(o->k), .R = o->rank, .SCALE = scale, .PARTS = parts, .DEPTH = each};
+    if (op == 2) d->argument.matrix_product.M = all_rows(o->m), d->argument.matrix_product.K = rows_of(&o->x);
     matrix_tiles(d, limits, o->m, o->n);
     d->groups *= parts;
     d->work = 2.0 * o->m * o->n * (o->k + o->rank);
@@ -143,7 +146,7 @@ static int lay_out(layout *p, const operands *o, room *left, const fb_kernel_lim
     p->parts = parts_of(op == 0 && p->slabs > 1 ? ENOUGH : shape.groups, ENOUGH, depth, least, &p->each);
     p->total = p->parts * sums_a_part;
     if (p->total > 1) p->sums = take(left, FB_F32, (uint64_t)p->total * o->m, o->n);
-    if (!p->sums.mem && p->parts > 1) { /* fewer rows than were planned for may want more room */
+    if (!p->sums.mem && p->parts > 1) { /* more than an operand may have */
         p->parts = 1, p->total = sums_a_part, p->each = up(depth, 32) * 32;
         if (p->total > 1) p->sums = take(left, FB_F32, (uint64_t)p->total * o->m, o->n);
     }
@@ -223,7 +226,7 @@ int fb_lower_matrix_attention(dispatch *d, const fb_kernel_limits *limits) {
     const struct fb_attention_dq_operands *dq = &d->operand.attention_dq;
     const struct fb_attention_dkv_operands *dkv = &d->operand.attention_dkv;
     const int by_keys = d->kernel == FB_KERNEL_attention_dkv;
-    if (!limits->subgroup || limits->f16 || limits->threads < threads || hd % 32 || hd > 256 || a->T <= FEW_ROWS) return 0;
+    if (!limits->subgroup || limits->f16 || limits->threads < threads || hd % 32 || hd > 256 || a->T.most <= FEW_ROWS) return 0;
     const uint32_t block = block_rows(limits, hd);
     int halves = block > 0;
     if (by_keys) halves = halves && in_halves(&dkv->Q) && in_halves(&dkv->K) && in_halves(&dkv->V) && in_halves(&dkv->DO);
@@ -236,7 +239,7 @@ int fb_lower_matrix_attention(dispatch *d, const fb_kernel_limits *limits) {
                                                       : FB_KERNEL_matrix_attention;
     d->constant.matrix_attention.THREADS = threads;
     d->constant.matrix_attention.BLOCK = block;
-    d->groups = (by_keys ? a->KV_HEADS : a->HEADS) * up(by_keys ? a->S : a->T, 64);
+    d->groups = (by_keys ? a->KV_HEADS : a->HEADS) * up(by_keys ? a->S.most : a->T.most, 64);
     d->rounds = 0;
     return 1;
 }

@@ -9,7 +9,8 @@
  *   name_CONSTANTS(SPEC, TILE) what changes the code. SPEC(id, NAME): a condition; TILE(id, NAME, most): the size of an
  *                              array too. 0, 1 and 2 are every kernel's: THREADS of a workgroup, and a bit an operand in
  *                              TYPES (it is BF16) and HAS (it is there)
- *   name_ARGUMENTS(ARG)        ARG(type, NAME): what changes numbers only
+ *   name_ARGUMENTS(ARG)        ARG(type, NAME): what changes numbers only. The type is uint, float, or
+ *                              rows    rows in use of an operand: a kernel finds them from the counts of the feed
  *
  * Bindings and constants are numbered in the order in which they stand; kernels.h has the compiler check that. */
 #ifndef FB_NAMES_H
@@ -32,7 +33,7 @@
     TILE(7, TM, 4u) TILE(8, TN, 4u)   /* of a thread */ \
     TILE(9, PAD, 1u)
 #define product_ARGUMENTS(ARG) \
-    ARG(uint, M) ARG(uint, N) ARG(uint, K) ARG(uint, R) /* R: columns of U */ \
+    ARG(rows, M) ARG(uint, N) ARG(rows, K) ARG(uint, R) /* R: columns of U */ \
     ARG(float, SCALE) \
     ARG(uint, PARTS) ARG(uint, DEPTH) /* of the reduction; DEPTH is a multiple of 32 where there are several */
 
@@ -42,14 +43,14 @@
     SPEC(4, WHOLE)    /* 1: rows of x are whole sixteens that start at whole words, so loads need no conditions */ \
     TILE(5, MOST, 8u) /* rows of x, or more: what is summed lies in registers */ \
     TILE(6, WIDE, 4u) /* rows of w that a workgroup owns; an even number */
-#define product_few_ARGUMENTS(ARG) ARG(uint, M) ARG(uint, N) ARG(uint, K) ARG(uint, R) ARG(float, SCALE)
+#define product_few_ARGUMENTS(ARG) ARG(rows, M) ARG(uint, N) ARG(uint, K) ARG(uint, R) ARG(float, SCALE)
 
 /* A product from the sums of its parts. */
 #define parts_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN) BIND(1, PART, WORDS, READ) /* F32 (PARTS ROWS, COLS) */ \
     BIND(2, ACC, ACT, READ) BIND(3, BIAS, WORDS, READ)
 #define parts_CONSTANTS(SPEC, TILE)
-#define parts_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, PARTS)
+#define parts_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, PARTS)
 
 /* ---- attention ---- */
 
@@ -69,7 +70,7 @@
 #define attention_OPERANDS(BIND) fb_attention_operands(BIND, ACT)
 #define attention_CONSTANTS(SPEC, TILE) TILE(3, HD, 256u) /* columns of a head */
 #define attention_ARGUMENTS(ARG) \
-    ARG(uint, T) ARG(uint, S) ARG(uint, HEADS) ARG(uint, KV_HEADS) ARG(uint, WINDOW) \
+    ARG(rows, T) ARG(rows, S) ARG(uint, HEADS) ARG(uint, KV_HEADS) ARG(uint, WINDOW) \
     ARG(float, SCALE) ARG(float, CAP) /* of a score; no cap: 0 */ \
     ARG(uint, FIRST)                /* number of the first key */
 #define attention_few_OPERANDS attention_OPERANDS
@@ -91,7 +92,7 @@
     BIND(3, DY, ACT, READ) BIND(4, ACC, ACT, READ)
 #define norm_CONSTANTS(SPEC, TILE) \
     SPEC(3, OP) /* 0 y = x inv w; 1 dx = inv (w dy - x inv^2 mean(w dy x)) + acc; 2 inv itself, which the gradient of w reads */
-#define norm_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, G) ARG(float, EPS)
+#define norm_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, G) ARG(float, EPS)
 
 #define columns_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN) BIND(1, DY, ACT, READ) BIND(2, X, ACT, READ) \
@@ -99,9 +100,9 @@
 #define columns_CONSTANTS(SPEC, TILE) \
     SPEC(3, OP) /* 0 db += dy; 1 dw += dy x inv over rows and groups; 2 y[index[r] - first] += scale x[r], each a sixteenth */
 #define columns_ARGUMENTS(ARG) \
-    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, GROUPS) \
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, GROUPS) \
     ARG(uint, PARTS) ARG(uint, DEPTH) /* of rows and groups, and groups of rows in each */ \
-    ARG(uint, TARGETS) ARG(uint, FIRST) ARG(float, SCALE) /* rows of y */
+    ARG(rows, TARGETS) ARG(uint, FIRST) ARG(float, SCALE) /* rows of y */
 
 #define sumsq_OPERANDS(BIND) BIND(0, PARTIAL, WORDS, WRITTEN) BIND(1, X, WORDS, READ)
 #define sumsq_CONSTANTS(SPEC, TILE)
@@ -111,7 +112,7 @@
 #define tally_OPERANDS(BIND) \
     BIND(0, RECORD, WORDS, WRITTEN) BIND(1, X, WORDS, READ) /* losses, or partial sums of squares */ BIND(2, HYPER, WORDS, READ)
 #define tally_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0: adds losses to the record; 1: norm, scale and finiteness */
-#define tally_ARGUMENTS(ARG) ARG(uint, COUNT)
+#define tally_ARGUMENTS(ARG) ARG(rows, COUNT)
 
 /* Places in RECORD and HYPER, those of FB_RECORD and FB_HYPER. */
 #define RECORD_LOSS 0u
@@ -126,7 +127,7 @@
 
 #define xent_OPERANDS(BIND) BIND(0, NLL, WORDS, WRITTEN) BIND(1, LOGITS, WORDS, WRITTEN) BIND(2, TARGETS, WORDS, READ)
 #define xent_CONSTANTS(SPEC, TILE) SPEC(3, GRAD) /* 1: leave the gradient */
-#define xent_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS) ARG(float, CAP)
+#define xent_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS) ARG(float, CAP)
 
 /* ---- element by element, and rows by number ---- */
 
@@ -134,7 +135,7 @@
     BIND(0, OUT, ACT, WRITTEN) BIND(1, A, ACT, READ) BIND(2, B, ACT, READ) /* keys, of dropout */ BIND(3, ACC, ACT, READ)
 #define elements_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 add, 1 scale, 2 softcap, 3 softcap_grad, 4 zero, 5 dropout */
 #define elements_ARGUMENTS(ARG) \
-    ARG(uint, ROWS) ARG(uint, COLS) ARG(float, SCALE) /* or the cap */ ARG(uint, THRESHOLD) ARG(uint, SALT)
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(float, SCALE) /* or the cap */ ARG(uint, THRESHOLD) ARG(uint, SALT)
 
 #define gate_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN)    /* y, or the gradient of the gate */ \
@@ -142,7 +143,7 @@
 #define gate_CONSTANTS(SPEC, TILE) \
     SPEC(3, GRAD) \
     SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form */
-#define gate_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, COLS)
+#define gate_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS)
 
 #define update_OPERANDS(BIND) \
     BIND(0, P, WORDS, WRITTEN) BIND(1, M, WORDS, WRITTEN) BIND(2, V, WORDS, WRITTEN) BIND(3, G, WORDS, READ) \
@@ -157,7 +158,7 @@
     SPEC(3, OP) /* 0 out[r] = scale w[ids[r] - first], other ids left alone; 1 out[ids[r]] = w[r]; 2 out = w */ \
     SPEC(4, WTYPE)
 #define rows_ARGUMENTS(ARG) \
-    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, CHOICE) /* rows of w */ ARG(uint, FIRST) ARG(float, SCALE)
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(rows, CHOICE) /* rows of w */ ARG(uint, FIRST) ARG(float, SCALE)
 
 #define rope_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) /* (T, heads * HEAD); of the table: positions */ \
@@ -165,7 +166,7 @@
     BIND(3, ACC, ACT, READ)
 #define rope_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 table, 1 rotation */
 #define rope_ARGUMENTS(ARG) \
-    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, HEAD) ARG(uint, N_ROT) \
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, HEAD) ARG(uint, N_ROT) \
     ARG(uint, HALVES) /* 0: pairs are neighbours; 1: they are half of N_ROT apart */ \
     ARG(float, SCALE) /* of the table, or of the sines: -1 turns back */
 
@@ -196,7 +197,7 @@
     SPEC(3, AS_ROWS) /* where B goes: behind W as columns, or as rows */ \
     SPEC(4, WTYPE) SPEC(5, F16)
 #define matrix_pack_ARGUMENTS(ARG) \
-    ARG(uint, ROWS) ARG(uint, COLS) ARG(uint, R) ARG(uint, WIDE) ARG(uint, OUT_ROWS) ARG(float, SCALE) /* of B */
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, R) ARG(uint, WIDE) ARG(rows, OUT_ROWS) ARG(float, SCALE) /* of B */
 
 #define matrix_rows_OPERANDS(BIND) \
     BIND(0, OUT, HALVES, WRITTEN)      /* (ROWS, K + R) */ \
@@ -204,7 +205,7 @@
     BIND(2, U, ACT, READ)              /* (ROWS, RANK) */ \
     BIND(3, ROW_SCALE, WORDS, WRITTEN) /* F32 (ROWS, 1): what a row was divided by */
 #define matrix_rows_CONSTANTS(SPEC, TILE)
-#define matrix_rows_ARGUMENTS(ARG) ARG(uint, ROWS) ARG(uint, K) ARG(uint, RANK) ARG(uint, R)
+#define matrix_rows_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, K) ARG(uint, RANK) ARG(uint, R)
 
 #define fb_matrix_attention_constants(SPEC, TILE) \
     TILE(3, HD, 256u) TILE(4, BLOCK, 32u) /* rows of the other side at a time */ SPEC(5, F16)

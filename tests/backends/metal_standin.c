@@ -6,7 +6,7 @@
  *     STANDIN_FAIL="commit 5 7"         the 5th call of a selector, and all later ones, fail: nil, or a command buffer with error 7
  *     STANDIN_CACHE=FOLDER              of kernels compiled for the processor; without it they are not compiled and do nothing
  *     STANDIN_CXX="g++ ... -IFOLDER"    compiles them, with tests/native/emulated/metal among its includes
- *     STANDIN_LOG=FILE                  at the end "alive N": objects that were not released, and pools that were not drained */
+ *     STANDIN_LOG=FILE                  "pipeline" for each that is made, and at the end "alive N": objects that were not released, and pools that were not drained */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -34,6 +34,17 @@ static void broken(const char *format, ...) {
     abort();
 }
 
+static void tell(const char *format, ...) {
+    const char *path = getenv("STANDIN_LOG");
+    FILE *file = path ? fopen(path, "a") : NULL;
+    va_list values;
+    if (!file) return;
+    va_start(values, format);
+    vfprintf(file, format, values);
+    va_end(values);
+    fclose(file);
+}
+
 /* The code that this call must fail with; 0: it may go on. */
 static int fails(const char *name) {
     char which[96];
@@ -49,14 +60,14 @@ enum { CLASS, STRING, ARRAY, ERROR, OPTIONS, CONSTANTS, DEVICE, QUEUE, BUFFER, L
 static const char *const KIND_NAMES[] = {"class", "NSString", "NSArray", "NSError", "MTLCompileOptions", "MTLFunctionConstantValues", "MTLDevice",
                                          "MTLCommandQueue", "MTLBuffer", "MTLLibrary", "MTLFunction", "MTLComputePipelineState", "MTLCommandBuffer",
                                          "MTLComputeCommandEncoder", "MTLBlitCommandEncoder"};
-enum { BUFFERS = 11 };
+enum { BUFFERS = 12 };
 
 typedef void entry(void *place, void **at);
 typedef struct command { /* a dispatch, or (without a pipeline) a copy */
     mtl_id pipeline, buffer[BUFFERS];
     mtl_uint offset[BUFFERS], bytes;
     mtl_size groups, threads;
-    char arguments[512];
+    char arguments[2][512]; /* of the kernel, and the counts of the feed */
 } command;
 
 struct objc_object {
@@ -207,7 +218,7 @@ static void run(const command *c) {
     }
     if (!c->pipeline->enter) return;
     if (!stacks) stacks = malloc((size_t)MOST_THREADS * STACK);
-    memory[10] = (void *)(uintptr_t)c->arguments;
+    for (int k = 0; k < 2; k++) memory[10 + k] = (void *)(uintptr_t)c->arguments[k];
     memcpy(c->pipeline->constants_of, c->pipeline->constants, sizeof c->pipeline->constants);
     entered = c->pipeline->enter;
     buffers_now = memory;
@@ -352,6 +363,7 @@ static mtl_id m_pipeline(mtl_id self, mtl_sel s, mtl_id function, mtl_id *error)
         return NULL;
     }
     mtl_id pipeline = made(PIPELINE), library = function->parent;
+    tell("pipeline\n");
     pipeline->enter = library->enter;
     pipeline->constants_of = library->constants_of;
     pipeline->bytes = library->bytes;
@@ -439,8 +451,8 @@ static void m_set_buffer(mtl_id self, mtl_sel s, mtl_id buffer, mtl_uint offset,
 static void m_set_bytes(mtl_id self, mtl_sel s, const void *bytes, mtl_uint n, mtl_uint i) {
     SELF;
     is_open(self);
-    if (i != 10 || n > sizeof self->now.arguments) broken("%lu bytes at %lu", n, i);
-    memcpy(self->now.arguments, bytes, n);
+    if (i < 10 || i > 11 || n > sizeof *self->now.arguments) broken("%lu bytes at %lu", n, i);
+    memcpy(self->now.arguments[i - 10], bytes, n);
 }
 static void m_dispatch(mtl_id self, mtl_sel s, mtl_size groups, mtl_size threads) {
     SELF;
@@ -540,10 +552,4 @@ mtl_id MTLCreateSystemDefaultDevice(void) {
 }
 mtl_id MTLCopyAllDevices(void) { return fails("MTLCopyAllDevices") ? NULL : made(ARRAY); }
 
-__attribute__((destructor)) static void at_end(void) {
-    const char *path = getenv("STANDIN_LOG");
-    FILE *file = path ? fopen(path, "a") : NULL;
-    if (!file) return;
-    fprintf(file, "alive %d\n", standin_alive);
-    fclose(file);
-}
+__attribute__((destructor)) static void at_end(void) { tell("alive %d\n", standin_alive); }

@@ -7,8 +7,8 @@
  *     SHIM_NAME="Adreno (TM) 740"      what the first device is called
  *     SHIM_DEDICATED=1                 it has memory of its own
  *     SHIM_UNITS="bf16 f16"            it says that it has such matrix units
- *     SHIM_LOG=FILE                    a line an event: submit, dispatch X Y Z, pipeline CONSTANTS, sleep SECONDS,
- *                                      instance + or -, allocate BYTES */
+ *     SHIM_LOG=FILE                    a line an event: record FLAGS (of a command buffer), submit, dispatch X Y Z,
+ *                                      pipeline CONSTANTS, sleep SECONDS, instance + or -, allocate BYTES */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -78,6 +78,12 @@ static VkResult pipelines(VkDevice device, VkPipelineCache cache, uint32_t n, co
     for (size_t i = 0; i < constants->dataSize / 4; i++) sprintf(line + strlen(line), " %u", value[i]);
     tell("pipeline%s\n", line);
     return real_pipelines(device, cache, n, info, host, out);
+}
+
+static VkResult (*real_begin)(VkCommandBuffer, const VkCommandBufferBeginInfo *);
+static VkResult begin(VkCommandBuffer commands, const VkCommandBufferBeginInfo *info) {
+    tell("record %u\n", info->flags);
+    return real_begin(commands, info);
 }
 
 static void (*real_dispatch)(VkCommandBuffer, uint32_t, uint32_t, uint32_t);
@@ -164,6 +170,7 @@ static const call CALLS[] = {
     {"vkWaitForFences", wait, (void **)&real_wait},
     {"vkAllocateMemory", allocate, (void **)&real_allocate},
     {"vkCreateComputePipelines", pipelines, (void **)&real_pipelines},
+    {"vkBeginCommandBuffer", begin, (void **)&real_begin},
     {"vkCmdDispatch", dispatch, (void **)&real_dispatch},
     {"vkGetPhysicalDeviceProperties", properties, (void **)&real_properties},
     {"vkGetPhysicalDeviceProperties2", properties2, (void **)&real_properties2},

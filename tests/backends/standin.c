@@ -4,7 +4,8 @@
  *     STANDIN_MEMORY=BYTES             that it has
  *     STANDIN_VERSION=12040            of CUDA that the driver knows
  *     STANDIN_FAIL="cuMemAlloc_v2 5 2" the 5th call and all later ones fail with 2
- *     STANDIN_LOG=FILE                 "compile KEY" for each kernel, and at the end "alive N": what was made and not freed */
+ *     STANDIN_LOG=FILE                 "compile KEY" for each kernel, "graph" for each that is made, "launch" for each kernel that
+ *                                      runs by itself, and at the end "alive N": what was made and not freed */
 #define _GNU_SOURCE
 #ifdef STANDIN_EMULATED
 #include "../native/emulated/emulated.c"
@@ -164,8 +165,9 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
     (void)gy, (void)gz, (void)by, (void)bz, (void)shared, (void)s, (void)extra;
     REACHED;
     one launch = {.function = f, .groups = gx, .threads = bx};
-    memcpy(launch.argument, arguments[0], strstr(f->key, ".kernel") ? 10 * 8 + 32 * 4 : 0);
+    memcpy(launch.argument, arguments[0], strstr(f->key, ".kernel") ? 11 * 8 + 32 * 4 : 0);
     if (!recording) {
+        tell("launch\n");
         run_kernel(f->key, gx, bx, launch.argument);
         return 0;
     }
@@ -187,6 +189,7 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long flags) {
     (void)flags;
     REACHED;
+    tell("graph\n");
     *exec = made(sizeof **exec);
     (*exec)->graph = *graph;
     (*exec)->graph.launches = malloc(sizeof(one) * (size_t)(graph->n + 1));

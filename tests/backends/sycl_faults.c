@@ -1,5 +1,6 @@
 /* sycl_faults.c - stands before the shim of the SYCL backend, which it is linked to, and lets one call fail:
- * SHIM_FAIL="shim_run 40 2" makes each shim_run from the 40th on return 2. A failing shim_build gets a text that does not compile. */
+ * SHIM_FAIL="shim_run 40 2" makes each shim_run from the 40th on return 2. A failing shim_build gets a text that does not compile.
+ * SHIM_LOG=FILE has a line for each build, with the number of its kernels. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -38,6 +39,8 @@ STAND_BEFORE(shim_run, (shim_device * device, int kernel, const shim_args *args,
 int shim_build(shim_device *device, const char *text, const char *const *files, int n_files, const char *const *names, int n,
                int *first) {
     const int rejected = fault("shim_build", PASS) != PASS;
+    FILE *log = getenv("SHIM_LOG") ? fopen(getenv("SHIM_LOG"), "a") : NULL;
+    if (log) fprintf(log, "build %d\n", n), fclose(log);
     failed = 0;
     return REAL(shim_build)(device, rejected ? "int answer = question;" : text, files, n_files, names, n, first);
 }

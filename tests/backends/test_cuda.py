@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.backends.cuda_standin import beside, build_standin
-from tests.cli.conftest import rows, tiny
+from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import FLAGS, SOURCES, build
 from tests.native.test_portable import architectures, compile_text, compile_together, nvrtc
 
-__all__ = ["rows", "tiny"]
+__all__ = ["rows", "tiny", "uneven"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,23 @@ def test_a_run_has_the_cpus_losses_and_its_kernels_are_kept(card: Path, tiny: Pa
     assert again.code == 0, again.err
     anew = {path for path in (tmp_path / "cache").rglob("*.cubin") if path.stat().st_mtime_ns != kept.get(path)}
     assert anew == {broken}
+
+
+def test_graphs_are_made_once_and_serve_feeds_of_any_size(card: Path, tiny: Path, uneven: Path, tmp_path: Path) -> None:
+    logs = []
+    for steps in (1, 4):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        ended = train(
+            folder, tiny, uneven, "cuda", beside(card, STANDIN_LOG=str(folder / "log")), "--steps", str(steps)
+        )
+        assert ended.code == 0, ended.err
+        logs.append(sorted((folder / "log").read_text().splitlines()))
+        sizes = [json.loads(line)["tokens"] for line in (folder / "cuda.jsonl").read_text().splitlines()]
+    assert len(set(sizes)) > 2
+    assert logs[0] == logs[1]
+    assert "graph" in logs[0]
+    assert "launch" not in logs[0]
 
 
 BAD_DAYS = {

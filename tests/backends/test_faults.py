@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.backends.shim import behind, build_shim, events
-from tests.cli.conftest import rows, tiny
+from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 
-__all__ = ["rows", "tiny"]
+__all__ = ["rows", "tiny", "uneven"]
 
 LOST, OUT_OF_MEMORY = -4, -2
+SIMULTANEOUS_USE = 4  # of commands that may be submitted again
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,26 @@ def test_a_lost_device_ends_in_a_sentence_and_the_run_goes_on_to_the_same_bits(
         assert resumed.code == 0, resumed.err
         assert json.loads(resumed.out)["sha256"] == json.loads(done.out)["sha256"]
         assert (folder / "a.gguf").read_bytes() == (whole / "a.gguf").read_bytes()
+
+
+def test_commands_are_recorded_once_and_serve_feeds_of_any_size(
+    tiny: Path, uneven: Path, tmp_path: Path, shim: Path
+) -> None:
+    (tmp_path / "fabric" / "profiles").mkdir(parents=True)
+    (tmp_path / "fabric" / "profiles" / "patient.toml").write_text("[run]\nsubmit_ms = 10000\n")
+    seen, sizes = {}, []
+    for steps in (1, 6):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        env = {**behind(shim, folder / "log"), "XDG_CONFIG_HOME": str(tmp_path)}
+        done = train(folder, tiny, uneven, env, "--steps", str(steps), "--ctx", "64", "--metrics", "told.jsonl")
+        assert done.code == 0, done.err
+        replayed = [flags for (flags,) in events(folder / "log", "record") if flags == SIMULTANEOUS_USE]
+        seen[steps] = [len(replayed), *(len(events(folder / "log", kind)) for kind in ("dispatch", "pipeline"))]
+        sizes = [json.loads(line)["tokens"] for line in (folder / "told.jsonl").read_text().splitlines()]
+    assert len(set(sizes)) > 2
+    assert seen[1] == seen[6]
+    assert min(seen[1]) > 0
 
 
 def test_a_device_without_memory_is_told_before_any_step(tiny: Path, rows: Path, tmp_path: Path, shim: Path) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import rows, tiny
+from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import FLAGS, ROOT, SOURCES, TEXTS, build
 from tests.native.test_portable import EMULATED, compile_together
 from tests.support.paths import smollm2
 
-__all__ = ["rows", "tiny"]
+__all__ = ["rows", "tiny", "uneven"]
 FOLDER = ROOT / "native" / "backends" / "metal"
 SHIM = f"-I{EMULATED}/metal"
 
@@ -64,7 +64,7 @@ def ops(standin: Path) -> dict[str, str]:
 def test_every_op_is_right_with_and_without_simdgroup_matrices(ops: dict[str, str], standin: Path) -> None:
     assert "simdgroup" in ops["1007"]
     assert "simdgroup" not in ops["1006"]
-    assert (standin / "log").read_text().split() == ["alive", "0"] * 2
+    assert [line for line in (standin / "log").read_text().splitlines() if line != "pipeline"] == ["alive 0"] * 2
     texts = [path.read_text() for path in (standin / "kernels").glob("*.metal")]
     assert sum("simdgroup_multiply_accumulate" in text for text in texts) > 8
     names = {name for text in texts for name in re.findall(r"^KERNEL\((\w+)\)", text, re.MULTILINE)}
@@ -109,7 +109,7 @@ def has_the_cpus_losses(folder: Path, model: Path, rows: Path, standin: Path, *f
     for a, b in zip(want, got, strict=True):
         assert abs(a["loss"] - b["loss"]) < 1e-5 * max(1, a["loss"])
         assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-4 * a["grad_norm"]
-    assert log.read_text() == "alive 0\n"
+    assert log.read_text().splitlines()[-1] == "alive 0"
 
 
 def test_training_and_generation_are_the_cpus(standin: Path, tiny: Path, rows: Path, tmp_path: Path) -> None:
@@ -123,6 +123,23 @@ def test_training_and_generation_are_the_cpus(standin: Path, tiny: Path, rows: P
         assert ended.code == 0, ended.err
         texts.append(ended.out)
     assert texts[0] == texts[1] != b""
+
+
+def test_kernels_are_compiled_once_and_serve_feeds_of_any_size(
+    standin: Path, tiny: Path, uneven: Path, tmp_path: Path
+) -> None:
+    logs = []
+    for steps in (1, 5):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        env = beside(standin, STANDIN_LOG=str(folder / "log"))
+        ended = train(folder, tiny, uneven, "metal", env, "--steps", str(steps), "--batch", "2")
+        assert ended.code == 0, ended.err
+        logs.append((folder / "log").read_text())
+        sizes = [json.loads(line)["tokens"] for line in (folder / "metal.jsonl").read_text().splitlines()]
+    assert len(set(sizes)) > 2
+    assert logs[0] == logs[1]
+    assert "pipeline" in logs[0]
 
 
 def test_smollm2_has_the_cpus_losses(standin: Path, tmp_path: Path) -> None:

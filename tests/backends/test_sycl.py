@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from fabric.core.sycl import Missing, shim
-from tests.cli.conftest import rows, tiny
+from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import build
 from tests.support.paths import REPOSITORY, smollm2
 
-__all__ = ["rows", "tiny"]
+__all__ = ["rows", "tiny", "uneven"]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,19 @@ def test_a_run_has_the_cpus_losses_under_any_limits_and_so_has_generation(
     assert texts[0].out == texts[1].out
     listed = json.loads(fabric("devices", "--json", env=env).out)["devices"]
     assert [d["driver"].split()[0] for d in listed if d["backend"] == "sycl"] == ["OpenCL"]
+
+
+def test_kernels_are_built_once_and_serve_feeds_of_any_size(
+    failing: Path, tiny: Path, uneven: Path, tmp_path: Path
+) -> None:
+    built = []
+    for steps in (1, 5):
+        env = {"XDG_CACHE_HOME": str(failing), "SHIM_LOG": str(tmp_path / f"log{steps}")}
+        ended = train(tmp_path, tiny, uneven, "sycl", env, "--steps", str(steps), name=f"run{steps}")
+        assert ended.code == 0, ended.err
+        built.append((tmp_path / f"log{steps}").read_text())
+    assert len({told_["tokens"] for told_ in told(tmp_path / "run5.jsonl")}) > 2
+    assert built[0] == built[1] != ""
 
 
 def test_a_real_model_has_the_cpus_losses(cache: Path, rows: Path, tmp_path: Path) -> None:

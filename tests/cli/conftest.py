@@ -33,6 +33,15 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of very different lengths, so that no two steps have equally many tokens."""
+    path = tmp_path_factory.mktemp("uneven") / "rows.jsonl"
+    records = [{"prompt": "Count " + "up " * (i % 3) + "to", "completion": " one" * (1 + 2 * i)} for i in range(12)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="session")
 def adapter(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three steps on the tiny model gave."""
     folder = tmp_path_factory.mktemp("adapter")

@@ -117,7 +117,6 @@ static int parts_for(lowering *s, product *p, uint64_t tiles, uint32_t wanted, u
         parts = up(depth, (uint32_t)*each);
     }
     if (parts > 1) *sums = space(s, FB_F32, (uint64_t)parts * (uint64_t)p->out.rows, (uint64_t)p->out.cols);
-    if (parts > 1 && !sums->mem) return 1; /* fewer rows than were planned for may want more room */
     return (int)parts;
 }
 

@@ -11,8 +11,6 @@ enum { PART = 256 /* kernels of a graph: progress, cancel and rest act between t
 typedef struct cu_program {
     cu_step *steps;
     int n, room, launches;
-    fb_launch *given; /* the launches, and their scratch */
-    fb_mem workspace;
     CUgraphExec *graphs; /* of PART steps each */
     int n_graphs;
     CUevent *times; /* before each launch, and behind the last; made when first asked for */
@@ -21,8 +19,8 @@ typedef struct cu_program {
 /* ---- preparing ---- */
 
 /* The argument of a kernel, in memory of its own: cu_args, or addresses and words as a portable kernel takes them. */
-static void *argument_of(const cu_lowered *l) {
-    struct { uint64_t buffer[FB_BINDINGS]; uint32_t words[FB_PUSH_WORDS]; } portable = {{0}, {0}};
+static void *argument_of(const cuda *c, const cu_lowered *l) {
+    struct { uint64_t buffer[FB_BINDINGS], counts; uint32_t words[FB_PUSH_WORDS]; } portable = {.counts = c->counts};
     const fb_dispatch *d = &l->dispatch;
     for (uint32_t k = 0; !l->key[0] && k < fb_kernels[d->kernel].operands; k++) {
         if (!d->operand.at[k].mem) continue;
@@ -56,7 +54,7 @@ static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
     const int kernel = cu_kernel_of(c, key);
     if (kernel < 0) return -kernel;
     if (l->shared_bytes > c->kernels[kernel].shared_bytes) c->kernels[kernel].shared_bytes = l->shared_bytes;
-    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, argument_of(l)};
+    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, argument_of(c, l)};
     return p->steps[p->n++].argument ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
 }
 
@@ -83,13 +81,6 @@ static int record(cuda *c, cu_program *p, int first, int end) {
     return code;
 }
 
-static void forget(cu_program *p) {
-    for (int i = 0; i < p->n; i++) free(p->steps[i].argument);
-    free(p->steps);
-    p->steps = NULL;
-    p->n = p->room = 0;
-}
-
 void cu_release(void *self, void *program) {
     cuda *c = self;
     cu_program *p = program;
@@ -99,23 +90,20 @@ void cu_release(void *self, void *program) {
     for (int i = 0; i < p->n_graphs; i++) c->cu->cuGraphExecDestroy(p->graphs[i]);
     for (int i = 0; p->times && i <= p->launches; i++)
         if (p->times[i]) c->cu->cuEventDestroy_v2(p->times[i]);
-    forget(p);
+    for (int i = 0; i < p->n; i++) free(p->steps[i].argument);
+    free(p->steps);
     free(p->graphs);
     free(p->times);
-    free(p->given);
     free(p);
 }
 
-/* The steps of launches, with their kernels compiled; of the rows that are in use with these counts, or (NULL) of all. */
-static int lower_all(cuda *c, cu_program *p, const fb_launch *launches, int n, const fb_mem *workspace,
-                     const int32_t *counts) {
+/* The steps of launches, with their kernels compiled. */
+static int lower_all(cuda *c, cu_program *p, const fb_launch *launches, int n, const fb_mem *workspace) {
     const uint64_t bytes = CU_MOST_STEPS * sizeof(cu_lowered);
     cu_lowered *lowered = fb_os_alloc(bytes);
     int code = lowered ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
     for (int i = 0; i < n && code == FB_OK; i++) {
-        fb_launch used = launches[i];
-        if (counts && !fb_launch_in_use(&launches[i], counts, &used)) continue;
-        const int count = cu_lower(c, &used, workspace, lowered, NULL);
+        const int count = cu_lower(c, &launches[i], workspace, lowered, NULL);
         if (count < 0) code = -count;
         for (int k = 0; k < count && code == FB_OK; k++) code = add(c, p, &lowered[k], i);
     }
@@ -127,14 +115,9 @@ int cu_prepare(void *self, const fb_launch *launches, int n, const fb_mem *works
     cuda *c = self;
     cu_program *p = calloc(1, sizeof *p);
     c->cu->cuCtxSetCurrent(c->context);
-    if (!p || !(p->given = malloc((size_t)(n ? n : 1) * sizeof *launches))) {
-        free(p);
-        return fb_fail(FB_E_MEMORY, "out of memory");
-    }
-    memcpy(p->given, launches, (size_t)n * sizeof *launches);
+    if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
     p->launches = n;
-    p->workspace = *workspace;
-    int code = lower_all(c, p, launches, n, workspace, NULL);
+    int code = lower_all(c, p, launches, n, workspace);
     if (code == FB_OK && !(p->graphs = calloc((size_t)p->n / PART + 1, sizeof *p->graphs)))
         code = fb_fail(FB_E_MEMORY, "out of memory");
     for (int i = 0; code == FB_OK && i < p->n; i += PART) code = record(c, p, i, i + PART < p->n ? i + PART : p->n);
@@ -189,40 +172,6 @@ static int wait_for(cuda *c, CUevent mark, const fb_run *run) {
     }
 }
 
-/* Portable kernels are told their rows when they are recorded: of fewer than all, the steps are made anew. */
-static int replay_fewer(cuda *c, const cu_program *p, const int32_t counts[FB_COUNTS], const fb_run *run) {
-    cu_program fewer = {.launches = p->launches};
-    int code = lower_all(c, &fewer, p->given, p->launches, &p->workspace, counts);
-    if (code == FB_OK && run->seconds) {
-        code = replay_timed(c, &fewer, run);
-        for (int i = 0; fewer.times && i <= fewer.launches; i++)
-            if (fewer.times[i]) c->cu->cuEventDestroy_v2(fewer.times[i]);
-        free(fewer.times);
-        forget(&fewer);
-        return code;
-    }
-    double before = fb_os_seconds();
-    for (int i = 0; i < fewer.n && code == FB_OK; i++) {
-        if (run->cancel && *run->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
-        if (code == FB_OK) code = start(c, &fewer.steps[i]);
-        if (run->done && fewer.steps[i].launch != (i ? fewer.steps[i - 1].launch : -1)) ++*run->done;
-        if ((i + 1) % PART || code) continue;
-        code = cu_wait(c); /* so that not all of it is on its way when a cancel comes */
-        if (code == FB_OK && run->duty < 1) fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
-        before = fb_os_seconds();
-    }
-    forget(&fewer);
-    return code;
-}
-
-/* Whether every row is in use. */
-static int is_full(const cu_program *p, const int32_t counts[FB_COUNTS]) {
-    for (int i = 0; i < p->launches; i++)
-        for (int k = 0; k < FB_MAX_OPERANDS; k++)
-            if (p->given[i].v[k].mem && fb_rows_in_use(&p->given[i].v[k], counts) < p->given[i].v[k].rows) return 0;
-    return 1;
-}
-
 int cu_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run) {
     cuda *c = self;
     cu_program *p = program;
@@ -231,7 +180,6 @@ int cu_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const 
     for (int i = FB_COUNT_NONE + 1; i < FB_COUNTS && code == FB_OK; i++)
         code = cu_check(c, c->cu->cuMemsetD32Async(c->counts + 4 * (CUdeviceptr)i, (unsigned)counts[i], 1, c->stream),
                         "tell its rows");
-    if (code == FB_OK && !is_full(p, counts)) return replay_fewer(c, p, counts, run);
     if (code == FB_OK && run->seconds) return replay_timed(c, p, run);
     for (int i = 0; i < p->n_graphs && code == FB_OK; i++) {
         const double before = fb_os_seconds();

@@ -6,8 +6,8 @@ KERNEL(product)
 #define ACROSS (BN / 16u)
 
 MAIN {
-    uint across = (N + BN - 1u) / BN, tiles = across * ((M + BM - 1u) / BM), part = GROUP / tiles;
-    if (part >= PARTS) return;
+    uint across = (N + BN - 1u) / BN, tiles = max(across * ((M + BM - 1u) / BM), 1u), part = GROUP / tiles;
+    if (part >= PARTS || M == 0u) return;
     uint m0 = GROUP % tiles / across * BM, n0 = GROUP % across * BN;
     uint y = SIMDGROUP / 2u * (BM / 2u), x = SIMDGROUP % 2u * (BN / 2u);
     MATRIX total[DOWN * ACROSS], sum[DOWN * ACROSS], a[DOWN], b;
@@ -51,7 +51,7 @@ MAIN {
             p += get_ACC(AT(ACC, m, n));
             if (both) q += get_ACC(AT(ACC, m, n + 1u));
         }
-        put2_OUT(AT(OUT, part * M + m, n), p, q, both);
+        put2_OUT(AT(OUT, part * CAPACITY(M) + m, n), p, q, both);
     }
 }
 END(product)

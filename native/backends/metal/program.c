@@ -1,5 +1,6 @@
-/* program.c - launches made into commands: dispatches of one command buffer after another, each of which should take no longer
- * than submit_ms, since a phone ends those that do, and its screen stands still meanwhile. */
+/* program.c - launches made into dispatches once, for as many rows as there is room for, and those into one command buffer after
+ * another at each replay, beside the counts of the feed. A command buffer should take no longer than submit_ms, since a phone
+ * ends those that do, and its screen stands still meanwhile. */
 #include "metal.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -119,118 +120,133 @@ int mtl_write_ordered(metal *m, const fb_mem *mem, uint64_t offset, const void *
     return code;
 }
 
-/* ---- dispatches ---- */
+/* ---- programs: dispatches of all launches, bound and with their kernels compiled; each replay encodes them as they are ---- */
 
-static void bind(const metal *m, const fb_dispatch *d, int k, uint32_t words[FB_PUSH_WORDS]) {
+/* A dispatch; the last of its words is the first workgroup. */
+typedef struct mtl_step {
+    fb_kernel_id kernel;
+    int launch;
+    mtl_id state, buffers[FB_BINDINGS];
+    uint64_t at[FB_BINDINGS], groups;
+    uint32_t threads, n_words, words[FB_PUSH_WORDS];
+    double work;     /* operations, roughly, of all rows */
+    fb_view counted; /* by whose rows in use they go down */
+} mtl_step;
+
+typedef struct mtl_program {
+    mtl_step *steps;
+    int n, room, launches;
+} mtl_program;
+
+static void bind(mtl_step *t, const fb_dispatch *d, int k) {
     const fb_view *v = &d->operand.at[d->operand.at[k].mem ? k : 0]; /* what is absent is never read, but must be bound */
-    const mtl_id buffer = (mtl_id)v->mem->handle;
+    const mtl_id buffer = t->buffers[k] = (mtl_id)v->mem->handle;
     const uint64_t at = (uint64_t)((const char *)v->mem->host - (const char *)SEND(contents, buffer)) + v->offset;
-    if (d->operand.at[k].mem) fb_place(d, k, at % 16, words);
-    SEND(set_buffer, m->encoder, buffer, at / 16 * 16, (mtl_uint)k);
+    if (d->operand.at[k].mem) fb_place(d, k, at % 16, t->words);
+    t->at[k] = at / 16 * 16;
 }
 
-/* Workgroups first .. first + n of a dispatch, in a grid that the device takes; its rest does nothing. */
-static int record(metal *m, const fb_dispatch *d, uint32_t first, uint32_t n, double work) {
-    uint32_t words[FB_PUSH_WORDS] = {0};
-    mtl_id state;
+static int add(metal *m, mtl_program *p, fb_dispatch *d, int launch, const fb_view *counted) {
+    if (p->n == p->room) {
+        const int room = p->room ? 2 * p->room : 256;
+        mtl_step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
+        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
+        p->steps = grown;
+        p->room = room;
+    }
+    if (mtl_on_simdgroups(m, d->kernel)) d->constant.at[0] = 128; /* four simdgroups to a workgroup */
+    mtl_step *t = &p->steps[p->n];
+    *t = (mtl_step){.kernel = d->kernel, .launch = launch, .groups = d->groups, .threads = d->constant.at[0], .work = d->work};
+    int code = mtl_pipeline_of(m, d, &t->state);
+    for (uint32_t k = 0; k < fb_kernels[d->kernel].operands && code == FB_OK; k++) bind(t, d, (int)k);
+    t->n_words = fb_arguments(d, 0, t->words);
+    if (counted) t->counted = *counted;
+    p->n += code == FB_OK;
+    return code;
+}
+
+static void drop(metal *m, mtl_program *p) {
+    void *pool = mtl.objc_autoreleasePoolPush();
+    mtl_finish(m);
+    mtl.objc_autoreleasePoolPop(pool);
+    free(p->steps);
+}
+
+void mtl_release(void *self, void *program) {
+    drop(self, program);
+    free(program);
+}
+
+int mtl_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
+    metal *m = self;
+    fb_dispatch *parts = malloc(FB_MOST_DISPATCHES * sizeof *parts);
+    mtl_program *p = calloc(1, sizeof *p);
+    int code = p && parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+    void *pool = mtl.objc_autoreleasePoolPush();
+    for (int i = 0; i < n && code == FB_OK; i++) {
+        const int count = fb_lower(&launches[i], workspace, &m->limits, parts);
+        if (!count) code = FB_E_DEVICE;
+        for (int k = 0; k < count && code == FB_OK; k++) code = add(m, p, &parts[k], i, fb_counted(&launches[i]));
+    }
+    mtl.objc_autoreleasePoolPop(pool);
+    free(parts);
+    if (code && p) mtl_release(m, p);
+    else if (p) p->launches = n, *out = p;
+    return code;
+}
+
+/* ---- replaying ---- */
+
+/* Workgroups first .. first + n of a step, in a grid that the device takes; its rest does nothing. */
+static int encode(metal *m, mtl_step *t, const int32_t counts[FB_COUNTS], uint32_t first, uint32_t n, double work) {
     mtl_slot *slot;
-    int code = mtl_pipeline_of(m, d, &state);
-    if (code == FB_OK) code = begin(m, &slot);
+    int code = begin(m, &slot);
     if (code) return code;
     if (!m->encoder) {
         const mtl_id encoder = SEND(compute, slot->commands);
         if (!encoder) return fb_fail(FB_E_DEVICE, "Metal gave no command encoder.");
         m->encoder = SEND(retain, encoder);
+        SEND(set_bytes, encoder, counts, (mtl_uint)(FB_COUNTS * sizeof *counts), (mtl_uint)(FB_BINDINGS + 1));
     }
-    SEND(set_pipeline, m->encoder, state);
-    for (uint32_t k = 0; k < fb_kernels[d->kernel].operands; k++) bind(m, d, (int)k, words);
-    const uint32_t size = 4 * fb_arguments(d, first, words), wide = n < m->most_groups ? n : m->most_groups;
-    SEND(set_bytes, m->encoder, words, (mtl_uint)size, (mtl_uint)FB_BINDINGS);
-    SEND(dispatch, m->encoder, (mtl_size){wide, (n + wide - 1) / wide, 1}, (mtl_size){d->constant.at[0], 1, 1});
-    slot->work[d->kernel] += work;
-    slot->seconds[d->kernel] += work * m->pace[d->kernel];
-    slot->expected += work * m->pace[d->kernel];
+    SEND(set_pipeline, m->encoder, t->state);
+    for (uint32_t k = 0; k < fb_kernels[t->kernel].operands; k++) SEND(set_buffer, m->encoder, t->buffers[k], t->at[k], (mtl_uint)k);
+    const uint32_t wide = n < m->most_groups ? n : m->most_groups;
+    t->words[t->n_words - 1] = first;
+    SEND(set_bytes, m->encoder, t->words, (mtl_uint)(4 * t->n_words), (mtl_uint)FB_BINDINGS);
+    SEND(dispatch, m->encoder, (mtl_size){wide, (n + wide - 1) / wide, 1}, (mtl_size){t->threads, 1, 1});
+    slot->work[t->kernel] += work;
+    slot->seconds[t->kernel] += work * m->pace[t->kernel];
+    slot->expected += work * m->pace[t->kernel];
     return FB_OK;
 }
 
-/* A dispatch in parts that should take submit_s at most (but for a single workgroup), each in a command buffer that is not yet
- * full. */
-static int run(metal *m, const fb_dispatch *d) {
-    const double each = d->work / (double)d->groups, pace = m->pace[d->kernel], whole = d->work * pace;
-    const double groups = whole > m->submit_s ? (double)d->groups * (m->submit_s / whole) : (double)d->groups;
+/* A step in parts that should take submit_s at most (but for a single workgroup), each in a command buffer that is not yet
+ * full; workgroups beyond the rows in use end at once. */
+static int run_step(metal *m, mtl_step *t, const int32_t counts[FB_COUNTS]) {
+    const double share = t->counted.rows ? (double)fb_rows_in_use(&t->counted, counts) / t->counted.rows : 1;
+    const double each = t->work / (double)t->groups, pace = m->pace[t->kernel], whole = t->work * share * pace;
+    const double groups = whole > m->submit_s ? m->submit_s / (each * pace) : (double)t->groups, used = (double)t->groups * share;
     const uint32_t part = groups < 1 ? 1 : groups > INT32_MAX ? INT32_MAX : (uint32_t)groups;
     int code = FB_OK;
-    for (uint64_t at = 0; at < d->groups && code == FB_OK; at += part) {
-        const uint32_t n = d->groups - at < part ? (uint32_t)(d->groups - at) : part;
+    for (uint64_t at = 0; at < t->groups && share > 0 && code == FB_OK; at += part) {
+        const uint32_t n = t->groups - at < part ? (uint32_t)(t->groups - at) : part;
+        const double work = (double)at + n <= used ? each * n : (double)at < used ? each * (used - (double)at) : 0;
         const mtl_slot *slot = &m->slots[m->slot];
-        if (slot->commands && slot->expected + each * n * pace > m->submit_s) flush(m);
+        if (slot->commands && slot->expected + work * pace > m->submit_s) flush(m);
         if (!m->slots[m->slot].commands && m->cancel && *m->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
-        code = record(m, d, (uint32_t)at, n, each * n);
+        code = encode(m, t, counts, (uint32_t)at, n, work);
     }
     return code;
 }
 
-/* The dispatches of a launch; those on simdgroup matrices have four simdgroups to a workgroup. */
-static int lower(const metal *m, const fb_launch *launch, const fb_mem *scratch, fb_dispatch parts[FB_MOST_DISPATCHES]) {
-    const int count = fb_lower(launch, scratch, &m->limits, parts);
-    for (int k = 0; k < count; k++)
-        if (mtl_on_simdgroups(m, parts[k].kernel)) parts[k].constant.at[0] = 128;
-    return count;
-}
-
-static int run_launch(metal *m, const fb_launch *launch, const fb_mem *scratch) {
-    fb_dispatch parts[FB_MOST_DISPATCHES];
-    const int count = lower(m, launch, scratch, parts);
-    int code = count ? FB_OK : FB_E_DEVICE;
-    for (int k = 0; k < count && code == FB_OK; k++) code = run(m, &parts[k]);
-    return code;
-}
-
-/* ---- programs: launches as they were given, whose kernels are compiled; each replay records them with the rows in use ---- */
-
-typedef struct mtl_program {
-    const fb_mem *scratch;
-    int n;
-    fb_launch launches[];
-} mtl_program;
-
-int mtl_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
-    metal *m = self;
-    fb_dispatch parts[FB_MOST_DISPATCHES];
-    mtl_program *p = malloc(sizeof *p + (size_t)n * sizeof *launches);
-    if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
-    void *pool = mtl.objc_autoreleasePoolPush();
-    p->scratch = workspace;
-    p->n = n;
-    memcpy(p->launches, launches, (size_t)n * sizeof *launches);
-    int code = FB_OK;
-    for (int i = 0; i < n && code == FB_OK; i++) {
-        const int count = lower(m, &launches[i], workspace, parts);
-        mtl_id state;
-        if (!count) code = FB_E_DEVICE;
-        for (int k = 0; k < count && code == FB_OK; k++) code = mtl_pipeline_of(m, &parts[k], &state);
-    }
-    mtl.objc_autoreleasePoolPop(pool);
-    if (code) free(p);
-    else *out = p;
-    return code;
-}
-
-void mtl_release(void *self, void *program) {
-    void *pool = mtl.objc_autoreleasePoolPush();
-    mtl_finish(self);
-    mtl.objc_autoreleasePoolPop(pool);
-    free(program);
-}
-
-/* Launches [from, to), with the time of each where it is asked for: then each is in command buffers of its own. */
-static int replay_some(metal *m, const mtl_program *p, int from, int to, const int32_t counts[FB_COUNTS], const fb_run *run) {
+/* Steps of launches [from, to), from number *at on, with the time of each where it is asked for: then each is in command buffers
+ * of its own. */
+static int replay_some(metal *m, const mtl_program *p, int *at, int from, int to, const int32_t counts[FB_COUNTS], const fb_run *run) {
     int code = run->seconds ? mtl_wait_all(m) : FB_OK;
     for (int i = from; i < to && code == FB_OK; i++) {
-        fb_launch launch;
         const double before = m->worked;
         if (run->cancel && *run->cancel) code = fb_fail(FB_E_CANCELLED, "cancelled");
-        else if (fb_launch_in_use(&p->launches[i], counts, &launch)) code = run_launch(m, &launch, p->scratch);
+        for (; *at < p->n && p->steps[*at].launch == i && code == FB_OK; ++*at) code = run_step(m, &p->steps[*at], counts);
         if (code == FB_OK && run->seconds) code = mtl_wait_all(m);
         if (run->seconds) run->seconds[i] = m->worked - before;
         if (run->done) ++*run->done;
@@ -243,12 +259,13 @@ int mtl_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const
     metal *m = self;
     const mtl_program *p = program;
     const int step = run->duty < 1 ? RESTED : POOLED;
-    int code = FB_OK;
+    int code = FB_OK, at = 0;
     m->cancel = run->cancel;
-    for (int i = 0; i < p->n && code == FB_OK; i += step) {
+    end_encoder(m); /* which holds the counts of the feed before */
+    for (int i = 0; i < p->launches && code == FB_OK; i += step) {
         void *pool = mtl.objc_autoreleasePoolPush();
         const double before = fb_os_seconds();
-        code = replay_some(m, p, i, i + step < p->n ? i + step : p->n, counts, run);
+        code = replay_some(m, p, &at, i, i + step < p->launches ? i + step : p->launches, counts, run);
         if (code == FB_OK && run->duty < 1) {
             code = mtl_wait_all(m);
             fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
@@ -269,13 +286,17 @@ uint64_t mtl_scratch(void *self, const fb_launch *launch) {
 
 /* ---- peaks ---- */
 
-static int timed(metal *m, const fb_dispatch *d, uint32_t times, double *seconds) {
+static int timed(metal *m, fb_dispatch *d, uint32_t times, double *seconds) {
+    static const int32_t counts[FB_COUNTS];
     void *pool = mtl.objc_autoreleasePoolPush();
-    int code = mtl_wait_all(m);
+    mtl_program p = {.launches = 1};
+    int code = add(m, &p, d, 0, NULL);
+    if (code == FB_OK) code = mtl_wait_all(m);
     const double before = fb_os_seconds();
-    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = run(m, d);
+    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = run_step(m, p.steps, counts);
     if (code == FB_OK) code = mtl_wait_all(m);
     *seconds = fb_os_seconds() - before;
+    drop(m, &p);
     mtl.objc_autoreleasePoolPop(pool);
     return code;
 }

@@ -5,7 +5,7 @@
 
 enum { SHIM_OK, SHIM_MEMORY, SHIM_FAILED, SHIM_BUSY };
 enum { SHIM_GPU, SHIM_OTHER, SHIM_PROCESSOR };
-enum { SHIM_BUFFERS = 10, SHIM_SPECS = 10, SHIM_WORDS = 33 };
+enum { SHIM_BUFFERS = 10, SHIM_COUNTS = 4, SHIM_SPECS = 10, SHIM_WORDS = 33 };
 
 typedef struct shim_device shim_device;
 
@@ -19,7 +19,7 @@ typedef struct shim_facts {
 /* What every kernel takes, as sycl.prelude declares it. */
 typedef struct shim_args {
     uint64_t buffer[SHIM_BUFFERS];
-    uint32_t spec[SHIM_SPECS], words[SHIM_WORDS];
+    uint32_t counts[SHIM_COUNTS], spec[SHIM_SPECS], words[SHIM_WORDS];
 } shim_args;
 
 /* Those that return int return one of the first enumeration, and shim_error says what went wrong. Everything on a device runs

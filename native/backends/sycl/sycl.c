@@ -8,8 +8,8 @@
 #include "shim.h"
 
 enum { LEAST_THREADS = 128, LEAST_SHARED = 16 << 10, PART = 64 /* kernels between two marks */ };
-_Static_assert((int)SHIM_BUFFERS == (int)FB_BINDINGS && (int)SHIM_SPECS == (int)FB_SPECS && (int)SHIM_WORDS > (int)FB_PUSH_WORDS,
-               "arguments of kernels");
+_Static_assert((int)SHIM_BUFFERS == (int)FB_BINDINGS && (int)SHIM_SPECS == (int)FB_SPECS && (int)SHIM_WORDS > (int)FB_PUSH_WORDS &&
+                   (int)SHIM_COUNTS >= (int)FB_COUNTS, "arguments of kernels");
 
 #define POINTER(result, name, arguments) result(*name) arguments;
 static struct {
@@ -41,14 +41,13 @@ typedef struct step {
     uint64_t groups;
     uint32_t threads;
     uint32_t first_group; /* which of shim_args.words says the first one */
+    fb_view counted;      /* without whose rows it has nothing to do */
     shim_args args;
 } step;
 
 typedef struct program {
     step *steps;
     int n, room, launches;
-    fb_launch *given;
-    fb_mem workspace;
 } program;
 
 static int check(int result, const char *what) {
@@ -272,7 +271,7 @@ static int build(sycl *s, int first) {
 
 /* ---- programs ---- */
 
-static int add(sycl *s, program *p, const fb_dispatch *d, int launch) {
+static int add(sycl *s, program *p, const fb_dispatch *d, int launch, const fb_view *counted) {
     if (p->n == p->room) {
         const int room = p->room ? 2 * p->room : 256;
         step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
@@ -290,31 +289,32 @@ static int add(sycl *s, program *p, const fb_dispatch *d, int launch) {
         t->args.buffer[k] = at / 16 * 16;
         fb_place(d, (int)k, at % 16, t->args.words);
     }
+    if (counted) t->counted = *counted;
     memcpy(t->args.spec, d->constant.at, sizeof t->args.spec);
     t->first_group = fb_arguments(d, 0, t->args.words) - 1;
     p->n++;
     return FB_OK;
 }
 
-/* The steps of all launches, with their kernels built; of the rows in use with these counts, or (NULL) of all. */
-static int lower_all(sycl *s, program *p, const int32_t *counts) {
+/* The steps of launches, with their kernels built. */
+static int lower_all(sycl *s, program *p, const fb_launch *launches, int n_launches, const fb_mem *workspace) {
     fb_dispatch *parts = malloc(FB_MOST_DISPATCHES * sizeof *parts);
     const int first = s->n_kernels;
     int code = parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
-    for (int i = 0; i < p->launches && code == FB_OK; i++) {
-        fb_launch used = p->given[i];
-        if (counts && !fb_launch_in_use(&p->given[i], counts, &used)) continue;
-        const int n = fb_lower(&used, &p->workspace, &s->limits, parts);
+    for (int i = 0; i < n_launches && code == FB_OK; i++) {
+        const int n = fb_lower(&launches[i], workspace, &s->limits, parts);
         if (n == 0) code = FB_E_DEVICE;
-        for (int k = 0; k < n && code == FB_OK; k++) code = add(s, p, &parts[k], i);
+        for (int k = 0; k < n && code == FB_OK; k++) code = add(s, p, &parts[k], i, fb_counted(&launches[i]));
     }
     free(parts);
+    p->launches = n_launches;
     if (code) s->n_kernels = first;
     return code ? code : build(s, first);
 }
 
-static int start(sycl *s, step *t) {
+static int start(sycl *s, step *t, const int32_t counts[FB_COUNTS]) {
     int code = FB_OK;
+    memcpy(t->args.counts, counts, FB_COUNTS * sizeof *counts);
     for (uint64_t first = 0; first < t->groups && code == FB_OK; first += s->most_groups) {
         const uint64_t left = t->groups - first;
         t->args.words[t->first_group] = (uint32_t)first;
@@ -331,20 +331,13 @@ static void sycl_release(void *self, void *prepared) {
     if (!p) return;
     shim.shim_wait(s->device);
     free(p->steps);
-    free(p->given);
     free(p);
 }
 
 static int sycl_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **prepared) {
     program *p = calloc(1, sizeof *p);
-    if (!p || !(p->given = malloc((size_t)(n ? n : 1) * sizeof *launches))) {
-        free(p);
-        return fb_fail(FB_E_MEMORY, "out of memory");
-    }
-    memcpy(p->given, launches, (size_t)n * sizeof *launches);
-    p->launches = n;
-    p->workspace = *workspace;
-    const int code = lower_all(self, p, NULL);
+    if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
+    const int code = lower_all(self, p, launches, n, workspace);
     if (code) sycl_release(self, p);
     else *prepared = p;
     return code;
@@ -364,7 +357,9 @@ static int wait_for(sycl *s, int mark, const fb_run *run) {
 }
 
 /* One part of kernels runs while the next is handed over; more is not on its way when a cancel comes. */
-static int replay(sycl *s, program *p, const fb_run *run) {
+static int sycl_replay(void *self, void *prepared, const int32_t counts[FB_COUNTS], const fb_run *run) {
+    sycl *s = self;
+    program *p = prepared;
     int code = FB_OK, part = 0;
     double before = fb_os_seconds();
     for (int i = 0; run->seconds && i < p->launches; i++) run->seconds[i] = 0;
@@ -372,7 +367,7 @@ static int replay(sycl *s, program *p, const fb_run *run) {
         step *t = &p->steps[i];
         const int ends = i + 1 == p->n || p->steps[i + 1].launch != t->launch;
         if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
-        code = start(s, t);
+        if (!t->counted.count || fb_rows_in_use(&t->counted, counts)) code = start(s, t, counts);
         if (run->seconds && code == FB_OK && ends) {
             code = sycl_wait(s);
             const double now = fb_os_seconds();
@@ -392,21 +387,6 @@ static int replay(sycl *s, program *p, const fb_run *run) {
     return code;
 }
 
-/* Portable kernels take their rows as arguments: of fewer than all, the steps are made anew. */
-static int sycl_replay(void *self, void *prepared, const int32_t counts[FB_COUNTS], const fb_run *run) {
-    program *p = prepared;
-    program fewer = {.given = p->given, .launches = p->launches, .workspace = p->workspace};
-    int full = 1;
-    for (int i = 0; i < p->launches && full; i++)
-        for (int k = 0; k < FB_MAX_OPERANDS; k++)
-            if (p->given[i].v[k].mem && fb_rows_in_use(&p->given[i].v[k], counts) < p->given[i].v[k].rows) full = 0;
-    if (full) return replay(self, p, run);
-    int code = lower_all(self, &fewer, counts);
-    if (code == FB_OK) code = replay(self, &fewer, run);
-    free(fewer.steps);
-    return code;
-}
-
 /* ---- peaks ---- */
 
 /* Multiply-adds in registers, or a sum over memory. */
@@ -418,12 +398,11 @@ static int peak_of(sycl *s, int kind, const fb_mem *memory, const fb_mem *partia
     fb_dispatch d = {.kernel = FB_KERNEL_peak, .groups = groups};
     const int first = s->n_kernels;
     *each = kind == FB_PEAK_READ ? (double)memory->bytes : 2.0 * 16 * 128 * rounds * groups;
-    p->given = &sum;
-    if (kind == FB_PEAK_READ) return lower_all(s, p, NULL);
+    if (kind == FB_PEAK_READ) return lower_all(s, p, &sum, 1, NULL);
     d.constant.at[0] = 128;
     d.operand.peak.OUT = out;
     d.argument.peak.ROUNDS = rounds;
-    const int code = add(s, p, &d, 0);
+    const int code = add(s, p, &d, 0, NULL);
     return code ? code : build(s, first);
 }
 
@@ -431,6 +410,7 @@ static int sycl_peak(void *self, int kind, double seconds, double *per_second) {
     sycl *s = self;
     const uint64_t sixteenth = s->memory_bytes / 16, most = (uint64_t)1 << 28;
     fb_mem memory = {0}, partial = {0};
+    static const int32_t counts[FB_COUNTS];
     program p = {.launches = 1};
     double each = 0, best = 0;
     int code = kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
@@ -440,7 +420,7 @@ static int sycl_peak(void *self, int kind, double seconds, double *per_second) {
     int times = 1;
     for (double spent = 0; code == FB_OK && (spent < seconds || best == 0);) {
         const double before = fb_os_seconds();
-        for (int i = 0; i < times && code == FB_OK; i++) code = start(s, p.steps);
+        for (int i = 0; i < times && code == FB_OK; i++) code = start(s, p.steps, counts);
         if (code == FB_OK) code = sycl_wait(s);
         const double took = fb_os_seconds() - before;
         spent += took;

@@ -40,8 +40,8 @@ uint left_at(uint i) { return OP == 2u ? i / (BM / 8u) * A_STRIDE + i % (BM / 8u
 uint right_at(uint i) { return A_SIZE + (OP == 0u ? i / 4u * 5u + i % 4u : i / (BN / 8u) * B_STRIDE + i % (BN / 8u)); }
 
 MAIN {
-    uint across = (N + BN - 1u) / BN, tiles = across * ((M + BM - 1u) / BM), part = GROUP / tiles;
-    if (part >= PARTS) return;
+    uint across = (N + BN - 1u) / BN, tiles = max(across * ((M + BM - 1u) / BM), 1u), part = GROUP / tiles;
+    if (part >= PARTS || M == 0u) return;
     uint m0 = GROUP % tiles / across * BM, n0 = GROUP % across * BN;
     uint from = part * DEPTH, to = min(from + DEPTH, K + R);
     uint wm = SUBGROUP / (BN / WN) * WM, wn = SUBGROUP % (BN / WN) * WN;
@@ -98,7 +98,7 @@ MAIN {
                 p += get_ACC(AT(ACC, m, n));
                 if (both) q += get_ACC(AT(ACC, m, n + 1u));
             }
-            put2_OUT(AT(OUT, part * M + m, n), p, q, both);
+            put2_OUT(AT(OUT, part * CAPACITY(M) + m, n), p, q, both);
         }
         TOGETHER;
     }

@@ -45,8 +45,8 @@ static int no_memory(uint64_t bytes) {
 
 static int block_new(vulkan *vk, uint64_t bytes, int staging, vk_block **out) {
     VkBufferCreateInfo info = {.sType = VK_STYPE_BUFFER, .size = bytes,
-                               .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
-                                        VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+                               .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_UNIFORM_BUFFER_BIT |
+                                        VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
     VkMemoryRequirements needs;
     vk_block *block = calloc(1, sizeof *block);
     if (!block) return fb_fail(FB_E_MEMORY, "out of memory");

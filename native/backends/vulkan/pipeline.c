@@ -49,11 +49,12 @@ static void save(vulkan *vk) {
 }
 
 int vk_pipelines_open(vulkan *vk, const char *cache_path) {
-    VkDescriptorSetLayoutBinding bindings[FB_BINDINGS];
-    for (uint32_t i = 0; i < FB_BINDINGS; i++)
+    VkDescriptorSetLayoutBinding bindings[FB_BINDINGS + 1];
+    for (uint32_t i = 0; i < FB_BINDINGS + 1; i++)
         bindings[i] = (VkDescriptorSetLayoutBinding){.binding = i, .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
                                                      .descriptorCount = 1, .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
-    VkDescriptorSetLayoutCreateInfo set = {.sType = VK_STYPE_SET_LAYOUT, .bindingCount = FB_BINDINGS, .pBindings = bindings};
+    bindings[FB_BINDINGS].descriptorType = VK_DESCRIPTOR_TYPE_UNIFORM_BUFFER; /* the counts of the feed */
+    VkDescriptorSetLayoutCreateInfo set = {.sType = VK_STYPE_SET_LAYOUT, .bindingCount = FB_BINDINGS + 1, .pBindings = bindings};
     VkPushConstantRange push = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = 4 * FB_PUSH_WORDS};
     VkPipelineLayoutCreateInfo layout = {.sType = VK_STYPE_PIPELINE_LAYOUT, .setLayoutCount = 1,
                                          .pSetLayouts = &vk->set_layout, .pushConstantRangeCount = 1,

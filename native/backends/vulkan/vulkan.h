@@ -1,5 +1,6 @@
 /* vulkan.h - what the files of this folder share.
- *   vulkan.c    the driver, its devices, opening one, running launches     (fb_backend_vulkan)
+ *   vulkan.c    the driver, its devices, opening one                       (fb_backend_vulkan)
+ *   program.c   launches recorded into commands once, and their replay
  *   matrix.c    which extensions a device has, whether it has matrix units, and asking for them
  *   memory.c    sub-allocated buffers, copies in and out
  *   pipeline.c  kernels specialised into pipelines, and their cache on disk
@@ -57,13 +58,12 @@ typedef struct vk_use {
     int written;
 } vk_use;
 
-/* A command buffer and what it needs while it runs. */
-enum { SLOTS = 6, SETS = 64, STAMPS = 65, USES = 64 };
+/* A submission while it runs, and a command buffer for copies. */
+enum { SLOTS = 6, STAMPS = 2, USES = 64 };
 typedef struct vk_slot {
     VkCommandBuffer commands;
-    VkDescriptorPool sets;
     VkFence fence;
-    int running, used; /* submitted; descriptor sets taken */
+    int running; /* submitted */
     double work[FB_KERNEL_COUNT], seconds[FB_KERNEL_COUNT]; /* operations of each kernel, and what they should take */
     double expected, began;                                 /* seconds of them all; when it was submitted */
 } vk_slot;
@@ -91,15 +91,16 @@ typedef struct vulkan {
     vk_block *staging; /* seen by the host; for devices whose memory is not */
     uint64_t import_align; /* of the host's memory that is used in place; 0: none is */
     VkResult(VKCALL *GetMemoryHostPointerProperties)(VkDevice, int32_t, const void *, VkMemoryHostPointerPropertiesEXT *);
-    /* vulkan.c */
+    /* program.c */
     VkCommandPool pool;
     vk_slot slots[SLOTS];
-    int slot; /* the one being recorded, or next to be */
+    int slot; /* the one whose copies are being recorded, or next to be used */
     int recording;
-    vk_use uses[USES]; /* since the last barrier */
+    vk_use uses[USES]; /* since the last barrier of what is being recorded */
     int n_uses;
+    fb_mem counts;           /* of the feed that is replayed, where kernels read them */
+    int32_t told[FB_COUNTS]; /* what lies there */
     double submit_s, pace[FB_KERNEL_COUNT], ended; /* pace: seconds an operation; ended: when a submission was seen to end */
-    const volatile int32_t *cancel;
     VkQueryPool stamps; /* STAMPS times that the device passes; 0 where its queue has no clock */
     /* pipeline.c */
     VkDescriptorSetLayout set_layout;
@@ -114,10 +115,18 @@ typedef struct vulkan {
 /* FB_OK, or the code of a failed call after one sentence about `what`. */
 int vk_check(VkResult result, const char *what);
 
-/* vulkan.c: commands go into one buffer after another; those recorded after vk_begin see what all before wrote. */
+/* program.c: copies go into one command buffer after another; those recorded after vk_begin see what all before wrote. */
+enum { VK_COUNTS_BYTES = 16 };
+int vk_slots_open(vulkan *vk);
+void vk_slots_close(vulkan *vk);
 int vk_begin(vulkan *vk, VkCommandBuffer *commands);
 int vk_flush(vulkan *vk);
 int vk_wait(void *self);
+uint64_t vk_scratch(void *self, const fb_launch *launch);
+int vk_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **program);
+int vk_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run);
+void vk_release(void *self, void *program);
+int vk_peak(void *self, int kind, double seconds, double *per_second);
 
 /* matrix.c: threads of the subgroups that share matrix units, 0: there are none, and whether those are for F16; what to add
  * when opening and to kernels */

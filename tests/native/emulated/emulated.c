@@ -15,23 +15,28 @@ float shared[SHARED_BYTES / 4];
 
 /* What the kernels' own structures come to: they are called by value. */
 #define PLACE(n, name, kind, role) uint32_t off_##name, ld_##name;
-#define MEMBER(type, name) type name;
+#define MEMBER(type, name) MEMBER_##type(name)
+#define MEMBER_uint(name) uint32_t name;
+#define MEMBER_float(name) float name;
+#define MEMBER_rows(name) fb_rows name;
 #define PUSH(name) struct push_##name { name##_OPERANDS(PLACE) name##_ARGUMENTS(MEMBER) uint32_t first; };
 FB_KERNEL_NAMES(PUSH)
 
 #define ENTRY(name)                                                                        \
-    struct args_##name { uint32_t *buffer[FB_BINDINGS]; struct push_##name push; };        \
+    struct args_##name { uint32_t *buffer[FB_BINDINGS]; const int32_t *counts; struct push_##name push; }; \
     void emulated_##name(struct args_##name);
 #define CALL(name)                                               \
     case FB_KERNEL_##name: {                                     \
         struct args_##name args;                                 \
         memcpy(args.buffer, current.buffer, sizeof args.buffer); \
+        args.counts = current.counts;                            \
         memcpy(&args.push, current.words, sizeof args.push);     \
         emulated_##name(args);                                   \
         break;                                                   \
     }
 struct args {
     uint32_t *buffer[FB_BINDINGS];
+    const int32_t *counts;
     uint32_t words[FB_PUSH_WORDS];
 };
 FB_KERNEL_NAMES(ENTRY)
@@ -74,8 +79,9 @@ static void run_group(void) {
         }
 }
 
-static int run(const fb_dispatch *d) {
+static int run(const fb_dispatch *d, const int32_t counts[FB_COUNTS]) {
     memset(&current, 0, sizeof current);
+    current.counts = counts;
     for (int k = 0; k < FB_BINDINGS; k++) {
         const fb_view *v = &d->operand.at[k];
         if (!v->mem) continue;
@@ -141,10 +147,9 @@ static int emulated_prepare(void *self, const fb_launch *launches, int n, const 
 static int emulated_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *how) {
     const emulated_program *p = program;
     fb_dispatch parts[FB_MOST_DISPATCHES];
-    fb_launch launch;
     (void)self, (void)how;
-    int count = fb_launch_in_use(&p->launch, counts, &launch) ? fb_lower(&launch, p->workspace, &LIMITS, parts) : 0;
-    for (int k = 0; k < count; k++) run(&parts[k]);
+    const int count = fb_lower(&p->launch, p->workspace, &LIMITS, parts);
+    for (int k = 0; k < count; k++) run(&parts[k], counts);
     return count ? FB_OK : FB_E_DEVICE;
 }
 static void emulated_release(void *self, void *program) {
