@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fabric.core import FROZEN, Buffer, Device, Plan
+from fabric.core import FROZEN, Buffer, Device, Plan, Tensor
 from fabric.data.pack import PackedRows
 from fabric.models import architecture_of
-from fabric.models.recorder import Recorder, Source, Weights
+from fabric.models.recorder import Inputs, Recorder, Source, Weights
 from fabric.weights.adapter import Adapter
 from fabric.weights.gguf import GGUF
 
@@ -71,11 +72,23 @@ class Scorer:
         self.plan.close()
 
 
+class _Feeder(NamedTuple):
+    """A plan for feeds of a size."""
+
+    inputs: Inputs
+    plan: Plan
+    logits: Tensor
+
+
+FEW = (1, 2, 4, 8)  # tokens of a feed for which there are plans: kernels that read weights at the speed of memory
+
+
 class Decoder:
     """Logits over a cache of `cache_rows` positions, fed at most `tokens` tokens at a time.
 
     A sequence takes a contiguous range of the cache: token t of a feed is written to slot `slots[t]` and sees the slots
-    lo[t] .. hi[t]-1, so several sequences decode together.
+    lo[t] .. hi[t]-1, so several sequences decode together. A feed runs on the plan of the least room for it; those for
+    few tokens are made when they are first needed.
     """
 
     def __init__(
@@ -88,25 +101,38 @@ class Decoder:
         loras: Mapping[str, Source] | None = None,
     ) -> None:
         arch = architecture_of(weights.gguf)
-        config = arch.read_config(weights.gguf)
-        self.tokens, self.outputs, self.vocab_size = tokens, outputs, config.vocab_size
+        self._build, self._config, self._loras = arch.build, arch.read_config(weights.gguf), loras or {}
+        self.tokens, self.outputs, self.vocab_size = tokens, outputs, self._config.vocab_size
         self.cache_rows = cache_rows
-        self.weights = weights  # the plan reads their memory
-        precision = pick_precision(weights.device, precision)
-        recorder = Recorder(weights, tokens, outputs, precision, loras or {}, cache_rows)
-        self.logits_tensor = recorder.logits(arch.build(recorder, config))
-        recorder.check()
-        self.caches: list[Buffer] = recorder.caches
-        self.inputs, self.plan = recorder.inputs, Plan(recorder.graph)
-        recorder.graph.close()
+        self.weights = weights  # the plans read their memory
+        self._precision = pick_precision(weights.device, precision)
+        self._feeders: dict[int, _Feeder] = {}
+        self.plan = self._feeder(tokens).plan
+
+    def _feeder(self, tokens: int) -> _Feeder:
+        if tokens not in self._feeders:
+            few = bool(self._feeders)
+            recorder = Recorder(
+                self.weights, tokens, min(tokens, self.outputs) if few else self.outputs, self._precision, self._loras,
+                self.cache_rows, caches=self.caches if few else (),
+            )  # fmt: skip
+            logits = recorder.logits(self._build(recorder, self._config))
+            if not few:
+                recorder.check()
+                self.caches: list[Buffer] = recorder.caches
+            self._feeders[tokens] = _Feeder(recorder.inputs, Plan(recorder.graph), logits)
+            recorder.graph.close()
+        return self._feeders[tokens]
 
     def logits(
         self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array
     ) -> F32Array:
         """(len(index), vocab) after the tokens at `index`; every array but that one is (T,)."""
+        needed = max(len(tokens), len(index))
+        feeder = self._feeder(min((few for few in FEW if needed <= few < self.tokens), default=self.tokens))
         seen = np.stack((lo, hi), axis=1)
-        self.plan.run(self.inputs.feed(tokens=tokens, positions=positions, seen=seen, slots=slots, index=index))
-        return self.plan.read(self.logits_tensor, len(index), self.vocab_size)
+        feeder.plan.run(feeder.inputs.feed(tokens=tokens, positions=positions, seen=seen, slots=slots, index=index))
+        return feeder.plan.read(feeder.logits, len(index), self.vocab_size)
 
     def copy(self, source: int, target: int, rows: int) -> None:
         """Copies `rows` slots of the cache from `source` on to `target`: a sequence that another one begins with."""
@@ -115,8 +141,9 @@ class Decoder:
             cache.write(cache.read(source * row, rows * row), target * row)
 
     def close(self) -> None:
-        """Frees the plan and the cache; the weights stay."""
-        self.plan.close()
+        """Frees the plans and the cache; the weights stay."""
+        for feeder in self._feeders.values():
+            feeder.plan.close()
         for cache in self.caches:
             cache.close()
 

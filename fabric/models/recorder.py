@@ -6,7 +6,7 @@ Leans on fabric.core and fabric.weights; knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,8 @@ class Inputs:
 
 
 class Recorder:
-    """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions.
+    """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions; `caches` are
+    those of another recorder.
 
     A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files. `dropout` is of what the pairs see,
     and `noise` is added to embeddings; either is one more input of a feed: keys (T, 1), numbers (T, width).
@@ -116,11 +117,13 @@ class Recorder:
         alpha: float = 0.0,
         dropout: float = 0.0,
         noise: bool = False,
+        caches: Sequence[Buffer] = (),
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
         self.sources, self.cache_rows, self.alpha, self.dropout = sources, cache_rows, alpha, dropout
         self.caches: list[Buffer] = []
+        self.given = list(caches)
         self.softcap = 0.0  # of logits: the model sets it
         self.leaves: dict[str, Tensor] = {}
         self.read: set[str] = set()  # tensors of the file that are read without being leaves
@@ -240,7 +243,8 @@ class Recorder:
 
     def _cached(self, x: Tensor, cols: int) -> Tensor:
         dtype = self.graph.precision
-        buffer = Buffer(self.weights.device, self.cache_rows * cols * (2 if dtype == BF16 else 4))
+        rows_bytes = self.cache_rows * cols * (2 if dtype == BF16 else 4)
+        buffer = self.given[len(self.caches)] if self.given else Buffer(self.weights.device, rows_bytes)
         self.caches.append(buffer)
         cache = self.graph.leaf(STATE, buffer, 0, dtype, self.cache_rows, cols)
         return self.graph.append(cache, x, self.slots)
