@@ -204,6 +204,9 @@ int fb_fail(int code, const char *format, ...)
 #endif
     ;
 
+/* FB_OK where a memory has these bytes, else a code after fb_fail. */
+int fb_inside(const fb_mem *mem, uint64_t offset, uint64_t bytes);
+
 /* Bytes of `n` elements (whole blocks) of a type; 0 for a type the core does not know. */
 uint64_t fb_type_bytes(int32_t type, int64_t n);
 

@@ -67,13 +67,6 @@ typedef struct fb_dispatch {
     double rounds; /* of all loops of a thread, at most; where their number depends on the operands */
 } fb_dispatch;
 
-/* The operand by whose rows in use the work of a launch goes down; NULL: it is the same for every feed. */
-static inline const fb_view *fb_counted(const fb_launch *launch) {
-    for (int k = 0; k < FB_MAX_OPERANDS; k++)
-        if (launch->v[k].mem && launch->v[k].count != FB_COUNT_NONE) return &launch->v[k];
-    return NULL;
-}
-
 /* What is known of a kernel by its lists. */
 typedef struct fb_kernel {
     const char *name;

@@ -16,8 +16,8 @@ static int in_halves(const fb_view *v) {
     return v->type == FB_BF16 && v->offset % 16 == 0 && v->ld % 8 == 0 && v->cols % 8 == 0;
 }
 
-/* Packs `w`, and `b` over the scale behind it: as columns, or as rows. */
-static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, float scale, int f16, fb_view out) {
+/* Packs `w`, and `b` over the scale behind it: as columns, or as rows; for `x`, if that has rows in use. */
+static int pack(dispatch *d, const fb_view *w, const fb_view *b, const fb_view *x, int as_rows, float scale, int f16, fb_view out) {
     if (!out.mem) return 0;
     const uint64_t threads = (uint64_t)out.rows * (uint64_t)out.cols / 8;
     begin(d, FB_KERNEL_matrix_pack, 64);
@@ -27,7 +27,7 @@ static int pack(dispatch *d, const fb_view *w, const fb_view *b, int as_rows, fl
     d->constant.matrix_pack.F16 = (uint32_t)f16;
     d->argument.matrix_pack = (struct fb_matrix_pack_arguments){.ROWS = rows_of(w), .COLS = (uint32_t)w->cols,
                                                                 .WIDE = (uint32_t)out.cols, .OUT_ROWS = rows_of(&out),
-                                                                .SCALE = 1 / scale};
+                                                                .SCALE = 1 / scale, .USED = rows_of(x)};
     if (b && b->mem) {
         d->operand.matrix_pack.B = *b;
         d->argument.matrix_pack.R = (uint32_t)(as_rows ? b->rows : b->cols);
@@ -42,7 +42,7 @@ static int halves(dispatch *d, int *count, room *left, fb_view *x, uint32_t cols
     if (in_halves(x) && (uint32_t)x->cols == cols) return 1;
     fb_view packed = take(left, FB_BF16, (uint64_t)x->rows, cols);
     count_like(&packed, x);
-    if (!pack(&d[*count], x, NULL, 0, 1, 0, packed)) return 0;
+    if (!pack(&d[*count], x, NULL, x, 0, 1, 0, packed)) return 0;
     (*count)++;
     *x = packed;
     return 1;
@@ -181,7 +181,7 @@ int fb_lower_matrix_product(dispatch *d, const product *given, const fb_mem *scr
             const fb_view w = rows_from(o.w, first, here), b = op == 1 || !o.b.mem ? o.b : rows_from(o.b, first, here);
             s.w = p.decoded;
             s.w.rows = (int32_t)(here + (op == 1 && last ? o.rank : 0));
-            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, op == 1, scale, limits->f16, s.w)) return 0;
+            if (!pack(&d[count], &w, op == 1 && !last ? NULL : &b, &o.x, op == 1, scale, limits->f16, s.w)) return 0;
             count++;
         }
         if (op == 0 && p.slabs > 1) {

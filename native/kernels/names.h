@@ -197,7 +197,8 @@
     SPEC(3, AS_ROWS) /* where B goes: behind W as columns, or as rows */ \
     SPEC(4, WTYPE) SPEC(5, F16)
 #define matrix_pack_ARGUMENTS(ARG) \
-    ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, R) ARG(uint, WIDE) ARG(rows, OUT_ROWS) ARG(float, SCALE) /* of B */
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, R) ARG(uint, WIDE) ARG(rows, OUT_ROWS) ARG(float, SCALE) /* of B */ \
+    ARG(rows, USED) /* of what is to be multiplied by it: without any there is nothing to do */
 
 #define matrix_rows_OPERANDS(BIND) \
     BIND(0, OUT, HALVES, WRITTEN)      /* (ROWS, K + R) */ \

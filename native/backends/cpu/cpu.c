@@ -135,22 +135,16 @@ static void cpu_free(void *self, fb_mem *mem) {
     *mem = (fb_mem){0};
 }
 
-static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
-    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
-    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
-                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
-}
-
 static int cpu_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
     (void)self;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     if (code == FB_OK && bytes) memcpy((char *)mem->host + offset, src, (size_t)bytes);
     return code;
 }
 
 static int cpu_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
     (void)self;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     if (code == FB_OK && bytes) memcpy(dst, (const char *)mem->host + offset, (size_t)bytes);
     return code;
 }

@@ -151,13 +151,9 @@ static void save(const cuda *c, const cu_kernel *k) {
 int cu_kernel_of(cuda *c, const char *key) {
     for (int i = 0; i < c->n_kernels; i++)
         if (!strcmp(c->kernels[i].key, key)) return i;
-    if (c->n_kernels == c->room_kernels) {
-        const int room = c->room_kernels ? 2 * c->room_kernels : 64;
-        cu_kernel *grown = realloc(c->kernels, (size_t)room * sizeof *grown);
-        if (!grown) return -fb_fail(FB_E_MEMORY, "out of memory");
-        c->kernels = grown;
-        c->room_kernels = room;
-    }
+    cu_kernel *grown = fb_grown(c->kernels, c->n_kernels, &c->room_kernels, sizeof *grown);
+    if (!grown) return -FB_E_MEMORY;
+    c->kernels = grown;
     char *copy = malloc(strlen(key) + 1);
     if (!copy) return -fb_fail(FB_E_MEMORY, "out of memory");
     strcpy(copy, key);

@@ -123,10 +123,6 @@ static int cu_describe(int index, fb_device_info *info) {
 
 /* ---- opening ---- */
 
-static void lower(uint32_t *limit, uint32_t to) {
-    if (to && to < *limit) *limit = to;
-}
-
 static void cu_close(void *self) {
     cuda *c = self;
     if (!c) return;
@@ -174,8 +170,8 @@ static int cu_open(int index, const fb_device_options *options, void **self, fb_
     cuda *c = calloc(1, sizeof *c);
     if (!c) return fb_fail(FB_E_MEMORY, "out of memory");
     look(found[index], info);
-    lower(&info->workgroup_bytes, options->workgroup_bytes);
-    lower(&info->workgroup_threads, options->workgroup_threads);
+    fb_lower_limit(&info->workgroup_bytes, options->workgroup_bytes);
+    fb_lower_limit(&info->workgroup_threads, options->workgroup_threads);
     c->cu = &driver;
     c->device = found[index];
     c->arch = arch_of(c->device);
@@ -233,12 +229,6 @@ static int cu_alloc(void *self, uint64_t bytes, fb_mem *mem) {
     return code;
 }
 
-static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
-    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
-    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
-                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
-}
-
 /* Room for n bytes of what is on its way to the card: in one of two pieces of memory that the card reads by itself, of which
  * one is filled while the other is copied. */
 static int stage(cuda *c, uint64_t n, char **host) {
@@ -264,7 +254,7 @@ static int stage(cuda *c, uint64_t n, char **host) {
 
 static int cu_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
     cuda *c = self;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     c->cu->cuCtxSetCurrent(c->context);
     for (uint64_t at = 0; at < bytes && code == FB_OK; at += STAGED) {
         const uint64_t n = bytes - at < STAGED ? bytes - at : STAGED;
@@ -280,7 +270,7 @@ static int cu_write(void *self, fb_mem *mem, uint64_t offset, const void *src, u
 
 static int cu_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
     cuda *c = self;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     c->cu->cuCtxSetCurrent(c->context);
     if (code == FB_OK && bytes)
         code =

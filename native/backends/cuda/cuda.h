@@ -7,7 +7,7 @@
  */
 #ifndef FB_CUDA_H
 #define FB_CUDA_H
-#include "../../kernels/kernels.h"
+#include "../../kernels/share.h"
 #include "args.h"
 #include "cu.h"
 

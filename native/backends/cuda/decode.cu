@@ -1,4 +1,5 @@
-/* decode.cu - out (BF16) = the rows of w, in blocks of WTYPE; a thread eight neighbours. The decoders are the portable kernels'. */
+/* decode.cu - out (BF16) = the rows of w, in blocks of WTYPE; a thread eight neighbours. Nothing, where x is there without a row in
+ * use. The decoders are the portable kernels'. */
 #include "cuda.prelude"
 #include "common.prelude"
 #include "common.cu"
@@ -12,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ cu
     const cu_view &out = args.v[CU_OUT], &w = args.v[CU_W];
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
     const int across = out.cols / 8, r = (int)(at / across), c = (int)(at % across) * 8;
-    if (r >= out.rows) return;
+    if (r >= out.rows || (args.v[CU_X].there && in_use(args, CU_X) == 0)) return;
     const word64 row = w.at + (word64)r * args.depth; /* bytes */
     blocks from = {(const uint *)(row & ~(word64)15)};
     const float4 a = from.decode4((uint)(row & 15), c, w.cols), b = from.decode4((uint)(row & 15), c + 4, w.cols);

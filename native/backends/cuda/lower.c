@@ -211,8 +211,8 @@ static void on_warps(lowering *s, product *p, uint32_t m, uint32_t n, uint32_t k
     multiply(s, p, l, parts, each, sums);
 }
 
-/* `out` = `from` in 16-bit floats: activations cast, weights decoded. */
-static void packed(lowering *s, const fb_view *from, fb_view *out) {
+/* `out` = `from` in 16-bit floats: activations cast, weights decoded, if there is any row of the x that they are for. */
+static void packed(lowering *s, const fb_view *from, const fb_view *x, fb_view *out) {
     if (from->type == FB_F32) {
         out->count = from->count, out->factor = from->factor, out->first = from->first;
         lower(s, &(fb_launch){.op = FB_OP_SCALE, .attr.scale = 1, .scale = {.y = *out, .x = *from}});
@@ -221,7 +221,7 @@ static void packed(lowering *s, const fb_view *from, fb_view *out) {
     cu_lowered *l =
         step(s, up((uint64_t)out->rows * (uint64_t)(out->cols / 8), 256), 256, 0, "decode -DWTYPE=%du", (int)from->type);
     if (!l) return;
-    l->args.v[CU_OUT] = view_of(out), l->args.v[CU_W] = view_of(from);
+    l->args.v[CU_OUT] = view_of(out), l->args.v[CU_W] = view_of(from), l->args.v[CU_X] = view_of(x);
     l->args.depth = (int)fb_type_bytes(from->type, from->ld);
 }
 
@@ -231,7 +231,7 @@ static void cast(lowering *s, fb_view *v) {
     if (v->type == FB_F32) halves = space(s, FB_BF16, (uint64_t)v->rows, up((uint64_t)v->cols, 8) * 8);
     if (!halves.mem) return;
     halves.cols = v->cols;
-    packed(s, v, &halves);
+    packed(s, v, v, &halves);
     *v = halves;
 }
 
@@ -265,7 +265,7 @@ static int slab_by_slab(lowering *s, const product *whole) {
         s->left.used = used;
         p.w = decoded;
         p.w.rows = (int32_t)here;
-        packed(s, &w, &p.w);
+        packed(s, &w, &whole->x, &p.w);
         if (whole->op == 0) {
             p.out = cols_from(p.out, first, here);
             if (p.acc.mem) p.acc = cols_from(p.acc, first, here);
@@ -294,9 +294,10 @@ static int multiplied(lowering *s, product p, int rounded) {
 }
 
 static int decode(lowering *s, const fb_launch *l) {
+    const fb_view none = {0};
     fb_view y = l->decode.y;
     if (!s->c->own || !in_halves(&y) || y.cols % 8) return 0;
-    packed(s, &l->decode.w, &y);
+    packed(s, &l->decode.w, &none, &y);
     return 1;
 }
 

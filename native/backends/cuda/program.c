@@ -37,13 +37,9 @@ static void *argument_of(const cuda *c, const cu_lowered *l) {
 
 static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
     char key[CU_KEY];
-    if (p->n == p->room) {
-        const int room = p->room ? 2 * p->room : 256;
-        cu_step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        p->steps = grown;
-        p->room = room;
-    }
+    cu_step *grown = fb_grown(p->steps, p->n, &p->room, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    p->steps = grown;
     size_t at = (size_t)snprintf(key, sizeof key, "%s", l->key[0] ? l->key : fb_kernels[l->dispatch.kernel].name);
     if (!l->key[0]) {
         at += (size_t)snprintf(key + at, sizeof key - at, ".kernel");

@@ -30,18 +30,15 @@ static void put(writing *w, const char *text, size_t n) {
     w->length += n;
 }
 
-static const char *text_of(const char *name, size_t n) {
-    for (int i = 0; i < fb_text_count; i++)
-        if (strlen(fb_text_names[i]) == n && !memcmp(fb_text_names[i], name, n)) return fb_texts[i];
-    return "#error a text is missing\n";
-}
-
 static void expand(writing *w, const char *text) {
     static const char include[] = "#include \"";
     for (const char *at; (at = strstr(text, include)) != NULL;) {
-        const char *name = at + sizeof include - 1, *end = strchr(name, '"');
+        const char *from = at + sizeof include - 1, *end = strchr(from, '"');
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", (int)(end - from), from);
+        const char *included = fb_text(name);
         put(w, text, (size_t)(at - text));
-        expand(w, text_of(name, (size_t)(end - name)));
+        expand(w, included ? included : "#error a text is missing\n");
         text = end + 1;
     }
     put(w, text, strlen(text));
@@ -96,13 +93,9 @@ static int library_of(metal *m, const fb_dispatch *d, mtl_library **out) {
         if (i == 0 || (kernel->tiles >> i & 1u)) l.key[2 + i] = d->constant.at[i];
     for (int i = 0; i < m->n_libraries; i++)
         if (!memcmp(m->libraries[i].key, l.key, sizeof l.key)) return *out = &m->libraries[i], FB_OK;
-    if (m->n_libraries == m->room_libraries) {
-        const int room = m->room_libraries ? 2 * m->room_libraries : 32;
-        mtl_library *grown = realloc(m->libraries, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        m->libraries = grown;
-        m->room_libraries = room;
-    }
+    mtl_library *grown = fb_grown(m->libraries, m->n_libraries, &m->room_libraries, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    m->libraries = grown;
     int code = compile(m, &l);
     if (code == FB_OK) m->libraries[m->n_libraries++] = l, *out = &m->libraries[m->n_libraries - 1];
     return code;
@@ -138,13 +131,9 @@ int mtl_pipeline_of(metal *m, const fb_dispatch *d, mtl_id *state) {
     memcpy(p.key + 2, d->constant.at, sizeof d->constant.at);
     for (int i = 0; i < m->n_pipelines; i++)
         if (!memcmp(m->pipelines[i].key, p.key, sizeof p.key)) return *state = m->pipelines[i].state, FB_OK;
-    if (m->n_pipelines == m->room_pipelines) {
-        const int room = m->room_pipelines ? 2 * m->room_pipelines : 64;
-        mtl_pipeline *grown = realloc(m->pipelines, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        m->pipelines = grown;
-        m->room_pipelines = room;
-    }
+    mtl_pipeline *grown = fb_grown(m->pipelines, m->n_pipelines, &m->room_pipelines, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    m->pipelines = grown;
     int code = make(m, d, &p);
     if (code == FB_OK) m->pipelines[m->n_pipelines++] = p, *state = p.state;
     return code;

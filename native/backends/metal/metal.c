@@ -5,7 +5,7 @@
 #include <string.h>
 #include "../../os.h"
 
-enum { MOST_DEVICES = 16, SUBMIT_MS = 100, STAGED = 4 << 20 /* bytes of a write that need not wait */ };
+enum { MOST_DEVICES = 16, STAGED = 4 << 20 /* bytes of a write that need not wait */ };
 static const double FIRST_PACE = 1e-11; /* seconds an operation, until one was seen */
 
 /* ---- the runtime and its devices ---- */
@@ -126,10 +126,6 @@ static int mtl_describe(int index, fb_device_info *info) {
 
 /* ---- opening ---- */
 
-static void lower(uint32_t *limit, uint32_t to) {
-    if (to && to < *limit) *limit = to;
-}
-
 static void mtl_close(void *self) {
     metal *m = self;
     if (!m) return;
@@ -152,9 +148,9 @@ static int mtl_open(int index, const fb_device_options *options, void **self, fb
     }
     void *pool = mtl.objc_autoreleasePoolPush();
     look(m->device, m, info);
-    lower(&info->workgroup_bytes, options->workgroup_bytes);
-    lower(&info->workgroup_threads, options->workgroup_threads);
-    lower(&info->workgroups, options->workgroups);
+    fb_lower_limit(&info->workgroup_bytes, options->workgroup_bytes);
+    fb_lower_limit(&info->workgroup_threads, options->workgroup_threads);
+    fb_lower_limit(&info->workgroups, options->workgroups);
     m->most_groups = info->workgroups;
     m->limits.shared_bytes = info->workgroup_bytes;
     m->limits.threads = info->workgroup_threads;
@@ -163,8 +159,7 @@ static int mtl_open(int index, const fb_device_options *options, void **self, fb
         m->limits.binding_bytes = options->max_binding_bytes;
     m->limits.tile_rows = options->tile_rows;
     m->limits.tile_cols = options->tile_cols;
-    m->submit_s = (options->submit_ms ? options->submit_ms : SUBMIT_MS) / 1000.0;
-    for (int i = 0; i < FB_KERNEL_COUNT; i++) m->pace[i] = FIRST_PACE;
+    fb_pace_start(&m->pace, options->submit_ms, FIRST_PACE);
     m->queue = SEND(new_queue, m->device);
     mtl.objc_autoreleasePoolPop(pool);
     if (m->queue) *self = m;
@@ -230,16 +225,10 @@ static int mtl_wrap(void *self, const void *host, uint64_t bytes, fb_mem *mem) {
     return code;
 }
 
-static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
-    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
-    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
-                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
-}
-
 /* By a command of its own behind those that are under way; at once where there are none, or it is too large to be held twice. */
 static int mtl_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
     metal *m = self;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     if (code || !bytes) return code;
     void *pool = mtl.objc_autoreleasePoolPush();
     const int ordered = mtl_is_busy(m) && bytes <= STAGED && (offset | bytes) % 4 == 0;
@@ -258,7 +247,7 @@ static int mtl_wait(void *self) {
 }
 
 static int mtl_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     if (code == FB_OK) code = mtl_wait(self);
     if (code == FB_OK && bytes) memcpy(dst, (const char *)mem->host + offset, (size_t)bytes);
     return code;

@@ -7,7 +7,7 @@
  */
 #ifndef FB_METAL_H
 #define FB_METAL_H
-#include "../../kernels/kernels.h"
+#include "../../kernels/share.h"
 #include "objc.h"
 
 enum { MTL_SLOTS = 3 /* command buffers under way */ };
@@ -25,7 +25,7 @@ typedef struct mtl_pipeline {
 typedef struct mtl_slot {
     mtl_id commands; /* retained; NULL: none */
     int committed;
-    double expected, work[FB_KERNEL_COUNT], seconds[FB_KERNEL_COUNT]; /* of what it holds: operations, and what they should take */
+    fb_load load;
 } mtl_slot;
 
 typedef struct metal {
@@ -34,7 +34,7 @@ typedef struct metal {
     uint64_t page, memory_bytes, in_use;
     uint32_t most_groups;
     fb_kernel_limits limits;
-    double submit_s, pace[FB_KERNEL_COUNT]; /* seconds an operation */
+    fb_pace pace;
     mtl_slot slots[MTL_SLOTS];              /* in turn; `slot` is being filled */
     int slot;
     mtl_id encoder;                         /* of the slot that is being filled, retained; NULL: none is open */

@@ -34,19 +34,6 @@ static void note_failure(metal *m, mtl_id error) {
     else snprintf(m->reason, sizeof m->reason, "The GPU failed at its work (%ld): %s", why, words);
 }
 
-/* Moves the pace of each kernel of a command buffer towards what it took, by its share. What short ones take is not operations. */
-static void learn(metal *m, const mtl_slot *slot, double took) {
-    if (slot->expected <= 0 || took <= 0) return;
-    double ratio = took / slot->expected;
-    if (ratio > 1 && took < m->submit_s / 2) return;
-    ratio = ratio < 0.25 ? 0.25 : ratio > 8 ? 8 : ratio;
-    for (int i = 0; i < FB_KERNEL_COUNT; i++) {
-        if (slot->work[i] <= 0) continue;
-        const double told = slot->seconds[i] / slot->work[i] * ratio, share = slot->seconds[i] / slot->expected;
-        m->pace[i] += share * (told - m->pace[i]);
-    }
-}
-
 static void retire(metal *m, mtl_slot *slot) {
     if (!slot->commands) return;
     SEND(wait, slot->commands);
@@ -54,7 +41,7 @@ static void retire(metal *m, mtl_slot *slot) {
     else {
         const double took = SEND(ended, slot->commands) - SEND(began, slot->commands);
         m->worked += took;
-        learn(m, slot, took);
+        fb_pace_learn(&m->pace, &slot->load, took, 1);
     }
     SEND(release, slot->commands);
     memset(slot, 0, sizeof *slot);
@@ -146,14 +133,12 @@ static void bind(mtl_step *t, const fb_dispatch *d, int k) {
     t->at[k] = at / 16 * 16;
 }
 
-static int add(metal *m, mtl_program *p, fb_dispatch *d, int launch, const fb_view *counted) {
-    if (p->n == p->room) {
-        const int room = p->room ? 2 * p->room : 256;
-        mtl_step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        p->steps = grown;
-        p->room = room;
-    }
+static int add(void *self, void *program, fb_dispatch *d, int launch, const fb_view *counted) {
+    metal *m = self;
+    mtl_program *p = program;
+    mtl_step *grown = fb_grown(p->steps, p->n, &p->room, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    p->steps = grown;
     if (mtl_on_simdgroups(m, d->kernel)) d->constant.at[0] = 128; /* four simdgroups to a workgroup */
     mtl_step *t = &p->steps[p->n];
     *t = (mtl_step){.kernel = d->kernel, .launch = launch, .groups = d->groups, .threads = d->constant.at[0], .work = d->work};
@@ -179,19 +164,14 @@ void mtl_release(void *self, void *program) {
 
 int mtl_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
     metal *m = self;
-    fb_dispatch *parts = malloc(FB_MOST_DISPATCHES * sizeof *parts);
     mtl_program *p = calloc(1, sizeof *p);
-    int code = p && parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+    if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
     void *pool = mtl.objc_autoreleasePoolPush();
-    for (int i = 0; i < n && code == FB_OK; i++) {
-        const int count = fb_lower(&launches[i], workspace, &m->limits, parts);
-        if (!count) code = FB_E_DEVICE;
-        for (int k = 0; k < count && code == FB_OK; k++) code = add(m, p, &parts[k], i, fb_counted(&launches[i]));
-    }
+    const int code = fb_lower_all(launches, n, workspace, &m->limits, add, m, p);
     mtl.objc_autoreleasePoolPop(pool);
-    free(parts);
-    if (code && p) mtl_release(m, p);
-    else if (p) p->launches = n, *out = p;
+    p->launches = n;
+    if (code) mtl_release(m, p);
+    else *out = p;
     return code;
 }
 
@@ -214,25 +194,23 @@ static int encode(metal *m, mtl_step *t, const int32_t counts[FB_COUNTS], uint32
     t->words[t->n_words - 1] = first;
     SEND(set_bytes, m->encoder, t->words, (mtl_uint)(4 * t->n_words), (mtl_uint)FB_BINDINGS);
     SEND(dispatch, m->encoder, (mtl_size){wide, (n + wide - 1) / wide, 1}, (mtl_size){t->threads, 1, 1});
-    slot->work[t->kernel] += work;
-    slot->seconds[t->kernel] += work * m->pace[t->kernel];
-    slot->expected += work * m->pace[t->kernel];
+    fb_load_add(&m->pace, &slot->load, t->kernel, work);
     return FB_OK;
 }
 
 /* A step in parts that should take submit_s at most (but for a single workgroup), each in a command buffer that is not yet
  * full; workgroups beyond the rows in use end at once. */
 static int run_step(metal *m, mtl_step *t, const int32_t counts[FB_COUNTS]) {
-    const double share = t->counted.rows ? (double)fb_rows_in_use(&t->counted, counts) / t->counted.rows : 1;
-    const double each = t->work / (double)t->groups, pace = m->pace[t->kernel], whole = t->work * share * pace;
-    const double groups = whole > m->submit_s ? m->submit_s / (each * pace) : (double)t->groups, used = (double)t->groups * share;
+    const double each = t->work / (double)t->groups, pace = m->pace.each[t->kernel], submit_s = m->pace.submit_s;
+    const double used = fb_groups_in_use(&t->counted, t->groups, counts);
+    const double groups = used * each * pace > submit_s ? submit_s / (each * pace) : (double)t->groups;
     const uint32_t part = groups < 1 ? 1 : groups > INT32_MAX ? INT32_MAX : (uint32_t)groups;
     int code = FB_OK;
-    for (uint64_t at = 0; at < t->groups && share > 0 && code == FB_OK; at += part) {
+    for (uint64_t at = 0; at < t->groups && used > 0 && code == FB_OK; at += part) {
         const uint32_t n = t->groups - at < part ? (uint32_t)(t->groups - at) : part;
         const double work = (double)at + n <= used ? each * n : (double)at < used ? each * (used - (double)at) : 0;
         const mtl_slot *slot = &m->slots[m->slot];
-        if (slot->commands && slot->expected + work * pace > m->submit_s) flush(m);
+        if (slot->commands && slot->load.expected + work * pace > submit_s) flush(m);
         if (!m->slots[m->slot].commands && m->cancel && *m->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
         code = encode(m, t, counts, (uint32_t)at, n, work);
     }
@@ -286,54 +264,24 @@ uint64_t mtl_scratch(void *self, const fb_launch *launch) {
 
 /* ---- peaks ---- */
 
-static int timed(metal *m, fb_dispatch *d, uint32_t times, double *seconds) {
+static int timed(void *self, fb_dispatch *d, uint32_t times, double *seconds) {
     static const int32_t counts[FB_COUNTS];
     void *pool = mtl.objc_autoreleasePoolPush();
     mtl_program p = {.launches = 1};
-    int code = add(m, &p, d, 0, NULL);
-    if (code == FB_OK) code = mtl_wait_all(m);
+    int code = add(self, &p, d, 0, NULL);
+    if (code == FB_OK) code = mtl_wait_all(self);
     const double before = fb_os_seconds();
-    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = run_step(m, p.steps, counts);
-    if (code == FB_OK) code = mtl_wait_all(m);
+    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = run_step(self, p.steps, counts);
+    if (code == FB_OK) code = mtl_wait_all(self);
     *seconds = fb_os_seconds() - before;
-    drop(m, &p);
+    drop(self, &p);
     mtl.objc_autoreleasePoolPop(pool);
     return code;
 }
 
-/* Multiply-adds in registers, which are all that simdgroup matrices have too, or sums over memory, in growing portions until one
- * takes long enough to be measured. */
+/* Simdgroup matrices multiply F32, at the speed of all other F32. */
 int mtl_peak(void *self, int kind, double seconds, double *per_second) {
-    metal *m = self;
-    const int read = kind == FB_PEAK_READ;
-    const uint64_t most = m->memory_bytes / 16 / 4 * 4, bytes = !read ? 4096 : most < (uint64_t)256 << 20 ? most : (uint64_t)256 << 20;
-    fb_mem memory = {0}, partial = {0};
-    int code = kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
-    if (code == FB_OK) code = fb_backend_metal.alloc(m, bytes, &memory);
-    if (code == FB_OK) code = fb_backend_metal.alloc(m, 4096 * 4, &partial);
-    const int32_t n = (int32_t)(bytes / 4);
-    const fb_launch sum = {.op = FB_OP_SUMSQ,
-                           .sumsq = {{.mem = &partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
-                                     {.mem = &memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
-    fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .groups = 64}};
-    d->constant.peak.THREADS = 128;
-    d->argument.peak.ROUNDS = 1000;
-    d->operand.at[0] = sum.v[0];
-    const double each = 2.0 * 16 * 128 * d->argument.peak.ROUNDS; /* of a workgroup */
-    if (code == FB_OK && read && !fb_lower(&sum, NULL, &m->limits, d)) code = FB_E_INTERNAL;
-    double best = 0, took = 0, spent = 0;
-    for (uint32_t times = 1; code == FB_OK && (spent < seconds || best == 0);) {
-        if (!read) d->work = each * (double)d->groups;
-        code = timed(m, d, times, &took);
-        spent += took;
-        const double done = times * (read ? (double)bytes : d->work);
-        if (took > 0 && done / took > best) best = done / took;
-        if (took > seconds / 8) continue;
-        if (!read && d->groups < 1u << 12) d->groups *= 2;
-        else times *= 2;
-    }
-    fb_backend_metal.free(m, &memory);
-    fb_backend_metal.free(m, &partial);
-    *per_second = best;
-    return code;
+    const metal *m = self;
+    const uint64_t most = (uint64_t)256 << 20, bytes = m->memory_bytes / 16 < most ? m->memory_bytes / 16 : most;
+    return fb_measure(&fb_backend_metal, self, &m->limits, bytes, timed, kind, seconds, per_second);
 }

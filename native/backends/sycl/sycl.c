@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../../kernels/kernels.h"
+#include "../../kernels/share.h"
 #include "../../os.h"
 #include "shim.h"
 
@@ -17,6 +17,8 @@ static struct {
     SHIM_FUNCTIONS(POINTER)
 } shim;
 static char shim_path[1024], shim_missing[512] = "no SYCL: Intel's runtime is not installed; pip install 'fabric-llm[sycl]'";
+
+extern const fb_backend fb_backend_sycl;
 
 typedef struct kernel {
     fb_kernel_id id;
@@ -123,10 +125,6 @@ static int sycl_describe(int index, fb_device_info *info) {
     return look(index, &facts, info);
 }
 
-static void lower(uint32_t *limit, uint32_t to) {
-    if (to && to < *limit) *limit = to;
-}
-
 static void sycl_close(void *self) {
     sycl *s = self;
     if (s->device) shim.shim_close(s->device);
@@ -142,9 +140,9 @@ static int sycl_open(int index, const fb_device_options *options, void **self, f
                        facts.workgroup_threads, facts.workgroup_bytes, LEAST_THREADS, LEAST_SHARED);
     sycl *s = code == FB_OK ? calloc(1, sizeof *s) : NULL;
     if (!s) return code ? code : fb_fail(FB_E_MEMORY, "out of memory");
-    lower(&info->workgroup_bytes, options->workgroup_bytes);
-    lower(&info->workgroup_threads, options->workgroup_threads);
-    lower(&info->workgroups, options->workgroups);
+    fb_lower_limit(&info->workgroup_bytes, options->workgroup_bytes);
+    fb_lower_limit(&info->workgroup_threads, options->workgroup_threads);
+    fb_lower_limit(&info->workgroups, options->workgroups);
     s->limits = (fb_kernel_limits){.threads = info->workgroup_threads < 1024 ? info->workgroup_threads : 1024,
                                    .shared_bytes = info->workgroup_bytes,
                                    .binding_bytes = options->max_binding_bytes,
@@ -187,21 +185,15 @@ static int sycl_alloc(void *self, uint64_t bytes, fb_mem *mem) {
     return code;
 }
 
-static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
-    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
-    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
-                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
-}
-
 static int sycl_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t bytes) {
     sycl *s = self;
-    const int code = inside(mem, offset, bytes);
+    const int code = fb_inside(mem, offset, bytes);
     return code ? code : check(shim.shim_write(s->device, (char *)mem->handle + offset, src, bytes), "copy to its memory");
 }
 
 static int sycl_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
     sycl *s = self;
-    const int code = inside(mem, offset, bytes);
+    const int code = fb_inside(mem, offset, bytes);
     return code ? code : check(shim.shim_read(s->device, (char *)mem->handle + offset, dst, bytes), "finish its work");
 }
 
@@ -225,13 +217,9 @@ static int kernel_of(sycl *s, const fb_dispatch *d) {
         if (!s->few || i == 0 || fb_kernels[d->kernel].tiles >> i & 1u) wanted.constant[i] = d->constant.at[i];
     for (int i = 0; i < s->n_kernels; i++)
         if (s->kernels[i].id == wanted.id && !memcmp(s->kernels[i].constant, wanted.constant, sizeof wanted.constant)) return i;
-    if (s->n_kernels == s->room_kernels) {
-        const int room = s->room_kernels ? 2 * s->room_kernels : 64;
-        kernel *grown = realloc(s->kernels, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory"), -1;
-        s->kernels = grown;
-        s->room_kernels = room;
-    }
+    kernel *grown = fb_grown(s->kernels, s->n_kernels, &s->room_kernels, sizeof *grown);
+    if (!grown) return -1;
+    s->kernels = grown;
     s->kernels[s->n_kernels] = wanted;
     return s->n_kernels++;
 }
@@ -271,14 +259,12 @@ static int build(sycl *s, int first) {
 
 /* ---- programs ---- */
 
-static int add(sycl *s, program *p, const fb_dispatch *d, int launch, const fb_view *counted) {
-    if (p->n == p->room) {
-        const int room = p->room ? 2 * p->room : 256;
-        step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        p->steps = grown;
-        p->room = room;
-    }
+static int add(void *self, void *prepared, fb_dispatch *d, int launch, const fb_view *counted) {
+    sycl *s = self;
+    program *p = prepared;
+    step *grown = fb_grown(p->steps, p->n, &p->room, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    p->steps = grown;
     step *t = &p->steps[p->n];
     *t = (step){.kernel = kernel_of(s, d), .launch = launch, .groups = d->groups, .threads = d->constant.at[0]};
     if (t->kernel < 0) return FB_E_MEMORY;
@@ -294,22 +280,6 @@ static int add(sycl *s, program *p, const fb_dispatch *d, int launch, const fb_v
     t->first_group = fb_arguments(d, 0, t->args.words) - 1;
     p->n++;
     return FB_OK;
-}
-
-/* The steps of launches, with their kernels built. */
-static int lower_all(sycl *s, program *p, const fb_launch *launches, int n_launches, const fb_mem *workspace) {
-    fb_dispatch *parts = malloc(FB_MOST_DISPATCHES * sizeof *parts);
-    const int first = s->n_kernels;
-    int code = parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
-    for (int i = 0; i < n_launches && code == FB_OK; i++) {
-        const int n = fb_lower(&launches[i], workspace, &s->limits, parts);
-        if (n == 0) code = FB_E_DEVICE;
-        for (int k = 0; k < n && code == FB_OK; k++) code = add(s, p, &parts[k], i, fb_counted(&launches[i]));
-    }
-    free(parts);
-    p->launches = n_launches;
-    if (code) s->n_kernels = first;
-    return code ? code : build(s, first);
 }
 
 static int start(sycl *s, step *t, const int32_t counts[FB_COUNTS]) {
@@ -335,9 +305,14 @@ static void sycl_release(void *self, void *prepared) {
 }
 
 static int sycl_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **prepared) {
+    sycl *s = self;
+    const int first = s->n_kernels;
     program *p = calloc(1, sizeof *p);
     if (!p) return fb_fail(FB_E_MEMORY, "out of memory");
-    const int code = lower_all(self, p, launches, n, workspace);
+    p->launches = n;
+    int code = fb_lower_all(launches, n, workspace, &s->limits, add, s, p);
+    if (code) s->n_kernels = first; /* what was not built is not there */
+    else code = build(s, first);
     if (code) sycl_release(self, p);
     else *prepared = p;
     return code;
@@ -367,7 +342,7 @@ static int sycl_replay(void *self, void *prepared, const int32_t counts[FB_COUNT
         step *t = &p->steps[i];
         const int ends = i + 1 == p->n || p->steps[i + 1].launch != t->launch;
         if (run->cancel && *run->cancel) return fb_fail(FB_E_CANCELLED, "cancelled");
-        if (!t->counted.count || fb_rows_in_use(&t->counted, counts)) code = start(s, t, counts);
+        if (fb_is_used(&t->counted, counts)) code = start(s, t, counts);
         if (run->seconds && code == FB_OK && ends) {
             code = sycl_wait(s);
             const double now = fb_os_seconds();
@@ -389,49 +364,25 @@ static int sycl_replay(void *self, void *prepared, const int32_t counts[FB_COUNT
 
 /* ---- peaks ---- */
 
-/* Multiply-adds in registers, or a sum over memory. */
-static int peak_of(sycl *s, int kind, const fb_mem *memory, const fb_mem *partial, program *p, double *each) {
-    const uint32_t rounds = 1000, groups = (uint32_t)s->cores * 8;
-    const int32_t n = (int32_t)(memory->bytes / 4);
-    const fb_view out = {.mem = partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096};
-    fb_launch sum = {.op = FB_OP_SUMSQ, .sumsq = {out, {.mem = memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
-    fb_dispatch d = {.kernel = FB_KERNEL_peak, .groups = groups};
+static int timed(void *self, fb_dispatch *d, uint32_t times, double *seconds) {
+    static const int32_t counts[FB_COUNTS];
+    sycl *s = self;
+    program p = {.launches = 1};
     const int first = s->n_kernels;
-    *each = kind == FB_PEAK_READ ? (double)memory->bytes : 2.0 * 16 * 128 * rounds * groups;
-    if (kind == FB_PEAK_READ) return lower_all(s, p, &sum, 1, NULL);
-    d.constant.at[0] = 128;
-    d.operand.peak.OUT = out;
-    d.argument.peak.ROUNDS = rounds;
-    const int code = add(s, p, &d, 0, NULL);
-    return code ? code : build(s, first);
+    int code = add(s, &p, d, 0, NULL);
+    if (code == FB_OK) code = build(s, first);
+    const double before = fb_os_seconds();
+    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = start(s, p.steps, counts);
+    if (code == FB_OK) code = sycl_wait(s);
+    *seconds = fb_os_seconds() - before;
+    free(p.steps);
+    return code;
 }
 
 static int sycl_peak(void *self, int kind, double seconds, double *per_second) {
-    sycl *s = self;
-    const uint64_t sixteenth = s->memory_bytes / 16, most = (uint64_t)1 << 28;
-    fb_mem memory = {0}, partial = {0};
-    static const int32_t counts[FB_COUNTS];
-    program p = {.launches = 1};
-    double each = 0, best = 0;
-    int code = kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
-    if (code == FB_OK) code = sycl_alloc(s, kind != FB_PEAK_READ ? 4096 : sixteenth < most ? sixteenth : most, &memory);
-    if (code == FB_OK) code = sycl_alloc(s, 4096 * 4, &partial);
-    if (code == FB_OK) code = peak_of(s, kind, &memory, &partial, &p, &each);
-    int times = 1;
-    for (double spent = 0; code == FB_OK && (spent < seconds || best == 0);) {
-        const double before = fb_os_seconds();
-        for (int i = 0; i < times && code == FB_OK; i++) code = start(s, p.steps, counts);
-        if (code == FB_OK) code = sycl_wait(s);
-        const double took = fb_os_seconds() - before;
-        spent += took;
-        if (took > 0 && times * each / took > best) best = times * each / took;
-        if (took < seconds / 8 && times < 1 << 20) times *= 2;
-    }
-    sycl_free(s, &memory);
-    sycl_free(s, &partial);
-    free(p.steps);
-    *per_second = best;
-    return code;
+    const sycl *s = self;
+    const uint64_t most = (uint64_t)256 << 20, bytes = s->memory_bytes / 16 < most ? s->memory_bytes / 16 : most;
+    return fb_measure(&fb_backend_sycl, self, &s->limits, bytes, timed, kind, seconds, per_second);
 }
 
 const fb_backend fb_backend_sycl = {

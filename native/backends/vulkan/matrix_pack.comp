@@ -31,7 +31,7 @@ uint two(float a, float b) { return F16 != 0u ? packHalf2x16(vec2(a, b)) : bf16_
 
 MAIN {
     uint wide = WIDE / 8u, i = GROUP * WG + TID, r = i / wide, c = i % wide * 8u;
-    if (r >= OUT_ROWS) return;
+    if (r >= OUT_ROWS || USED == 0u) return;
     f4 p = four(r, c), q = four(r, c + 4u);
     OUT[EIGHT(OUT, r, c)] = uvec4(two(p.x, p.y), two(p.z, p.w), two(q.x, q.y), two(q.z, q.w));
 }

@@ -147,12 +147,6 @@ int vk_alloc(void *self, uint64_t bytes, fb_mem *mem) {
 
 /* ---- copies; they wait for what runs, but for a write of few bytes, which goes with the commands ---- */
 
-static int inside(const fb_mem *mem, uint64_t offset, uint64_t bytes) {
-    if (offset <= mem->bytes && bytes <= mem->bytes - offset) return FB_OK;
-    return fb_fail(FB_E_ARGUMENT, "%llu bytes at offset %llu do not lie in a buffer of %llu bytes.",
-                   (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)mem->bytes);
-}
-
 static int staged(vulkan *vk, vk_slice *slice, uint64_t offset, const char *src, char *dst, uint64_t bytes) {
     VkCommandBuffer commands;
     const uint64_t room = STAGING < vk->most_allocation ? STAGING : vk->most_allocation;
@@ -176,7 +170,7 @@ int vk_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t
     vulkan *vk = self;
     vk_slice *slice = mem->handle;
     VkCommandBuffer commands;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     if (code || !bytes) return code;
     if (!slice->block->mapped && bytes <= FEW_BYTES && bytes % 4 == 0 && offset % 4 == 0) {
         code = vk_begin(vk, &commands);
@@ -193,7 +187,7 @@ int vk_write(void *self, fb_mem *mem, uint64_t offset, const void *src, uint64_t
 int vk_read(void *self, const fb_mem *mem, uint64_t offset, void *dst, uint64_t bytes) {
     vulkan *vk = self;
     vk_slice *slice = mem->handle;
-    int code = inside(mem, offset, bytes);
+    int code = fb_inside(mem, offset, bytes);
     if (code == FB_OK) code = vk_wait(vk);
     if (code || !bytes) return code;
     if (!slice->block->mapped) return staged(vk, slice, offset, NULL, dst, bytes);

@@ -92,13 +92,9 @@ int vk_pipeline_get(vulkan *vk, const fb_dispatch *d, VkPipeline *out) {
         *out = p->handle;
         return FB_OK;
     }
-    if (vk->n_pipelines == vk->room_pipelines) {
-        int room = vk->room_pipelines ? 2 * vk->room_pipelines : 64;
-        vk_pipeline *grown = realloc(vk->pipelines, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        vk->pipelines = grown;
-        vk->room_pipelines = room;
-    }
+    vk_pipeline *grown = fb_grown(vk->pipelines, vk->n_pipelines, &vk->room_pipelines, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    vk->pipelines = grown;
     int code = module_of(vk, d->kernel);
     if (code) return code;
     VkSpecializationMapEntry entries[FB_SPECS];

@@ -89,19 +89,7 @@ static void barrier(vulkan *vk, VkCommandBuffer commands) {
     vk->fn.CmdPipelineBarrier(commands, stages, stages, 0, 1, &all, 0, NULL, 0, NULL);
 }
 
-/* Moves the pace of each kernel of a submission towards what it took, by its share. `seen`: the host saw it end; where it
- * only knows that it has ended, it may have been quicker but not slower. What short ones take is not operations. */
-static void learn(vulkan *vk, const vk_slot *slot, double took, int seen) {
-    double ratio = slot->expected > 0 ? took / slot->expected : 1;
-    if (ratio > 1 && (!seen || took < vk->submit_s / 2)) return;
-    ratio = ratio < 0.25 ? 0.25 : ratio > 8 ? 8 : ratio;
-    for (int i = 0; i < FB_KERNEL_COUNT; i++) {
-        if (slot->work[i] <= 0) continue;
-        double told = slot->seconds[i] / slot->work[i] * ratio, share = slot->seconds[i] / slot->expected;
-        vk->pace[i] += share * (told - vk->pace[i]);
-    }
-}
-
+/* Where the host only knows that a submission has ended, it may have been quicker but not slower. */
 static int retire(vulkan *vk, vk_slot *slot) {
     if (!slot->running) return FB_OK;
     double asked = fb_os_seconds();
@@ -109,7 +97,8 @@ static int retire(vulkan *vk, vk_slot *slot) {
     double now = fb_os_seconds();
     int seen = now - asked > 5e-5;
     slot->running = 0;
-    if (code == FB_OK) learn(vk, slot, now - (slot->began > vk->ended ? slot->began : vk->ended), seen);
+    if (code == FB_OK)
+        fb_pace_learn(&vk->pace, &slot->load, now - (slot->began > vk->ended ? slot->began : vk->ended), seen);
     vk->ended = seen ? now : 0;
     if (code == FB_OK) code = vk_check(vk->fn.ResetFences(vk->device, 1, &slot->fence), "reset a fence");
     return code;
@@ -119,9 +108,7 @@ static int retire(vulkan *vk, vk_slot *slot) {
 static int next_slot(vulkan *vk, vk_slot **slot) {
     vk_slot *s = *slot = &vk->slots[vk->slot];
     int code = retire(vk, s);
-    s->expected = 0;
-    memset(s->work, 0, sizeof s->work);
-    memset(s->seconds, 0, sizeof s->seconds);
+    s->load = (fb_load){.expected = 0};
     return code;
 }
 
@@ -201,14 +188,12 @@ static int bind(const vulkan *vk, const fb_dispatch *d, int k, VkDescriptorBuffe
     return FB_OK;
 }
 
-static int add(vulkan *vk, vk_program *p, const fb_dispatch *d, int launch, const fb_view *counted) {
-    if (p->n == p->room) {
-        const int room = p->room ? 2 * p->room : 256;
-        vk_step *grown = realloc(p->steps, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        p->steps = grown;
-        p->room = room;
-    }
+static int add(void *self, void *program, fb_dispatch *d, int launch, const fb_view *counted) {
+    vulkan *vk = self;
+    vk_program *p = program;
+    vk_step *grown = fb_grown(p->steps, p->n, &p->room, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    p->steps = grown;
     vk_step *t = &p->steps[p->n];
     *t = (vk_step){.kernel = d->kernel, .launch = launch, .groups = d->groups, .work = d->work};
     int code = vk_pipeline_get(vk, d, &t->pipeline);
@@ -272,14 +257,7 @@ void vk_release(void *self, void *program) {
 int vk_prepare(void *self, const fb_launch *launches, int n, const fb_mem *workspace, void **out) {
     vulkan *vk = self;
     vk_program *p = calloc(1, sizeof *p);
-    fb_dispatch *parts = malloc(FB_MOST_DISPATCHES * sizeof *parts);
-    int code = p && parts ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
-    for (int i = 0; i < n && code == FB_OK; i++) {
-        const int count = fb_lower(&launches[i], workspace, &vk->limits, parts);
-        if (!count) code = FB_E_DEVICE;
-        for (int k = 0; k < count && code == FB_OK; k++) code = add(vk, p, &parts[k], i, fb_counted(&launches[i]));
-    }
-    free(parts);
+    int code = p ? fb_lower_all(launches, n, workspace, &vk->limits, add, vk, p) : fb_fail(FB_E_MEMORY, "out of memory");
     if (code == FB_OK) code = make_ready(vk, p);
     if (code) vk_release(vk, p);
     else p->launches = n, *out = p;
@@ -335,15 +313,15 @@ static uint64_t end_in(const vk_program *p, const vk_piece *piece, int i) {
 /* Where a piece that begins there should end: steps as they are, but for one that takes longer than submit_s by itself. */
 static vk_place cut(const vulkan *vk, const vk_program *p, vk_place at) {
     const int launch = p->steps[at.step].launch;
-    for (double left = vk->submit_s; at.step < p->n && !(p->timed && p->steps[at.step].launch != launch); at = (vk_place){at.step + 1, 0}) {
+    for (double left = vk->pace.submit_s; at.step < p->n && !(p->timed && p->steps[at.step].launch != launch); at = (vk_place){at.step + 1, 0}) {
         const vk_step *t = &p->steps[at.step];
-        const double each = t->work / (double)t->groups * vk->pace[t->kernel], takes = each * (double)(t->groups - at.group);
-        if (takes > left && left < vk->submit_s) break;
+        const double each = t->work / (double)t->groups * vk->pace.each[t->kernel], takes = each * (double)(t->groups - at.group);
+        if (takes > left && left < vk->pace.submit_s) break;
         left -= takes;
         if (left > 0) continue;
-        const double groups = vk->submit_s / each;
+        const double groups = vk->pace.submit_s / each;
         at.group += groups < 1 ? 1 : (uint64_t)groups;
-        if (takes > vk->submit_s && at.group < t->groups) return at;
+        if (takes > vk->pace.submit_s && at.group < t->groups) return at;
     }
     return at;
 }
@@ -365,13 +343,9 @@ static int record(vulkan *vk, const vk_program *p, const vk_piece *piece) {
 
 /* One more piece, which begins where the last one ends. */
 static int extend(vulkan *vk, vk_program *p) {
-    if (p->n_pieces == p->room_pieces) {
-        const int room = p->room_pieces ? 2 * p->room_pieces : 16;
-        vk_piece *grown = realloc(p->pieces, (size_t)room * sizeof *grown);
-        if (!grown) return fb_fail(FB_E_MEMORY, "out of memory");
-        p->pieces = grown;
-        p->room_pieces = room;
-    }
+    vk_piece *grown = fb_grown(p->pieces, p->n_pieces, &p->room_pieces, sizeof *grown);
+    if (!grown) return FB_E_MEMORY;
+    p->pieces = grown;
     VkCommandBufferAllocateInfo commands = {.sType = VK_STYPE_COMMAND_ALLOCATE, .commandPool = p->pool, .commandBufferCount = 1};
     vk_piece *piece = &p->pieces[p->n_pieces];
     piece->from = p->n_pieces ? piece[-1].to : (vk_place){0, 0};
@@ -384,39 +358,35 @@ static int extend(vulkan *vk, vk_program *p) {
 
 /* ---- replaying ---- */
 
-/* What a piece should take, in a slot's books; with `counts`, by the rows in use: workgroups beyond those end at once. */
-static void expect(const vulkan *vk, const vk_program *p, const vk_piece *piece, const int32_t *counts, vk_slot *slot) {
+/* What a piece holds; with `counts`, of the rows in use. */
+static fb_load load_of(const vulkan *vk, const vk_program *p, const vk_piece *piece, const int32_t *counts) {
+    fb_load load = {.expected = 0};
     for (int i = piece->from.step; i <= piece->to.step && i < p->n; i++) {
         const vk_step *t = &p->steps[i];
-        const double each = t->work / (double)t->groups, first = (double)first_in(piece, i);
-        double last = (double)end_in(p, piece, i), used = (double)t->groups;
-        if (counts && t->counted.rows) used *= (double)fb_rows_in_use(&t->counted, counts) / t->counted.rows;
-        if (last > used) last = used;
-        if (last <= first) continue;
-        slot->work[t->kernel] += each * (last - first);
-        slot->seconds[t->kernel] += each * (last - first) * vk->pace[t->kernel];
-        slot->expected += each * (last - first) * vk->pace[t->kernel];
+        const double first = (double)first_in(piece, i), last = (double)end_in(p, piece, i);
+        const double used = counts ? fb_groups_in_use(&t->counted, t->groups, counts) : last, end = used < last ? used : last;
+        if (end > first) fb_load_add(&vk->pace, &load, t->kernel, t->work / (double)t->groups * (end - first));
     }
+    return load;
 }
 
 /* Whether pieces are too long by now, or far more than they need to be. */
 static int is_stale(const vulkan *vk, const vk_program *p) {
     double all = 0, longest = 0;
     for (int i = 0; i < p->n_pieces; i++) {
-        vk_slot slot = {0};
         const vk_piece *piece = &p->pieces[i];
-        expect(vk, p, piece, NULL, &slot);
-        all += slot.expected;
+        const double expected = load_of(vk, p, piece, NULL).expected;
+        all += expected;
         const int whole = piece->from.step == piece->to.step && piece->to.group - piece->from.group == 1; /* workgroup */
-        if (!whole && slot.expected > longest) longest = slot.expected;
+        if (!whole && expected > longest) longest = expected;
     }
-    return longest > 2 * vk->submit_s || (!p->timed && p->n_pieces > 2 + 2 * all / vk->submit_s);
+    return longest > 2 * vk->pace.submit_s || (!p->timed && p->n_pieces > 2 + 2 * all / vk->pace.submit_s);
 }
 
 /* Whether a launch of a piece has rows in use. */
 static int is_used(const vk_program *p, const vk_piece *piece, const int32_t counts[FB_COUNTS]) {
     for (int i = piece->from.step; i <= piece->to.step && i < p->n; i++)
-        if (first_in(piece, i) < end_in(p, piece, i) && (!p->steps[i].counted.count || fb_rows_in_use(&p->steps[i].counted, counts)))
+        if (first_in(piece, i) < end_in(p, piece, i) && fb_is_used(&p->steps[i].counted, counts))
             return 1;
     return 0;
 }
@@ -426,7 +396,7 @@ static int run_piece(vulkan *vk, const vk_program *p, const vk_piece *piece, con
     int code = vk_flush(vk);
     if (code == FB_OK) code = next_slot(vk, &slot);
     if (code) return code;
-    expect(vk, p, piece, counts, slot);
+    slot->load = load_of(vk, p, piece, counts);
     return submit(vk, slot, &piece->commands);
 }
 
@@ -454,7 +424,9 @@ static int take_time(vulkan *vk, double before, double *seconds) {
 
 static int launch_at(const vk_program *p, vk_place at) { return at.step < p->n ? p->steps[at.step].launch : p->launches; }
 
-static int replay(vulkan *vk, vk_program *p, const int32_t counts[FB_COUNTS], const fb_run *run) {
+int vk_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run) {
+    vulkan *vk = self;
+    vk_program *p = program;
     int code = p->counted ? write_counts(vk, counts) : FB_OK;
     if (code == FB_OK && (p->timed != (run->seconds != NULL) || is_stale(vk, p))) code = forget(vk, p);
     p->timed = run->seconds != NULL;
@@ -477,62 +449,25 @@ static int replay(vulkan *vk, vk_program *p, const int32_t counts[FB_COUNTS], co
     return code;
 }
 
-int vk_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const fb_run *run) {
-    return replay(self, program, counts, run);
-}
-
 /* ---- peaks ---- */
 
-static int timed(vulkan *vk, const fb_dispatch *d, uint32_t times, double *seconds) {
+static int timed(void *self, fb_dispatch *d, uint32_t times, double *seconds) {
     static const int32_t counts[FB_COUNTS];
     const fb_run run = {.duty = 1};
     vk_program p = {.launches = 1};
-    int code = add(vk, &p, d, 0, NULL);
-    if (code == FB_OK) code = make_ready(vk, &p);
-    if (code == FB_OK) code = vk_wait(vk);
+    int code = add(self, &p, d, 0, NULL);
+    if (code == FB_OK) code = make_ready(self, &p);
+    if (code == FB_OK) code = vk_wait(self);
     const double before = fb_os_seconds();
-    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = replay(vk, &p, counts, &run);
-    if (code == FB_OK) code = vk_wait(vk);
+    for (uint32_t i = 0; i < times && code == FB_OK; i++) code = vk_replay(self, &p, counts, &run);
+    if (code == FB_OK) code = vk_wait(self);
     *seconds = fb_os_seconds() - before;
-    drop(vk, &p);
+    drop(self, &p);
     return code;
 }
 
-/* Multiply-adds in registers, by the matrix units where products run on those, or sums over memory, in growing portions
- * until one takes long enough to be measured. */
 int vk_peak(void *self, int kind, double seconds, double *per_second) {
-    vulkan *vk = self;
-    const int read = kind == FB_PEAK_READ;
-    const uint64_t bytes = read ? vk->max_binding_bytes < (uint64_t)256 << 20 ? vk->max_binding_bytes : (uint64_t)256 << 20 : 4096;
-    fb_mem memory = {0}, partial = {0};
-    int code = kind < FB_PEAK_F32 || kind > FB_PEAK_READ ? fb_fail(FB_E_ARGUMENT, "There is no peak number %d.", kind) : FB_OK;
-    if (code == FB_OK) code = vk_alloc(vk, bytes, &memory);
-    if (code == FB_OK) code = vk_alloc(vk, 4096 * 4, &partial);
-    const int32_t n = (int32_t)(bytes / 4);
-    fb_launch sum = {.op = FB_OP_SUMSQ,
-                     .v = {{.mem = &partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
-                           {.mem = &memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
-    fb_dispatch d[FB_MOST_DISPATCHES] = {{.kernel = FB_KERNEL_peak, .groups = 64}};
-    d->constant.peak.THREADS = 128;
-    d->argument.peak.ROUNDS = 1000;
-    double each = 2.0 * 16 * 128 * d->argument.peak.ROUNDS, best = 0, took = 0, spent = 0; /* each: of a workgroup */
-    const double matrix = kind == FB_PEAK_BF16 ? fb_matrix_peak(d, &vk->limits) : 0;
-    if (matrix > 0) each = matrix;
-    d->operand.at[0] = sum.v[0];
-    if (code == FB_OK && read && !fb_lower(&sum, NULL, &vk->limits, d)) code = FB_E_INTERNAL;
-    uint32_t times = 1;
-    while (code == FB_OK && (spent < seconds || best == 0)) {
-        code = timed(vk, d, times, &took);
-        spent += took;
-        double done = times * (read ? (double)bytes : each * d->groups);
-        if (took > 0 && done / took > best) best = done / took;
-        if (took > seconds / 8) continue;
-        if (!read && d->groups < 1u << 12) d->groups *= 2;
-        else times *= 2;
-    }
-    vk_free(vk, &memory);
-    vk_free(vk, &partial);
-    *per_second = best;
-    return code;
+    const vulkan *vk = self;
+    const uint64_t most = (uint64_t)256 << 20, bytes = vk->max_binding_bytes < most ? vk->max_binding_bytes : most;
+    return fb_measure(&fb_backend_vulkan, self, &vk->limits, bytes, timed, kind, seconds, per_second);
 }
-

@@ -6,7 +6,6 @@
 #include <string.h>
 #include "../../os.h"
 
-enum { SUBMIT_MS = 100 }; /* unless told; drivers kill what runs for seconds */
 static const double FIRST_PACE = 1e-9; /* seconds an operation, until a kernel has run: submissions start small */
 enum { VERSION_1_1 = 1 << 22 | 1 << 12, VERSION_1_2 = 1 << 22 | 2 << 12, MOST_DEVICES = 16, LEAST_THREADS = 128, LEAST_SHARED = 16 << 10 };
 
@@ -132,10 +131,6 @@ static void tell_limits(const vulkan *vk, fb_device_info *info) {
     if (vk->limits.rounds) info->max_reduction = vk->limits.rounds / 2; /* a product has some 40 of them for 32 summands */
 }
 
-static void lower(uint32_t *limit, uint32_t to) {
-    if (to && to < *limit) *limit = to;
-}
-
 /* What the caller wants lower than the driver has it. */
 static void restrict_to(vulkan *vk, const fb_device_options *options) {
     if (options->max_binding_bytes && options->max_binding_bytes < vk->max_binding_bytes)
@@ -143,13 +138,12 @@ static void restrict_to(vulkan *vk, const fb_device_options *options) {
     if (options->max_allocation_bytes && options->max_allocation_bytes < vk->most_allocation)
         vk->most_allocation = options->max_allocation_bytes;
     vk->limits.binding_bytes = vk->max_binding_bytes;
-    lower(&vk->limits.shared_bytes, options->workgroup_bytes);
-    lower(&vk->limits.threads, options->workgroup_threads);
-    lower(&vk->most_groups, options->workgroups);
+    fb_lower_limit(&vk->limits.shared_bytes, options->workgroup_bytes);
+    fb_lower_limit(&vk->limits.threads, options->workgroup_threads);
+    fb_lower_limit(&vk->most_groups, options->workgroups);
     vk->limits.tile_rows = options->tile_rows;
     vk->limits.tile_cols = options->tile_cols;
-    vk->submit_s = (options->submit_ms ? options->submit_ms : SUBMIT_MS) / 1000.0;
-    for (int i = 0; i < FB_KERNEL_COUNT; i++) vk->pace[i] = FIRST_PACE;
+    fb_pace_start(&vk->pace, options->submit_ms, FIRST_PACE);
 }
 
 static const char *const IMPORTS = "VK_EXT_external_memory_host";

@@ -7,7 +7,7 @@
  */
 #ifndef FB_VULKAN_H
 #define FB_VULKAN_H
-#include "../../kernels/kernels.h"
+#include "../../kernels/share.h"
 #include "vk_matrix.h"
 
 #define VK_POINTER(result, name, arguments) result(VKCALL *name) arguments;
@@ -64,8 +64,8 @@ typedef struct vk_slot {
     VkCommandBuffer commands;
     VkFence fence;
     int running; /* submitted */
-    double work[FB_KERNEL_COUNT], seconds[FB_KERNEL_COUNT]; /* operations of each kernel, and what they should take */
-    double expected, began;                                 /* seconds of them all; when it was submitted */
+    fb_load load;
+    double began; /* when it was submitted */
 } vk_slot;
 
 typedef struct vk_pipeline {
@@ -100,7 +100,8 @@ typedef struct vulkan {
     int n_uses;
     fb_mem counts;           /* of the feed that is replayed, where kernels read them */
     int32_t told[FB_COUNTS]; /* what lies there */
-    double submit_s, pace[FB_KERNEL_COUNT], ended; /* pace: seconds an operation; ended: when a submission was seen to end */
+    fb_pace pace;
+    double ended; /* when a submission was seen to end */
     VkQueryPool stamps; /* STAMPS times that the device passes; 0 where its queue has no clock */
     /* pipeline.c */
     VkDescriptorSetLayout set_layout;
@@ -111,6 +112,8 @@ typedef struct vulkan {
     int n_pipelines, room_pipelines;
     char *cache_path;
 } vulkan;
+
+extern const fb_backend fb_backend_vulkan;
 
 /* FB_OK, or the code of a failed call after one sentence about `what`. */
 int vk_check(VkResult result, const char *what);
