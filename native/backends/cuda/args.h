@@ -21,14 +21,19 @@ typedef struct cu_map { /* of a matrix that the copy engine reads in tiles: CUte
 typedef struct cu_args {
     cu_map x_map, w_map, out_map;
     cu_view v[12];             /* operands: CU_... of products, else those of the op, in order */
-    unsigned long long counts; /* of the feed, on the device */
+    unsigned long long counts;   /* of the feed, on the device */
+    unsigned long long arrivals; /* (CU_ARRIVALS,) of parts at a tile, zeros between kernels */
     int parts, depth;          /* of a reduction, and the depth of each */
     int n_head, n_kv_head, window, first, n_rot, inverse;
     float scale, eps, softcap, attention_scale;
 } cu_args;
 
 /* The operands of a product: out (m, n) = scale * x w + u b + bias + acc. */
-enum { CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS };
+enum { CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS, CU_SUMS };
+enum { CU_ARRIVALS = 4096 };
+/* Of product_mma: floats from a row to the next where an operand lies in shared memory as F32, and bytes of a stage. */
+#define CU_RAW_LINE(across, size) ((across) ? (size) + 4 : 72)
+#define CU_SIDE_BYTES(raw, across, size) ((raw) ? ((across) ? 64 : (size)) * CU_RAW_LINE(across, size) * 4 : (size) * 128)
 /* Types of an operand, as constants of a kernel. */
 enum { CU_NONE, CU_F32, CU_BF16 };
 #endif

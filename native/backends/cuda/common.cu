@@ -67,6 +67,11 @@ __device__ uint shared_at(const void *p) { return (uint)__cvta_generic_to_shared
 __device__ void store16(uint to, uint4 v) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
+__device__ float load_float(uint from) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory");
+    return x;
+}
 
 #if __CUDA_ARCH__ >= 800
 /* Sixteen bytes, or zeros; copy_wait(n): all but the last n groups have arrived. */

@@ -153,7 +153,12 @@ static int open_stream(cuda *c) {
     }
     code = cu_check(c, c->cu->cuCtxSetCurrent(c->context), "open the card");
     if (code == FB_OK) code = cu_check(c, c->cu->cuStreamCreate(&c->stream, CU_STREAM_NON_BLOCKING), "make a stream");
-    if (code == FB_OK) code = cu_check(c, c->cu->cuMemAlloc_v2(&c->counts, FB_COUNTS * sizeof(int32_t)), "allocate memory");
+    enum { COUNTS_BYTES = 256 };
+    if (code == FB_OK)
+        code = cu_check(c, c->cu->cuMemAlloc_v2(&c->counts, COUNTS_BYTES + 4 * CU_ARRIVALS), "allocate memory");
+    c->arrivals = c->counts + COUNTS_BYTES;
+    if (code == FB_OK)
+        code = cu_check(c, c->cu->cuMemsetD32Async(c->arrivals, 0, CU_ARRIVALS, c->stream), "clear memory");
     for (int i = 0; i < 2 && code == FB_OK; i++) {
         code = cu_check(c, c->cu->cuEventCreate(&c->marks[i], CU_EVENT_DISABLE_TIMING), "make an event");
         if (code == FB_OK)

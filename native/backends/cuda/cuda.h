@@ -50,6 +50,7 @@ typedef struct cuda {
     int own;               /* 1: kernels of this folder run here, 0: portable ones alone */
     fb_kernel_limits limits;
     CUdeviceptr counts;    /* of the feed that is being replayed */
+    CUdeviceptr arrivals;  /* of parts of a reduction, at tiles */
     cu_staging staging[2]; /* through which writes go, in turn */
     int turn;
     CUevent marks[2];      /* of the two latest parts of a replay */

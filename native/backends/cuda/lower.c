@@ -105,8 +105,8 @@ static void map(lowering *s, cu_map *out, const fb_view *v, uint32_t box_rows) {
 }
 
 /* Parts of a reduction for `tiles` workgroups on a device with room for `wanted`, none shorter than `least`. */
-static int parts_for(lowering *s, product *p, uint64_t tiles, uint32_t wanted, uint32_t depth, uint32_t least, int32_t *each,
-                     fb_view *sums) {
+static int parts_for(lowering *s, const fb_view *out, uint64_t tiles, uint32_t wanted, uint32_t depth, uint32_t least,
+                     int32_t *each, fb_view *sums) {
     uint32_t parts = 1;
     *sums = (fb_view){0};
     *each = (int32_t)depth;
@@ -116,28 +116,26 @@ static int parts_for(lowering *s, product *p, uint64_t tiles, uint32_t wanted, u
         *each = (int32_t)(up(up(depth, parts), DEEP) * DEEP);
         parts = up(depth, (uint32_t)*each);
     }
-    if (parts > 1) *sums = space(s, FB_F32, (uint64_t)parts * (uint64_t)p->out.rows, (uint64_t)p->out.cols);
+    if (parts > 1) *sums = space(s, FB_F32, (uint64_t)parts * (uint64_t)out->rows, (uint64_t)out->cols);
     return (int)parts;
 }
 
-/* The product as a step, and the sum of its parts. */
-static void multiply(lowering *s, const product *p, cu_lowered *l, int parts, int32_t each, fb_view sums) {
-    if (!l) return;
-    const fb_view none = {0};
+/* An output in whole tiles: what the workgroups that sum a part of it hold. */
+static fb_view tiles_of(const fb_view *out, uint64_t rows, uint64_t cols) {
+    fb_view v = *out;
+    v.rows = (int32_t)rows, v.cols = (int32_t)cols;
+    return v;
+}
+
+/* Those of a product, as a step's. */
+static void operands(cu_lowered *l, const product *p, int parts, int32_t each, const fb_view *sums) {
     cu_view *v = l->args.v;
-    v[CU_OUT] = view_of(parts > 1 ? &sums : &p->out);
-    v[CU_X] = view_of(&p->x), v[CU_W] = view_of(&p->w), v[CU_U] = view_of(&p->u), v[CU_B] = view_of(&p->b);
-    v[CU_ACC] = view_of(parts > 1 ? &none : &p->acc), v[CU_BIAS] = view_of(parts > 1 ? &none : &p->bias);
+    v[CU_OUT] = view_of(&p->out), v[CU_X] = view_of(&p->x), v[CU_W] = view_of(&p->w), v[CU_U] = view_of(&p->u);
+    v[CU_B] = view_of(&p->b), v[CU_ACC] = view_of(&p->acc), v[CU_BIAS] = view_of(&p->bias);
+    v[CU_SUMS] = view_of(sums);
     l->args.scale = p->scale;
     l->args.parts = parts;
     l->args.depth = each;
-    if (parts == 1) return;
-    cu_lowered *all = step(s, up((uint64_t)p->out.rows * (uint64_t)p->out.cols, 256), 256, 0,
-                           "parts -DOUT=%d -DACC=%d -DBIAS=%d", type_of(&p->out), type_of(&p->acc), p->bias.mem != NULL);
-    if (!all) return;
-    all->args.parts = parts;
-    all->args.v[CU_OUT] = view_of(&p->out), all->args.v[CU_X] = view_of(&sums);
-    all->args.v[CU_ACC] = view_of(&p->acc), all->args.v[CU_BIAS] = view_of(&p->bias);
 }
 
 /* Whether a matrix is what another is, in place. */
@@ -166,49 +164,57 @@ static int on_warpgroups(lowering *s, product *p, uint32_t m, uint32_t n, uint32
     uint64_t tiles = (uint64_t)up(m, 128 * cluster) * cluster * up(n, bn);
     int32_t each;
     fb_view sums;
-    const int parts = parts_for(s, p, tiles, processors, k, 256, &each, &sums), whole = parts == 1;
+    const fb_view room = tiles_of(&p->out, (uint64_t)up(m, 128 * cluster) * 128 * cluster, (uint64_t)up(n, bn) * bn);
+    const int parts = parts_for(s, &room, tiles, processors, k, 256, &each, &sums);
     /* By the copy engine: what is written alone, or added to what is there. */
-    const int engine = whole && p->out.offset % 16 == 0 && p->out.ld % (p->out.type == FB_F32 ? 4 : 8) == 0;
+    const int engine = p->out.offset % 16 == 0 && p->out.ld % (p->out.type == FB_F32 ? 4 : 8) == 0;
     const int adds = engine && p->acc.mem && p->out.type == FB_F32 && is_same(&p->acc, &p->out),
               store = adds ? 2 : engine && !p->acc.mem;
     tiles *= (uint64_t)parts;
-    cu_lowered *l = step(
-        s, tiles < most ? tiles : most, 384, stages * (16384 + bn * 128 + 16) + (store ? 32768 : 0),
-        "product_sm90 -DOP=%u -DBN=%u -DCLUSTER=%u -DSTAGES=%u -DOUT=%d -DACC=%d -DU=%d -DBIAS=%d -DSCALED=%d -DSTORE=%d",
-        p->op, bn, cluster, stages, whole ? type_of(&p->out) : CU_F32, whole && !adds ? type_of(&p->acc) : CU_NONE,
-        type_of(&p->u), whole && p->bias.mem, p->scale != 1, store);
+    cu_lowered *l = step(s, tiles < most ? tiles : most, 384, stages * (16384 + bn * 128 + 16) + 16 + (store ? 32768 : 0),
+                         "product_sm90 -DOP=%u -DBN=%u -DCLUSTER=%u -DSTAGES=%u -DOUT=%d -DACC=%d -DU=%d -DBIAS=%d -DSCALED=%d"
+                         " -DSTORE=%d -DPARTS=%d",
+                         p->op, bn, cluster, stages, type_of(&p->out), adds ? CU_NONE : type_of(&p->acc), type_of(&p->u),
+                         p->bias.mem != NULL, p->scale != 1, store, parts > 1);
     if (!l) return 1;
     map(s, &l->args.x_map, &p->x, p->op == 2 ? 64 : 128);
     map(s, &l->args.w_map, &p->w, p->op == 0 ? bn / cluster : 64);
     if (store) map(s, &l->args.out_map, &p->out, 64);
-    multiply(s, p, l, parts, each, sums);
+    operands(l, p, parts, each, &sums);
     return 1;
 }
 
 static void on_warps(lowering *s, product *p, uint32_t m, uint32_t n, uint32_t k) {
-    static const struct { uint32_t m, n, bm, bn, wm, wn, stages;
+    static const struct { uint32_t m, n, bm, bn, wm, wn;
     } SHAPES[] = {/* for outputs of at most m x n */
-                  {UINT32_MAX, 16, 64, 16, 16, 16, 4},           {16, UINT32_MAX, 16, 64, 16, 16, 4},
-                  {UINT32_MAX, 32, 64, 32, 16, 32, 4},           {32, UINT32_MAX, 32, 64, 16, 32, 4},
-                  {UINT32_MAX, UINT32_MAX, 128, 128, 64, 32, 3}, {UINT32_MAX, UINT32_MAX, 64, 64, 32, 32, 4}};
+                  {UINT32_MAX, 16, 64, 16, 16, 16},           {16, UINT32_MAX, 16, 64, 16, 16},
+                  {UINT32_MAX, 32, 64, 32, 16, 32},           {32, UINT32_MAX, 32, 64, 16, 32},
+                  {UINT32_MAX, UINT32_MAX, 128, 128, 64, 32}, {UINT32_MAX, UINT32_MAX, 64, 64, 32, 32}};
     const uint32_t processors = (uint32_t)s->c->processors;
     int i = 0;
     while (m > SHAPES[i].m || n > SHAPES[i].n) i++;
     if (i == 4 && (uint64_t)up(m, 128) * up(n, 128) < processors) i = 5;
-    const uint64_t tiles = (uint64_t)up(m, SHAPES[i].bm) * up(n, SHAPES[i].bn);
-    int32_t each;
-    fb_view sums;
-    const int parts = parts_for(s, p, tiles, 2 * processors, k, 256, &each, &sums);
-    const fb_view *out = parts > 1 ? &sums : &p->out;
+    const uint32_t bm = SHAPES[i].bm, bn = SHAPES[i].bn, threads = bm / SHAPES[i].wm * (bn / SHAPES[i].wn) * 32;
+    const uint64_t tiles = (uint64_t)up(m, bm) * up(n, bn);
+    int32_t each = 0;
+    fb_view sums = {0};
+    const fb_view room = tiles_of(&p->out, (uint64_t)up(m, bm) * bm, (uint64_t)up(n, bn) * bn);
+    const int parts = tiles > CU_ARRIVALS ? 1 : parts_for(s, &room, tiles, 2 * processors, k, 256, &each, &sums);
+    /* Long and narrow products wait for memory: their operands come by themselves, in as many stages as leave room for two. */
+    const int narrow = i < 4, x_whole = is_whole(&p->x), w_whole = is_whole(&p->w),
+              x_raw = narrow && !p->u.mem && x_whole && p->x.type == FB_F32,
+              w_raw = narrow && !p->u.mem && w_whole && p->w.type == FB_F32;
+    const uint32_t stage = CU_SIDE_BYTES((uint32_t)x_raw, p->op == 2, bm) + CU_SIDE_BYTES((uint32_t)w_raw, p->op != 0, bn),
+                   fit = (s->c->shared_bytes / 2 - 1024) / stage,
+                   stages = !narrow ? (i == 4 ? 3 : 4) : fit < 3 ? 3 : fit > 8 ? 8 : fit;
     cu_lowered *l = step(
-        s, tiles * (uint64_t)parts, SHAPES[i].bm / SHAPES[i].wm * (SHAPES[i].bn / SHAPES[i].wn) * 32,
-        SHAPES[i].stages * DEEP * 2 * (SHAPES[i].bm + SHAPES[i].bn),
+        s, tiles * (uint64_t)parts, threads, stages * stage,
         "product_mma -DOP=%u -DBM=%u -DBN=%u -DWM=%u -DWN=%u -DSTAGES=%u -DX=%d -DW=%d -DU=%d -DOUT=%d -DACC=%d -DBIAS=%d -DSCALED=%d"
-        " -DX_WHOLE=%d -DW_WHOLE=%d -DPAIRS=%d",
-        p->op, SHAPES[i].bm, SHAPES[i].bn, SHAPES[i].wm, SHAPES[i].wn, SHAPES[i].stages, type_of(&p->x), type_of(&p->w),
-        type_of(&p->u), type_of(out), parts > 1 ? CU_NONE : type_of(&p->acc), parts > 1 ? 0 : p->bias.mem != NULL,
-        p->scale != 1, is_whole(&p->x), is_whole(&p->w), in_pairs(out) && (parts > 1 || in_pairs(&p->acc)));
-    multiply(s, p, l, parts, each, sums);
+        " -DX_WHOLE=%d -DW_WHOLE=%d -DX_RAW=%d -DW_RAW=%d -DPAIRS=%d -DPARTS=%d",
+        p->op, bm, bn, SHAPES[i].wm, SHAPES[i].wn, stages, type_of(&p->x), type_of(&p->w), type_of(&p->u), type_of(&p->out),
+        type_of(&p->acc), p->bias.mem != NULL, p->scale != 1, x_whole, w_whole, x_raw, w_raw,
+        in_pairs(&p->out) && in_pairs(&p->acc), parts > 1);
+    if (l) operands(l, p, parts, each, &sums);
 }
 
 /* `out` = `from` in 16-bit floats: activations cast, weights decoded, if there is any row of the x that they are for. */

@@ -3,40 +3,43 @@
  * out = scale (x w + low rank) + bias + acc; operands are F32 or BF16 and multiply as BF16.
  *
  * A workgroup owns BM x BN of the output, a warp WM x WN of that, and walks the reduction in steps of 64 through a ring of
- * STAGES. What is BF16 at whole chunks of 16 bytes is copied there by itself, the rest passes through registers, on its way
- * while the step before is multiplied. The low-rank term, u (M, R) and b ((N, R), or (R, N) in OP 1), is further steps. Of a
- * reduction in parts each workgroup sums one.
+ * STAGES. Whole chunks of 16 bytes are copied there by themselves, as BF16 or (RAW) as F32, which is rounded where it is
+ * multiplied; the rest passes through registers, on its way while the step before is multiplied. The low-rank term, u (M, R) and
+ * b ((N, R), or (R, N) in OP 1), is further steps. Of a reduction in PARTS each workgroup sums one, and the last of a tile that
+ * has its sum adds all of them up, in order.
  * Constants: OP, BM, BN, WM, WN, STAGES; X, W, U, OUT, ACC: types; BIAS, SCALED: 1 where there is one; X_WHOLE, W_WHOLE: 1 for
- * rows of whole aligned chunks; PAIRS: 1 where two neighbours of out and acc are one aligned access. */
+ * rows of whole aligned chunks; X_RAW, W_RAW; PAIRS: 1 where two neighbours of out and acc are one aligned access; PARTS: 1. */
 #include "common.cu"
 
 #define DEEP 64
 #define THREADS (BM / WM * (BN / WN) * 32)
-#define X_BYTES (BM * DEEP * 2)
-#define STAGE (X_BYTES + BN * DEEP * 2)
+#define X_BYTES CU_SIDE_BYTES(X_RAW, OP == 2, BM)
+#define STAGE (X_BYTES + CU_SIDE_BYTES(W_RAW, OP != 0, BN))
 
-/* One operand of a step: SIZE rows of 64 in the reduction, or (ACROSS) 64 rows of SIZE; in shared memory by chunks of 8, whose
- * places in a row are swapped by row. */
-template <int TYPE, int WHOLE, int ACROSS, int SIZE> struct side {
-    static constexpr int CHUNKS = ACROSS ? SIZE / 8 : 8, ALL = SIZE * 8, EACH = (ALL + THREADS - 1) / THREADS;
-    static constexpr bool DIRECT = TYPE == CU_BF16 && WHOLE;
-    float x[DIRECT ? 1 : EACH][8];
+/* One operand of a step: SIZE rows of 64 in the reduction, or (ACROSS) 64 rows of SIZE; in shared memory by chunks of 8 BF16,
+ * whose places in a row are swapped by row, or of 4 F32 in rows that are longer, either so that a read meets all banks. */
+template <int TYPE, int WHOLE, int ACROSS, int SIZE, int RAW> struct side {
+    static constexpr int WIDE = ACROSS ? SIZE : 64, EACH = RAW ? 4 : 8, CHUNKS = WIDE / EACH, ALL = SIZE * 64 / EACH,
+                         LINE = CU_RAW_LINE(ACROSS, SIZE), OWN = (ALL + THREADS - 1) / THREADS;
+    static constexpr bool DIRECT = RAW || (TYPE == CU_BF16 && WHOLE);
+    float x[DIRECT ? 1 : OWN][8];
 
     static __device__ uint place(int row, int chunk) {
+        if (RAW) return row * LINE * 4 + chunk * 16;
         return (row * CHUNKS + (chunk ^ row & (CHUNKS < 8 ? CHUNKS - 1 : 7))) * 16;
     }
 
     /* Rows from r0 and columns from c0 on; zeros from `rows` and `cols` on. */
     __device__ void load(uint to, const cu_view &v, int r0, int c0, int rows, int cols) {
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
+        for (int i = 0; i < OWN; i++) {
             const int at = threadIdx.x + i * THREADS, row = at / CHUNKS, chunk = at % CHUNKS, r = r0 + row,
-                      c = c0 + chunk * 8;
+                      c = c0 + chunk * EACH;
             if (ALL % THREADS != 0 && at >= ALL) continue;
             const long long e = (long long)r * v.ld + c;
             if (DIRECT) {
                 const bool there = r < rows && c < cols;
-                copy16(to + place(row, chunk), (const void *)(v.at + (there ? e * 2 : 0)), there);
+                copy16(to + place(row, chunk), (const void *)(v.at + (there ? e * (RAW ? 4 : 2) : 0)), there);
             } else if (WHOLE && r < rows && c < cols) get8<TYPE>(v.at, e, x[i]);
             else
                 for (int k = 0; k < 8; k++) x[i][k] = r < rows && c + k < cols ? get<TYPE>(v.at, e + k) : 0.0f;
@@ -45,20 +48,34 @@ template <int TYPE, int WHOLE, int ACROSS, int SIZE> struct side {
     __device__ void keep(uint to, float by) {
         if (DIRECT) return;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
+        for (int i = 0; i < OWN; i++) {
             const int at = threadIdx.x + i * THREADS;
             if (ALL % THREADS != 0 && at >= ALL) continue;
             for (int k = 0; k < 8; k++) x[i][k] *= by;
             store16(to + place(at / CHUNKS, at % CHUNKS), packed8(x[i]));
         }
     }
+
+    /* Of 16 rows (columns where ACROSS) from `first` and 16 steps of the reduction from k on, the four quarters of 8 x 8, rows
+     * before steps, as `multiply` takes them. */
+    static __device__ void quarters(uint (&q)[4], uint from, int first, int k) {
+        const int lane = threadIdx.x % 32, half = lane / 8 % 2, other = lane / 16, r = lane % 8;
+        if (!RAW && ACROSS) load_matrices_across(q, from + place(k + other * 8 + r, first / 8 + half));
+        else if (!RAW) load_matrices(q, from + place(first + half * 8 + r, k / 8 + other));
+        else
+            for (int i = 0; i < 4; i++) {
+                const int at = first + i % 2 * 8 + lane / 4, step = k + i / 2 * 8 + lane % 4 * 2;
+                const uint place = from + (ACROSS ? step * LINE + at : at * LINE + step) * 4;
+                q[i] = bf16_pair(load_float(place), load_float(place + (ACROSS ? LINE * 4 : 4)));
+            }
+    }
 };
 
 struct operands {
-    side<X, X_WHOLE, OP == 2, BM> x;
-    side<W, W_WHOLE, OP != 0, BN> w;
-    side<U ? U : CU_F32, 0, 0, BM> u;
-    side<CU_F32, 0, OP != 0, BN> b;
+    side<X, X_WHOLE, OP == 2, BM, X_RAW> x;
+    side<W, W_WHOLE, OP != 0, BN, W_RAW> w;
+    side<U ? U : CU_F32, 0, 0, BM, 0> u;
+    side<CU_F32, 0, OP != 0, BN, 0> b;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ cu_args args) {
@@ -120,22 +137,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
         const uint x = stages + i % STAGES * STAGE, w = x + X_BYTES;
 #pragma unroll
         for (int k = 0; k < DEEP / 16; k++) {
-            const int half = lane / 8 % 2, other = lane / 16, r = lane % 8; /* which of four matrices, and its row */
             uint a[WM / 16][4];
 #pragma unroll
-            for (int j = 0; j < WM / 16; j++) {
-                if (OP == 2) load_matrices_across(a[j], x + o.x.place(k * 16 + other * 8 + r, (wm + j * 16) / 8 + half));
-                else load_matrices(a[j], x + o.x.place(wm + j * 16 + half * 8 + r, k * 2 + other));
-            }
+            for (int j = 0; j < WM / 16; j++) o.x.quarters(a[j], x, wm + j * 16, k * 16);
 #pragma unroll
             for (int j = 0; j < WN / 16; j++) {
                 uint b[4];
-                if (OP == 0) load_matrices(b, w + o.w.place(wn + j * 16 + other * 8 + r, k * 2 + half));
-                else load_matrices_across(b, w + o.w.place(k * 16 + half * 8 + r, (wn + j * 16) / 8 + other));
+                o.w.quarters(b, w, wn + j * 16, k * 16);
 #pragma unroll
                 for (int l = 0; l < WM / 16; l++) {
-                    multiply(d[l][2 * j], a[l], b[0], b[1]);
-                    multiply(d[l][2 * j + 1], a[l], b[2], b[3]);
+                    multiply(d[l][2 * j], a[l], b[0], b[2]);
+                    multiply(d[l][2 * j + 1], a[l], b[1], b[3]);
                 }
             }
         }
@@ -144,9 +156,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
     copy_wait<0>();
 
     const cu_view &out = args.v[CU_OUT], &acc = args.v[CU_ACC];
-    const long long base = args.parts > 1 ? (long long)part * (out.rows / args.parts) : 0; /* sums lie part after part */
+    constexpr int PLACES = WM / 16 * (WN / 8) * 2; /* of two neighbours each, in what a thread holds */
+    if (PARTS) {
+        __shared__ int is_last;
+        uint *arrivals = (uint *)args.arrivals + at;
+        float2 *mine = (float2 *)args.v[CU_SUMS].at + (long long)at * args.parts * PLACES * THREADS + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < WM / 16 * (WN / 8) * 2; i++) {
+        for (int i = 0; i < PLACES; i++) {
+            const float *y = &d[i / 2 / (WN / 8)][i / 2 % (WN / 8)][i % 2 * 2];
+            mine[(part * PLACES + i) * THREADS] = make_float2(y[0], y[1]);
+        }
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) is_last = atomicAdd(arrivals, 1u) + 1 == (uint)args.parts;
+        __syncthreads();
+        if (!is_last) return;
+        __threadfence();
+        if (threadIdx.x == 0) *arrivals = 0; /* for the next kernel */
+#pragma unroll
+        for (int i = 0; i < PLACES; i++) {
+            float2 all = make_float2(0.0f, 0.0f);
+            for (int p = 0; p < args.parts; p++) {
+                const float2 more = __ldcg(&mine[(p * PLACES + i) * THREADS]);
+                all.x += more.x, all.y += more.y;
+            }
+            float *y = &d[i / 2 / (WN / 8)][i / 2 % (WN / 8)][i % 2 * 2];
+            y[0] = all.x, y[1] = all.y;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < PLACES; i++) {
         const float *y = &d[i / 2 / (WN / 8)][i / 2 % (WN / 8)][i % 2 * 2];
         const int r = m0 + wm + i / 2 / (WN / 8) * 16 + i % 2 * 8 + lane / 4,
                   c = n0 + wn + i / 2 % (WN / 8) * 8 + lane % 4 * 2;
@@ -156,12 +195,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
             float2 more = ACC ? get2<ACC>(acc.at, r * acc.ld + c) : make_float2(0.0f, 0.0f);
             if (BIAS) more.x += get<CU_F32>(args.v[CU_BIAS].at, c), more.y += get<CU_F32>(args.v[CU_BIAS].at, c + 1);
             if (SCALED) v[0] *= args.scale, v[1] *= args.scale;
-            put2<OUT>(out.at, (base + r) * out.ld + c, v[0] + more.x, v[1] + more.y);
+            put2<OUT>(out.at, r * out.ld + c, v[0] + more.x, v[1] + more.y);
         } else
             for (int k = 0; k < 2 && c + k < n; k++) {
                 float more = ACC ? get<ACC>(acc.at, r * acc.ld + c + k) : 0.0f;
                 if (BIAS) more += get<CU_F32>(args.v[CU_BIAS].at, c + k);
-                put<OUT>(out.at, (base + r) * out.ld + c + k, (SCALED ? v[k] * args.scale : v[k]) + more);
+                put<OUT>(out.at, r * out.ld + c + k, (SCALED ? v[k] * args.scale : v[k]) + more);
             }
     }
 }

@@ -46,7 +46,7 @@ static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
         for (int i = 0; i < FB_SPECS; i++)
             at += (size_t)snprintf(key + at, sizeof key - at, " -DSPEC_%d=%uu", i, l->dispatch.constant.at[i]);
     }
-    l->args.counts = c->counts;
+    l->args.counts = c->counts, l->args.arrivals = c->arrivals;
     const int kernel = cu_kernel_of(c, key);
     if (kernel < 0) return -kernel;
     if (l->shared_bytes > c->kernels[kernel].shared_bytes) c->kernels[kernel].shared_bytes = l->shared_bytes;
