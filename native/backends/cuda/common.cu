@@ -1,8 +1,9 @@
-/* common.cu - what the kernels of this folder share: rows in use, floats of 32 and 16 bits, copies into shared memory, and
- * products of fragments. A kernel's constants are macros; its entry is `run`, which takes cu_args. */
+/* common.cu - what the kernels of this folder share: rows in use, floats of 32 and 16 bits, sums in parts. A kernel's constants are
+ * macros; its entry is `run`, which takes cu_args. */
 #include "args.h"
 typedef unsigned int uint;
 typedef unsigned long long word64;
+#include "instructions.cu"
 
 /* ---- operands ---- */
 
@@ -13,11 +14,6 @@ __device__ int in_use(const cu_args &args, int k) {
     return n < 0 ? 0 : n < v.rows ? n : v.rows;
 }
 
-__device__ uint bf16_pair(float low, float high) {
-    uint pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
 __device__ float low_of(uint pair) { return __uint_as_float(pair << 16); }
 __device__ float high_of(uint pair) { return __uint_as_float(pair & 0xffff0000u); }
 
@@ -61,41 +57,35 @@ template <int TYPE> __device__ void put8(word64 at, long long i, const float (&x
     } else *(uint4 *)(at + i * 2) = packed8(x);
 }
 
-/* ---- shared memory ---- */
+/* ---- reductions in parts ---- */
 
-__device__ uint shared_at(const void *p) { return (uint)__cvta_generic_to_shared(p); }
-__device__ void store16(uint to, uint4 v) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+/* Of a tile whose reduction is parted, puts down what each of THREADS has of a part. For the last workgroup that comes, d becomes
+ * the sum of all parts, in their order. `meet` is a barrier of the threads, and `flag` a word of shared memory. */
+template <int THREADS, int N, typename F>
+__device__ bool add_parts(const cu_args &args, float (&d)[N], int tile, int part, uint flag, F meet) {
+    float2 *sums = (float2 *)args.v[CU_SUMS].at + (long long)tile * args.parts * (N / 2 * THREADS) + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) sums[(part * (N / 2) + i) * THREADS] = make_float2(d[2 * i], d[2 * i + 1]);
+    __threadfence();
+    meet();
+    if (threadIdx.x == 0) {
+        uint *arrivals = (uint *)args.arrivals + tile;
+        const bool all = atomicAdd(arrivals, 1u) + 1 == (uint)args.parts;
+        if (all) *arrivals = 0; /* for the next kernel */
+        store_word(flag, all);
+    }
+    meet();
+    const bool last = load_word(flag);
+    meet(); /* before the flag is another tile's */
+    if (!last) return false;
+    __threadfence();
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+        d[2 * i] = d[2 * i + 1] = 0.0f;
+        for (int p = 0; p < args.parts; p++) {
+            const float2 more = __ldcg(&sums[(p * (N / 2) + i) * THREADS]);
+            d[2 * i] += more.x, d[2 * i + 1] += more.y;
+        }
+    }
+    return true;
 }
-__device__ float load_float(uint from) {
-    float x;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory");
-    return x;
-}
-
-#if __CUDA_ARCH__ >= 800
-/* Sixteen bytes, or zeros; copy_wait(n): all but the last n groups have arrived. */
-__device__ void copy16(uint to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
-/* Four 8 x 8 matrices, a row of each at the address of a thread; `across`: transposed. */
-__device__ void load_matrices(uint (&r)[4], uint from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-__device__ void load_matrices_across(uint (&r)[4], uint from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-
-/* d (16, 8) += a (16, 16) b (16, 8): thread t has rows t/4 and t/4 + 8 of d, columns 2 (t%4) and the next. */
-__device__ void multiply(float *d, const uint (&a)[4], uint b0, uint b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-#endif

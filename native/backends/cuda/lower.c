@@ -208,7 +208,7 @@ static void on_warps(lowering *s, product *p, uint32_t m, uint32_t n, uint32_t k
                    fit = (s->c->shared_bytes / 2 - 1024) / stage,
                    stages = !narrow ? (i == 4 ? 3 : 4) : fit < 3 ? 3 : fit > 8 ? 8 : fit;
     cu_lowered *l = step(
-        s, tiles * (uint64_t)parts, threads, stages * stage,
+        s, tiles * (uint64_t)parts, threads, stages * stage + 16,
         "product_mma -DOP=%u -DBM=%u -DBN=%u -DWM=%u -DWN=%u -DSTAGES=%u -DX=%d -DW=%d -DU=%d -DOUT=%d -DACC=%d -DBIAS=%d -DSCALED=%d"
         " -DX_WHOLE=%d -DW_WHOLE=%d -DX_RAW=%d -DW_RAW=%d -DPAIRS=%d -DPARTS=%d",
         p->op, bm, bn, SHAPES[i].wm, SHAPES[i].wn, stages, type_of(&p->x), type_of(&p->w), type_of(&p->u), type_of(&p->out),

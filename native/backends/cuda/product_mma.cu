@@ -66,7 +66,7 @@ template <int TYPE, int WHOLE, int ACROSS, int SIZE, int RAW> struct side {
             for (int i = 0; i < 4; i++) {
                 const int at = first + i % 2 * 8 + lane / 4, step = k + i / 2 * 8 + lane % 4 * 2;
                 const uint place = from + (ACROSS ? step * LINE + at : at * LINE + step) * 4;
-                q[i] = bf16_pair(load_float(place), load_float(place + (ACROSS ? LINE * 4 : 4)));
+                q[i] = bf16_pair(__uint_as_float(load_word(place)), __uint_as_float(load_word(place + (ACROSS ? LINE * 4 : 4))));
             }
     }
 };
@@ -157,33 +157,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 
     const cu_view &out = args.v[CU_OUT], &acc = args.v[CU_ACC];
     constexpr int PLACES = WM / 16 * (WN / 8) * 2; /* of two neighbours each, in what a thread holds */
-    if (PARTS) {
-        __shared__ int is_last;
-        uint *arrivals = (uint *)args.arrivals + at;
-        float2 *mine = (float2 *)args.v[CU_SUMS].at + (long long)at * args.parts * PLACES * THREADS + threadIdx.x;
-#pragma unroll
-        for (int i = 0; i < PLACES; i++) {
-            const float *y = &d[i / 2 / (WN / 8)][i / 2 % (WN / 8)][i % 2 * 2];
-            mine[(part * PLACES + i) * THREADS] = make_float2(y[0], y[1]);
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) is_last = atomicAdd(arrivals, 1u) + 1 == (uint)args.parts;
-        __syncthreads();
-        if (!is_last) return;
-        __threadfence();
-        if (threadIdx.x == 0) *arrivals = 0; /* for the next kernel */
-#pragma unroll
-        for (int i = 0; i < PLACES; i++) {
-            float2 all = make_float2(0.0f, 0.0f);
-            for (int p = 0; p < args.parts; p++) {
-                const float2 more = __ldcg(&mine[(p * PLACES + i) * THREADS]);
-                all.x += more.x, all.y += more.y;
-            }
-            float *y = &d[i / 2 / (WN / 8)][i / 2 % (WN / 8)][i % 2 * 2];
-            y[0] = all.x, y[1] = all.y;
-        }
-    }
+    if (PARTS && !add_parts<THREADS>(args, reinterpret_cast<float(&)[2 * PLACES]>(d), at, part, stages + STAGES * STAGE,
+                                     [] { __syncthreads(); }))
+        return;
 #pragma unroll
     for (int i = 0; i < PLACES; i++) {
         const float *y = &d[i / 2 / (WN / 8)][i / 2 % (WN / 8)][i % 2 * 2];

@@ -151,38 +151,6 @@ __device__ void put_tile(const cu_args &args, const float (&d)[BN / 2], int row,
     }
 }
 
-/* Puts a part of a sum down, beside the others of its tile; of the last one that comes, d becomes the sum of all. */
-__device__ bool add_parts(const cu_args &args, float (&d)[BN / 2], uint flag, int tile, int part) {
-    const uint group = threadIdx.x / 128, t = threadIdx.x % 128;
-    uint *arrivals = (uint *)args.arrivals + tile;
-    float2 *sums = (float2 *)args.v[CU_SUMS].at + ((long long)tile * args.parts * 2 + group) * (BN / 4 * 128) + t;
-#pragma unroll
-    for (int i = 0; i < BN / 4; i++) sums[(part * 2 * (BN / 4) + i) * 128] = make_float2(d[2 * i], d[2 * i + 1]);
-    __threadfence();
-    asm volatile("bar.sync 2, 256;" ::: "memory");
-    if (threadIdx.x == 0) {
-        const uint all = atomicAdd(arrivals, 1u) + 1 == (uint)args.parts;
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(flag), "r"(all) : "memory");
-    }
-    asm volatile("bar.sync 2, 256;" ::: "memory");
-    uint last;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(last) : "r"(flag) : "memory");
-    asm volatile("bar.sync 2, 256;" ::: "memory"); /* all have read it before the next tile */
-    if (!last) return false;
-    __threadfence();
-    if (threadIdx.x == 0) *arrivals = 0; /* for the next kernel */
-#pragma unroll
-    for (int i = 0; i < BN / 4; i++) {
-        float2 all = make_float2(0.0f, 0.0f);
-        for (int p = 0; p < args.parts; p++) {
-            const float2 more = __ldcg(&sums[(p * 2 * (BN / 4) + i) * 128]);
-            all.x += more.x, all.y += more.y;
-        }
-        d[2 * i] = all.x, d[2 * i + 1] = all.y;
-    }
-    return true;
-}
-
 /* A warpgroup's rows through 16 KiB of shared memory: two boxes of 64 rows and 128 bytes at a time. */
 __device__ void send_tile(const cu_args &args, const float (&d)[BN / 2], uint room, int row, int n0, int m, int n) {
     const uint lane = threadIdx.x % 32, first = threadIdx.x % 128 == 0, group = threadIdx.x / 128;
@@ -294,7 +262,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
             }
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             if (steps > 0) release(empty, use - 1);
-            if (PARTS && !add_parts(args, d, empty + 8 * STAGES, (t.m * CLUSTER + rank) * n_tiles + t.n, t.part)) continue;
+            const auto meet = [] { asm volatile("bar.sync 2, 256;" ::: "memory"); };
+            if (PARTS && !add_parts<256>(args, d, (t.m * CLUSTER + rank) * n_tiles + t.n, t.part, empty + 8 * STAGES, meet))
+                continue;
 #pragma unroll
             for (int i = 0; i < BN / 2 && (SCALED || BIAS); i++) {
                 const int c = t.n * BN + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
