@@ -194,6 +194,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     cluster_meet();
+    take_turn();
     uint use = 0; /* of a stage, counted on through all tiles */
     if (threadIdx.x >= FILLER) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
