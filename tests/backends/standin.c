@@ -160,9 +160,9 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image) {
 CUresult cuModuleUnload(CUmodule module) { return freed(module); }
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) { (void)name; REACHED; *function = &module->function; return 0; }
 CUresult cuFuncSetAttribute(CUfunction function, int which, int value) { (void)function, (void)which, (void)value; REACHED; return 0; }
-CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **arguments, void **extra) {
-    const unsigned gx = config->gridDimX, bx = config->blockDimX;
-    (void)extra;
+CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s,
+                        void **arguments, void **extra) {
+    (void)gy, (void)gz, (void)by, (void)bz, (void)shared, (void)s, (void)extra;
     REACHED;
     one launch = {.function = f, .groups = gx, .threads = bx};
     memcpy(launch.argument, arguments[0], strstr(f->key, ".kernel") ? 11 * 8 + 32 * 4 : 0);

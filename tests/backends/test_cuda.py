@@ -87,7 +87,7 @@ BAD_DAYS = {
     "a card that is too small": ({"STANDIN_MEMORY": "200000"}, "memory"),
     "a card that is taken": ({"STANDIN_FAIL": "cuDevicePrimaryCtxRetain 1 46"}, "open the card"),
     "a kernel that does not compile": ({"STANDIN_FAIL": "nvrtcCompileProgram 1 6"}, "line 1: an error"),
-    "a card that fails in a step": ({"STANDIN_FAIL": "cuLaunchKernelEx 9 700"}, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+    "a card that fails in a step": ({"STANDIN_FAIL": "cuLaunchKernel 9 700"}, "CUDA_ERROR_ILLEGAL_ADDRESS"),
 }
 
 

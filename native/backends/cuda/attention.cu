@@ -114,7 +114,6 @@ __device__ void store_rows(const cu_view &out, const float (&sums)[COLS / 8][4],
 
 #if KIND < 2
 extern "C" __global__ void __launch_bounds__(128) run(const __grid_constant__ cu_args args) {
-    take_turn();
     extern __shared__ __align__(128) char shared[];
     __shared__ int2 seen[OWN];
     __shared__ int bounds[2];
@@ -236,7 +235,6 @@ extern "C" __global__ void __launch_bounds__(128) run(const __grid_constant__ cu
 }
 #else
 extern "C" __global__ void __launch_bounds__(128) run(const __grid_constant__ cu_args args) {
-    take_turn();
     extern __shared__ __align__(128) char shared[];
     __shared__ int bounds[2];
     __shared__ int2 seen[2][BLOCK];

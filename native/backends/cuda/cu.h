@@ -22,17 +22,6 @@ typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphExec_st *CUgraphExec;
 typedef struct nvrtcProgram_st *nvrtcProgram;
 
-typedef struct CUlaunchAttribute {
-    int id;
-    union { int programmaticStreamSerializationAllowed; uint64_t room[8]; } value;
-} CUlaunchAttribute;
-typedef struct CUlaunchConfig {
-    unsigned gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
-    CUstream hStream;
-    CUlaunchAttribute *attrs;
-    unsigned numAttrs;
-} CUlaunchConfig;
-
 enum {
     CUDA_SUCCESS = 0,
     CUDA_ERROR_OUT_OF_MEMORY = 2,
@@ -48,7 +37,6 @@ enum {
     CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
     CU_EVENT_DEFAULT = 0,
     CU_EVENT_DISABLE_TIMING = 2,
-    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     CU_TENSOR_MAP_DATA_TYPE_FLOAT32 = 7,
     CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9,
@@ -96,7 +84,8 @@ enum {
     X(cuModuleUnload, (CUmodule))                                                                                  \
     X(cuModuleGetFunction, (CUfunction *, CUmodule, const char *))                                                 \
     X(cuFuncSetAttribute, (CUfunction, int, int))                                                                  \
-    X(cuLaunchKernelEx, (const CUlaunchConfig *, CUfunction, void **, void **))                                    \
+    X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, \
+                       void **, void **))                                                                          \
     X(cuTensorMapEncodeTiled, (void *, int, uint32_t, void *, const uint64_t *, const uint64_t *, const uint32_t *, \
                                const uint32_t *, int, int, int, int))
 

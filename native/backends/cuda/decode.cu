@@ -10,7 +10,6 @@ struct blocks {
 };
 
 extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ cu_args args) {
-    take_turn();
     const cu_view &out = args.v[CU_OUT], &w = args.v[CU_W];
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
     const int across = out.cols / 8, r = (int)(at / across), c = (int)(at % across) * 8;

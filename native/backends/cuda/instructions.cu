@@ -1,14 +1,6 @@
 /* instructions.cu - what one instruction of the card does, as functions: rounding, shared memory, copies into it, products of
  * fragments. The kernels above these are plain C++, and tests give them these functions for a processor. */
 
-/* First of all in a kernel: lets the next one come to the processors that this one leaves free, and waits until those before have
- * ended and what they wrote can be read. */
-__device__ void take_turn() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents; griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 __device__ uint bf16_pair(float low, float high) {
     uint pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

@@ -164,23 +164,30 @@ static int on_warpgroups(lowering *s, product *p, uint32_t m, uint32_t n, uint32
     uint64_t tiles = (uint64_t)up(m, 128 * cluster) * cluster * up(n, bn);
     int32_t each;
     fb_view sums;
-    const fb_view room = tiles_of(&p->out, (uint64_t)up(m, 128 * cluster) * 128 * cluster, (uint64_t)up(n, bn) * bn);
-    const int parts = parts_for(s, &room, tiles, processors, k, 256, &each, &sums);
+    const int parts = parts_for(s, &p->out, tiles, processors, k, 256, &each, &sums), whole = parts == 1;
     /* By the copy engine: what is written alone, or added to what is there. */
-    const int engine = p->out.offset % 16 == 0 && p->out.ld % (p->out.type == FB_F32 ? 4 : 8) == 0;
+    const int engine = whole && p->out.offset % 16 == 0 && p->out.ld % (p->out.type == FB_F32 ? 4 : 8) == 0;
     const int adds = engine && p->acc.mem && p->out.type == FB_F32 && is_same(&p->acc, &p->out),
               store = adds ? 2 : engine && !p->acc.mem;
     tiles *= (uint64_t)parts;
-    cu_lowered *l = step(s, tiles < most ? tiles : most, 384, stages * (16384 + bn * 128 + 16) + 16 + (store ? 32768 : 0),
-                         "product_sm90 -DOP=%u -DBN=%u -DCLUSTER=%u -DSTAGES=%u -DOUT=%d -DACC=%d -DU=%d -DBIAS=%d -DSCALED=%d"
-                         " -DSTORE=%d -DPARTS=%d",
-                         p->op, bn, cluster, stages, type_of(&p->out), adds ? CU_NONE : type_of(&p->acc), type_of(&p->u),
-                         p->bias.mem != NULL, p->scale != 1, store, parts > 1);
+    cu_lowered *l = step(
+        s, tiles < most ? tiles : most, 384, stages * (16384 + bn * 128 + 16) + (store ? 32768 : 0),
+        "product_sm90 -DOP=%u -DBN=%u -DCLUSTER=%u -DSTAGES=%u -DOUT=%d -DACC=%d -DU=%d -DBIAS=%d -DSCALED=%d -DSTORE=%d",
+        p->op, bn, cluster, stages, whole ? type_of(&p->out) : CU_F32, whole && !adds ? type_of(&p->acc) : CU_NONE,
+        type_of(&p->u), whole && p->bias.mem, p->scale != 1, store);
     if (!l) return 1;
     map(s, &l->args.x_map, &p->x, p->op == 2 ? 64 : 128);
     map(s, &l->args.w_map, &p->w, p->op == 0 ? bn / cluster : 64);
     if (store) map(s, &l->args.out_map, &p->out, 64);
     operands(l, p, parts, each, &sums);
+    if (whole) return 1;
+    const fb_view none = {0};
+    l->args.v[CU_OUT] = view_of(&sums), l->args.v[CU_ACC] = l->args.v[CU_BIAS] = view_of(&none);
+    cu_lowered *all = step(s, up((uint64_t)p->out.rows * (uint64_t)p->out.cols, 256), 256, 0,
+                           "parts -DOUT=%d -DACC=%d -DBIAS=%d", type_of(&p->out), type_of(&p->acc), p->bias.mem != NULL);
+    if (!all) return 1;
+    operands(all, p, parts, each, &sums);
+    all->args.v[CU_X] = view_of(&sums);
     return 1;
 }
 

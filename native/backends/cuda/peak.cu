@@ -12,7 +12,6 @@ __device__ uint noise(uint i) { /* two floats in 1 .. 2 */
 }
 
 extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ cu_args args) {
-    take_turn();
     float total = 0.0f;
 #if BN
     extern __shared__ __align__(1024) uint shared[];

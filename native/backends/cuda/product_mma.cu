@@ -79,7 +79,6 @@ struct operands {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ cu_args args) {
-    take_turn();
     extern __shared__ __align__(128) char shared[];
     const uint stages = shared_at(shared);
     const int m = OP == 2 ? args.v[CU_X].cols : in_use(args, CU_X), n = args.v[CU_OUT].cols;

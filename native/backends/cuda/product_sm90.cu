@@ -5,10 +5,10 @@
  * Clusters of CLUSTER workgroups walk over the tiles of the output, of 128 rows and BN columns a workgroup. Those of a cluster
  * own rows below each other and share the tile of w, of which each brings its part to all. A workgroup is two warpgroups that
  * multiply, 64 rows each, and one that fills the stages: a warp by the copy engine, and the others, by hand, with the low-rank
- * term, from u (M, R) and b ((N, R), or (R, N) in OP 1), as further steps of the reduction. Of a reduction in PARTS each tile
- * sums one, and the last workgroup that has its sum adds all of them up, in order. Outputs leave through shared memory by the copy engine while the next tile is multiplied; rows of a tile that are
- * beyond those in use are written too, as long as they are the output's.
- * Constants: OP, BN, CLUSTER, STAGES; OUT, ACC, U: types; BIAS, SCALED, PARTS: 1 where there is one; STORE: 0 by threads, 1 by the copy
+ * term, from u (M, R) and b ((N, R), or (R, N) in OP 1), as further steps of the reduction. Of a reduction in parts each tile
+ * sums one. Outputs leave through shared memory by the copy engine while the next tile is multiplied, or by threads where not
+ * all of a warpgroup's rows are in use.
+ * Constants: OP, BN, CLUSTER, STAGES; OUT, ACC, U: types; BIAS, SCALED: 1 where there is one; STORE: 0 by threads, 1 by the copy
  * engine, 2 by the copy engine that adds to what is there. */
 #include "common.cu"
 #include "warpgroup.cu"
@@ -130,7 +130,7 @@ __device__ void release(uint empty, uint use) {
 }
 
 /* A warpgroup's 64 rows and BN columns, in what its threads hold: by threads, two neighbours each. */
-__device__ void put_tile(const cu_args &args, const float (&d)[BN / 2], int row, int n0, int m, int n) {
+__device__ void put_tile(const cu_args &args, const float (&d)[BN / 2], long long base, int row, int n0, int m, int n) {
     const cu_view &out = args.v[CU_OUT], &acc = args.v[CU_ACC];
     const int lane = threadIdx.x % 32;
     row += threadIdx.x % 128 / 32 * 16 + lane / 4;
@@ -140,22 +140,23 @@ __device__ void put_tile(const cu_args &args, const float (&d)[BN / 2], int row,
 #pragma unroll
         for (int i = from; i < from + 32; i += 2) {
             const int r = row + i / 2 % 2 * 8, c = n0 + i / 4 * 8 + lane % 4 * 2;
-            more[(i - from) / 2] = ACC && r < m && c < n ? get2<ACC>(acc.at, r * acc.ld + c) : make_float2(0.0f, 0.0f);
+            more[(i - from) / 2] = make_float2(0.0f, 0.0f);
+            if (ACC && r < m && c < n) more[(i - from) / 2] = get2<ACC>(acc.at, r * acc.ld + c);
+            if (STORE == 2 && r < m && c < n) more[(i - from) / 2] = get2<OUT>(out.at, r * out.ld + c);
         }
 #pragma unroll
         for (int i = from; i < from + 32; i += 2) {
             const int r = row + i / 2 % 2 * 8, c = n0 + i / 4 * 8 + lane % 4 * 2;
             if (r < m && c < n)
-                put2<OUT>(out.at, r * out.ld + c, d[i] + more[(i - from) / 2].x, d[i + 1] + more[(i - from) / 2].y);
+                put2<OUT>(out.at, (base + r) * out.ld + c, d[i] + more[(i - from) / 2].x, d[i + 1] + more[(i - from) / 2].y);
         }
     }
 }
 
 /* A warpgroup's rows through 16 KiB of shared memory: two boxes of 64 rows and 128 bytes at a time. */
-__device__ void send_tile(const cu_args &args, const float (&d)[BN / 2], uint room, int row, int n0, int m, int n) {
+__device__ void send_tile(const cu_args &args, const float (&d)[BN / 2], uint room, int row, int n0, int n) {
     const uint lane = threadIdx.x % 32, first = threadIdx.x % 128 == 0, group = threadIdx.x / 128;
     constexpr int WIDE = OUT == CU_F32 ? 32 : 64, ROUND = 2 * WIDE < BN ? 2 * WIDE : BN; /* columns of a box, and at a time */
-    if (row >= m) return;
 #pragma unroll
     for (int c0 = 0; c0 < BN; c0 += ROUND) {
         if (first) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
@@ -194,7 +195,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     cluster_meet();
-    take_turn();
     uint use = 0; /* of a stage, counted on through all tiles */
     if (threadIdx.x >= FILLER) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
@@ -263,16 +263,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
             }
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             if (steps > 0) release(empty, use - 1);
-            const auto meet = [] { asm volatile("bar.sync 2, 256;" ::: "memory"); };
-            if (PARTS && !add_parts<256>(args, d, (t.m * CLUSTER + rank) * n_tiles + t.n, t.part, empty + 8 * STAGES, meet))
-                continue;
 #pragma unroll
             for (int i = 0; i < BN / 2 && (SCALED || BIAS); i++) {
                 const int c = t.n * BN + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
                 d[i] = (SCALED ? d[i] * args.scale : d[i]) + (BIAS && c < n ? get<CU_F32>(args.v[CU_BIAS].at, c) : 0.0f);
             }
-            if (STORE) send_tile(args, d, room + group * 16384, row, t.n * BN, m, n);
-            else put_tile(args, d, row, t.n * BN, m, n);
+            if (STORE && row + 64 <= m) send_tile(args, d, room + group * 16384, row, t.n * BN, n);
+            else
+                put_tile(args, d, args.parts > 1 ? (long long)t.part * (args.v[CU_OUT].rows / args.parts) : 0, row, t.n * BN,
+                         m, n);
         }
         if (STORE) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }

@@ -6,10 +6,7 @@
 #include <string.h>
 #include "../../os.h"
 
-enum {
-    PART = 256,         /* kernels of a graph: progress, cancel and rest act between two */
-    FIRST_EARLY = 12030 /* driver whose graphs know kernels that are launched early */
-};
+enum { PART = 256 /* kernels of a graph: progress, cancel and rest act between two */ };
 
 typedef struct cu_program {
     cu_step *steps;
@@ -57,17 +54,12 @@ static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
     return p->steps[p->n++].argument ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
 }
 
-/* On a card that can, a kernel is brought to its processors while the one before still runs, for whose end it waits there
- * (instructions.cu). */
 static int start(cuda *c, const cu_step *s) {
     void *arguments[] = {s->argument};
-    CUlaunchAttribute early = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                               .value.programmaticStreamSerializationAllowed = 1};
-    const CUlaunchConfig config = {.gridDimX = s->groups, .gridDimY = 1, .gridDimZ = 1,
-                                   .blockDimX = s->threads, .blockDimY = 1, .blockDimZ = 1,
-                                   .sharedMemBytes = s->shared_bytes, .hStream = c->stream,
-                                   .attrs = &early, .numAttrs = c->arch >= 90 && c->cu->version >= FIRST_EARLY};
-    return cu_check(c, c->cu->cuLaunchKernelEx(&config, c->kernels[s->kernel].function, arguments, NULL), "run a kernel");
+    return cu_check(c,
+                    c->cu->cuLaunchKernel(c->kernels[s->kernel].function, s->groups, 1, 1, s->threads, 1, 1, s->shared_bytes,
+                                          c->stream, arguments, NULL),
+                    "run a kernel");
 }
 
 /* Steps [first, end) as one graph. */

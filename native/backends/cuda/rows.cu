@@ -36,7 +36,6 @@ __device__ float sum_of(float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ cu_args args) {
-    take_turn();
     constexpr int X = OP == NORM ? 1 : 2, W = X + 1;
     const int groups = args.v[0].cols / G, mine = threadIdx.x % TEAM, at = blockIdx.x * (256 / TEAM) + threadIdx.x / TEAM;
     const int r = at / groups, c0 = at % groups * G;
@@ -87,7 +86,6 @@ __device__ running joined(running a, running b) {
 }
 
 extern "C" __global__ void __launch_bounds__(1024) run(const __grid_constant__ cu_args args) {
-    take_turn();
     __shared__ running parts[32];
     const int r = blockIdx.x, cols = args.v[1].cols;
     if (r >= in_use(args, 1)) return;
@@ -142,7 +140,6 @@ __device__ float gate(float x, float &slope) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ cu_args args) {
-    take_turn();
     /* Of a head, in halves, a thread has eight of the first and their partners; or eight that are not turned. */
     const int cols = args.v[0].cols, each = OP == ROPE && HALVES ? N_ROT / 16 + (HEAD - N_ROT) / 8 : 1;
     const int across = OP == ROPE && HALVES ? cols / HEAD * each : cols / 8;

@@ -45,7 +45,6 @@ warp &own() { return warps[threadIdx.x / 32]; }
 
 void __syncthreads() { group->arrive_and_wait(); }
 void __threadfence() {}
-void take_turn() {}
 uint atomicAdd(uint *p, uint v) { return *p += v, *p - v; } /* one thread of a workgroup calls it, and workgroups take turns */
 float2 __ldcg(const float2 *p) { return *p; }
 
