@@ -1,5 +1,6 @@
 """Thin objects over the C core: a device, its memory, a recorded graph, a plan that runs. No policy lives here."""
 
+from fabric.core.handles import Cancelled
 from fabric.core.objects import (
     BF16,
     F32,
@@ -15,7 +16,6 @@ from fabric.core.objects import (
     TOKENS,
     TRAINED,
     Buffer,
-    Cancelled,
     Device,
     DeviceInfo,
     Graph,

@@ -1,4 +1,4 @@
-"""One Python object a handle of `native/include/fabric.h`, closed by its owner.
+"""One Python object a handle of `native/include/fabric.h`, closed by its owner, or freed with it (`handles.py`).
 
 Shapes are (rows, cols). A failure of the core becomes a DeviceError (memory, device, limits), or a FabricError where it
 is our own mistake. The lock of the interpreter is released while the core works.
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.core._native import ffi, lib
+from fabric.core.handles import Turns, check, closed, error
 from fabric.core.sycl import find_sycl
-from fabric.errors import DataError, DeviceError, FabricError
+from fabric.errors import DataError
 
 Tensor = int
 F32, BF16, I32 = lib.FB_F32, lib.FB_BF16, lib.FB_I32
@@ -28,32 +29,6 @@ SILU, GELU_TANH = lib.FB_SILU, lib.FB_GELU_TANH
 PAIRS, HALVES = lib.FB_ROPE_PAIRS, lib.FB_ROPE_HALVES
 PEAKS = {"f32": lib.FB_PEAK_F32, "bf16": lib.FB_PEAK_BF16, "read": lib.FB_PEAK_READ}
 F32Array = npt.NDArray[np.float32]
-
-
-class Cancelled(FabricError):
-    """A run stopped because its progress was told to cancel."""
-
-
-def _error() -> str:
-    return str(ffi.string(lib.fb_error()).decode("utf-8", "replace"))
-
-
-def check(code: int) -> None:
-    """Raises what a code other than FB_OK means."""
-    if code == lib.FB_OK:
-        return
-    if code == lib.FB_E_CANCELLED:
-        raise Cancelled(_error())
-    if code in (lib.FB_E_MEMORY, lib.FB_E_DEVICE, lib.FB_E_LIMIT):
-        raise DeviceError(_error())
-    raise FabricError(_error())
-
-
-def handle(pointer: Any) -> Any:
-    """The pointer; DeviceError where it is NULL."""
-    if pointer == ffi.NULL:
-        raise DeviceError(_error())
-    return pointer
 
 
 class DeviceInfo(NamedTuple):
@@ -153,7 +128,8 @@ class Device:
         if cache and name != "cpu":
             with contextlib.suppress(OSError):
                 cache.parent.mkdir(parents=True, exist_ok=True)
-        self.c = handle(lib.fb_device_open(os.fsencode(name), options))
+        self.turns = Turns()
+        self.c = self.turns.owned(lib.fb_device_open(os.fsencode(name), options), lib.fb_device_close)
 
     @property
     def info(self) -> DeviceInfo:
@@ -165,13 +141,13 @@ class Device:
     def peak(self, kind: str, seconds: float = 0.3) -> float:
         """Measured operations/s (`f32`, `bf16`) or bytes/s (`read`)."""
         value = ffi.new("double *")
-        check(lib.fb_device_peak(self.c, PEAKS[kind], seconds, value))
+        with self.turns:
+            check(lib.fb_device_peak(self.c, PEAKS[kind], seconds, value))
         return float(value[0])
 
     def close(self) -> None:
-        """Buffers and plans of the device must be closed before."""
-        lib.fb_device_close(self.c)
-        self.c = ffi.NULL
+        """Nothing more can be made on the device; it is given back once its buffers, graphs and plans are gone too."""
+        self.c = closed(self.c)
 
 
 class Buffer:
@@ -186,20 +162,24 @@ class Buffer:
         wrap: Any = None,
         seams: Callable[[int], npt.NDArray[np.uint64]] | None = None,
     ) -> None:
-        self.keep = ffi.from_buffer(wrap) if wrap is not None else None
-        n_bytes = n_bytes if self.keep is None else len(self.keep)
+        self.turns = device.turns
+        keep = ffi.from_buffer(wrap) if wrap is not None else None
+        n_bytes = n_bytes if keep is None else len(keep)
         most = device.info.max_allocation_bytes
         at = seams(most) if seams is not None and n_bytes > most else np.empty(0, np.uint64)
         told = ffi.from_buffer("uint64_t *", at) if len(at) else ffi.NULL
-        if self.keep is None:
-            self.c = handle(lib.fb_buffer_new(device.c, n_bytes, told, len(at)))
-        else:
-            self.c = handle(lib.fb_buffer_wrap(device.c, self.keep, n_bytes, told, len(at)))
+        with self.turns:
+            if keep is None:
+                made = lib.fb_buffer_new(device.c, n_bytes, told, len(at))
+            else:
+                made = lib.fb_buffer_wrap(device.c, keep, n_bytes, told, len(at))
+            self.c = self.turns.owned(made, lib.fb_buffer_free, device.c, keep)
         self.nbytes = n_bytes
 
     def write(self, array: npt.NDArray[Any], offset: int = 0) -> None:
         """Copies a contiguous array to byte `offset`."""
-        check(lib.fb_buffer_write(self.c, offset, ffi.from_buffer(array), array.nbytes))
+        with self.turns:
+            check(lib.fb_buffer_write(self.c, offset, ffi.from_buffer(array), array.nbytes))
 
     def read(self, offset: int = 0, n_bytes: int | None = None) -> F32Array:
         """Floats from byte `offset` on."""
@@ -207,7 +187,8 @@ class Buffer:
 
     def read_into(self, out: F32Array, offset: int = 0) -> F32Array:
         """Fills a contiguous array from byte `offset` on, and returns it."""
-        check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
+        with self.turns:
+            check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
         return out
 
     def in_place(self) -> bool:
@@ -216,8 +197,7 @@ class Buffer:
 
     def close(self) -> None:
         """Frees the memory, or lets go of the caller's."""
-        lib.fb_buffer_free(self.c)
-        self.c, self.keep = ffi.NULL, None
+        self.c = closed(self.c)
 
 
 class Lora(NamedTuple):
@@ -240,16 +220,20 @@ class Graph:
     def __init__(self, device: Device, tokens: int, trained: int, precision: int, source: str = "the graph") -> None:
         self.source = source
         self.device, self.tokens, self.trained, self.precision = device, tokens, trained, precision
-        self.c = handle(lib.fb_graph_new(device.c, tokens, trained, precision))
+        with device.turns:
+            made = lib.fb_graph_new(device.c, tokens, trained, precision)
+            self.c = device.turns.owned(made, lib.fb_graph_free, device.c)
         self.inputs: list[tuple[Tensor, int, int]] = []
+        self.needed = [device.c]  # handles that plans of the graph keep alive
 
     def _tensor(self, t: int) -> Tensor:
         if t < 0:
-            raise DataError(f"{self.source}: its shapes and sizes do not fit together: {_error()}")
+            raise DataError(f"{self.source}: its shapes and sizes do not fit together: {error()}")
         return t
 
     def leaf(self, kind: int, buffer: Buffer, offset: int, dtype: int, rows: int, cols: int) -> Tensor:
         """A matrix of a buffer: FROZEN, PARAM or STATE."""
+        self.needed.append(buffer.c)
         return self._tensor(lib.fb_leaf(self.c, kind, buffer.c, offset, dtype, rows, cols))
 
     def input(self, dtype: int, rows: int, cols: int = 1) -> Tensor:
@@ -334,5 +318,4 @@ class Graph:
 
     def close(self) -> None:
         """Frees the recording; plans made from it live on."""
-        lib.fb_graph_free(self.c)
-        self.c = ffi.NULL
+        self.c = closed(self.c)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from fabric import interrupts
 from fabric.core._native import ffi, lib
-from fabric.core.objects import I32, Buffer, F32Array, Graph, Tensor, check, handle
+from fabric.core.handles import check, closed, there
+from fabric.core.objects import I32, Buffer, F32Array, Graph, Tensor
 
 
 class Feed(NamedTuple):
@@ -139,10 +140,13 @@ class Plan:
         options = ffi.new("fb_plan_options *")
         options.decode = int(decode)
         options.train, options.checkpoint, options.logits_bytes = int(grads is not None), int(checkpoint), logits_bytes
-        options.params = params.c if params else ffi.NULL
-        options.grads = grads.c if grads else ffi.NULL
+        flat = [buffer.c if buffer else ffi.NULL for buffer in (params, grads)]
+        options.params, options.grads = flat
         self.kinds = [(dtype, cols) for _, dtype, cols in graph.inputs]
-        self.c = handle(lib.fb_plan_new(graph.c, options))
+        self.turns = graph.device.turns
+        with self.turns:
+            made = lib.fb_plan_new(graph.c, options)
+            self.c = self.turns.owned(made, lib.fb_plan_free, *graph.needed, *flat)
 
     @property
     def stats(self) -> PlanStats:
@@ -165,7 +169,7 @@ class Plan:
 
     def describe(self) -> str:
         """The launches, a line each."""
-        return str(ffi.string(handle(lib.fb_plan_describe(self.c))).decode())
+        return str(ffi.string(there(lib.fb_plan_describe(self.c))).decode())
 
     def op_stats(self) -> list[dict[str, Any]]:
         """Time, operations and bytes by op, for a device opened with `profile`."""
@@ -193,7 +197,7 @@ class Plan:
         """One feed, forward; in a training plan backward too, its gradients added to those already there."""
         c, alive = self._feeds([feed])
         progress = progress or Progress()
-        with interrupts.cancelled_by(progress.cancel):
+        with self.turns, interrupts.cancelled_by(progress.cancel):
             check(lib.fb_plan_run(self.c, c, progress.c))
         del alive
 
@@ -202,7 +206,8 @@ class Plan:
         out = np.empty((rows, cols), np.float32)
         if out.size:
             room = ffi.from_buffer("float *", out, require_writable=True)
-            check(lib.fb_plan_read(self.c, t, first, rows, room, out.nbytes))
+            with self.turns:
+                check(lib.fb_plan_read(self.c, t, first, rows, room, out.nbytes))
         return out
 
     def step(self, feeds: Sequence[Feed], optimizer: Optimizer, progress: Progress | None = None) -> StepResult:
@@ -211,7 +216,7 @@ class Plan:
         settings, ranges = optimizer.as_c()
         result = ffi.new("fb_result *")
         progress = progress or Progress()
-        with interrupts.cancelled_by(progress.cancel):
+        with self.turns, interrupts.cancelled_by(progress.cancel):
             check(lib.fb_plan_step(self.c, c, len(feeds), settings, result, progress.c))
         del alive, ranges
         return StepResult.of(result)
@@ -220,31 +225,33 @@ class Plan:
         """The first part of a step: the gradients of all feeds, and the sums."""
         c, alive = self._feeds(feeds)
         progress = progress or Progress()
-        with interrupts.cancelled_by(progress.cancel):
+        with self.turns, interrupts.cancelled_by(progress.cancel):
             check(lib.fb_plan_accumulate(self.c, c, len(feeds), progress.c))
         del alive
 
     def sums(self) -> F32Array:
         """Losses and trained tokens, which `accumulate` leaves: over devices they add up, as gradients do."""
         out = np.empty(lib.FB_RECORD_SUMS, np.float32)
-        record = handle(lib.fb_plan_record(self.c))
-        check(lib.fb_buffer_read(record, 0, ffi.from_buffer(out, require_writable=True), out.nbytes))
+        with self.turns:
+            record = there(lib.fb_plan_record(self.c))
+            check(lib.fb_buffer_read(record, 0, ffi.from_buffer(out, require_writable=True), out.nbytes))
         return out
 
     def set_sums(self, sums: F32Array) -> None:
         """Their totals over all devices, for `update`."""
-        record = handle(lib.fb_plan_record(self.c))
-        check(lib.fb_buffer_write(record, 0, ffi.from_buffer(sums), 4 * lib.FB_RECORD_SUMS))
+        with self.turns:
+            record = there(lib.fb_plan_record(self.c))
+            check(lib.fb_buffer_write(record, 0, ffi.from_buffer(sums), 4 * lib.FB_RECORD_SUMS))
 
     def update(self, optimizer: Optimizer, progress: Progress | None = None) -> StepResult:
         """The second part: divides the gradients by the trained tokens of the sums, clips and updates."""
         settings, ranges = optimizer.as_c()
         result = ffi.new("fb_result *")
-        check(lib.fb_plan_update(self.c, settings, result, progress.c if progress else ffi.NULL))
+        with self.turns:
+            check(lib.fb_plan_update(self.c, settings, result, progress.c if progress else ffi.NULL))
         del ranges
         return StepResult.of(result)
 
     def close(self) -> None:
         """Frees the plan's memory."""
-        lib.fb_plan_free(self.c)
-        self.c = ffi.NULL
+        self.c = closed(self.c)
