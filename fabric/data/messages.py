@@ -4,6 +4,7 @@ are lists of parts, calls of tools. Further fields of a message, such as `reason
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fabric.data.jsonl import parse_line
@@ -25,6 +26,7 @@ KNOWN_FIELDS = frozenset((
     "role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking", "weight",
     "train",
 ))  # fmt: skip
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of one field; the first is the usual one
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -60,6 +62,11 @@ def read_tools(tools: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in found):
         raise DataError(f"{place} is not a list of objects")
     return found
+
+
+def is_masked(message: Mapping[str, Any]) -> bool:
+    """Whether a message says that it does not train."""
+    return message.get("train") is False or message.get("weight") == 0
 
 
 def kind_of(value: Any) -> str:
@@ -99,6 +106,7 @@ def _message(turn: Any, place: str, raw: bool) -> Message:
         raise DataError(f"{place} has the role {speaker!r:.60}; roles are {', '.join(speakers)}")
     content = _content(turn.pop("content", None), place)
     role = speakers[speaker]
+    _check_fields(turn, place)
     if role == "call":
         return _call(content, turn, place)
     calls = turn.get("tool_calls")
@@ -107,6 +115,18 @@ def _message(turn: Any, place: str, raw: bool) -> Message:
     if content is None and not calls:
         raise DataError(f"{place}: 'content' is missing or null; it must be a string")
     return {"role": role, "content": content, **turn}
+
+
+def _check_fields(turn: Message, place: str) -> None:
+    """What is said twice, or says no clear thing of whether the turn trains."""
+    train, weight = turn.get("train"), turn.get("weight")
+    if train is not None and not isinstance(train, bool):
+        raise DataError(f"{place}: 'train' is {train!r:.40}; it must be true or false")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise DataError(f"{place}: 'weight' is {weight!r:.40}; only 0 and 1 can be trained")
+    thoughts = [turn[name] for name in THOUGHTS if turn.get(name)]
+    if any(thought != thoughts[0] for thought in thoughts):
+        raise DataError(f"{place} has different thoughts under different names ({', '.join(THOUGHTS)})")
 
 
 def _respelled(turn: Message) -> Message:

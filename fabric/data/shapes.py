@@ -14,6 +14,7 @@ from fabric.data.jsonl import spelled
 from fabric.data.messages import (
     KNOWN_FIELDS,
     Message,
+    is_masked,
     other_fields,
     other_parts,
     read_messages,
@@ -251,7 +252,7 @@ def _two_sided(
     lost = next(
         (key for message in messages for key in message if key not in ("role", "content", "train", "weight")), ""
     )
-    masked = any(map(_masked, messages))
+    masked = any(map(is_masked, messages))
     texts = [message["content"] for message in messages]
     if tools or lost or any(message["role"] == "tool" or message["content"] is None for message in messages):
         raise DataError(f"{where}: {lost or 'tools'!r} can only be in a chat; keep such rows as chats")
@@ -266,16 +267,11 @@ def _two_sided(
     return {"prompt": "\n\n".join(texts[:-1]), "completion": texts[-1]}, used
 
 
-def _masked(message: Message) -> bool:
-    """Whether a message says that it does not train."""
-    return message.get("train") is False or message.get("weight") == 0
-
-
 def _check_said(messages: list[Message], where: str) -> None:
     def silent(message: Message) -> bool:
         return not ((message["content"] or "").strip() or message.get("tool_calls"))
 
-    if all(silent(message) or _masked(message) for message in messages if message["role"] == "assistant"):
+    if all(silent(message) or is_masked(message) for message in messages if message["role"] == "assistant"):
         raise DataError(f"{where}: the assistant says nothing that trains, so there is nothing to learn")
     if any(silent(message) for message in messages if message["role"] == "user"):
         raise DataError(f"{where}: the prompt is empty")

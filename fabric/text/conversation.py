@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fabric.errors import DataError
+from fabric.data.messages import THOUGHTS, is_masked
 from fabric.settings import TrainOn
 
 Message = dict[str, Any]
 
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of one field; the first is the usual one
 _MASKS = ("train", "weight")  # whether a turn trains; templates do not see them
 
 
@@ -41,11 +40,8 @@ class Conversation:
 
 
 def forms(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, train: TrainOn) -> Iterator[Conversation]:
-    """The conversation in every form that a template may want, the usual one first.
-
-    Raises DataError for a message that is in none.
-    """
-    trains = [i for i, message in enumerate(messages) if _trains(message, i + 1)]
+    """The conversation in every form that a template may want, the usual one first."""
+    trains = [i for i, m in enumerate(messages) if m["role"] == "assistant" and not is_masked(m)]
     usual = _usual(messages, _object)
     found = Conversation(usual, list(tools) if tools else None, tuple(trains[-1:] if train == "last" else trains))
     ways: list[Callable[[], list[Message]]] = [lambda: _usual(messages, _text), lambda: _developer_as_system(usual)]
@@ -65,10 +61,10 @@ def asks_in_vain(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 def _usual(messages: Sequence[Mapping[str, Any]], arguments: Callable[[Any], Any]) -> list[Message]:
     """Without nulls and what is not for templates; `arguments` says how those of calls are written."""
-    return [_message(message, number, arguments) for number, message in enumerate(messages, 1)]
+    return [_message(message, arguments) for message in messages]
 
 
-def _message(message: Mapping[str, Any], number: int, arguments: Callable[[Any], Any]) -> Message:
+def _message(message: Mapping[str, Any], arguments: Callable[[Any], Any]) -> Message:
     found = {key: value for key, value in message.items() if value is not None and key not in _MASKS}
     content = found.get("content", "")
     if isinstance(content, list) and all(isinstance(part, dict) and _is_text(part) for part in content):
@@ -77,8 +73,6 @@ def _message(message: Mapping[str, Any], number: int, arguments: Callable[[Any],
     if calls := found.pop("tool_calls", None):
         found["tool_calls"] = [_call(call, arguments) for call in calls]
     thoughts = [found[name] for name in THOUGHTS if found.get(name)]
-    if any(thought != thoughts[0] for thought in thoughts):
-        raise DataError(f"message {number} has different thoughts under different names ({', '.join(THOUGHTS)})")
     if thoughts:
         found = {"thinking": thoughts[0], **found, "reasoning_content": thoughts[0]}
     return found
@@ -119,13 +113,3 @@ def _text(arguments: Any) -> Any:
 
 def _developer_as_system(messages: list[Message]) -> list[Message]:
     return [{**message, "role": "system"} if message.get("role") == "developer" else message for message in messages]
-
-
-def _trains(message: Mapping[str, Any], number: int) -> bool:
-    """Whether a message trains: an answer that neither `"train": false` nor `"weight": 0` takes out."""
-    train, weight = message.get("train"), message.get("weight")
-    if train is not None and not isinstance(train, bool):
-        raise DataError(f"message {number}: 'train' is {train!r:.40}; it must be true or false")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise DataError(f"message {number}: 'weight' is {weight!r:.40}; only 0 and 1 can be trained")
-    return message["role"] == "assistant" and train is not False and weight != 0

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from fabric.text.conversation import THOUGHTS, Conversation, Message
+from fabric.data.messages import THOUGHTS
+from fabric.text.conversation import Conversation, Message
 
 _NUMBER_DIGITS = 7
 _FIRST_BASE = 7305182641

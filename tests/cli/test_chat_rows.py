@@ -283,6 +283,7 @@ def test_a_turn_that_says_no_clear_thing_of_itself_is_refused(
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"messages": [user("Where?"), answer("North.", **turn)]}) + "\n")
     one_sentence(fabric("template", rows, "-m", model), 65, f"{rows}:1: ", said)
+    one_sentence(fabric("prepare", rows), 65, f"{rows}:1: ", said)
 
 
 def test_a_conversation_of_many_thousand_messages_costs_as_much_as_it_is_long(model: Path, tmp_path: Path) -> None:
