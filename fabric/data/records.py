@@ -32,7 +32,8 @@ _FIELDS: dict[Kind, tuple[str, ...]] = {
     "tokens": ("tokens", "train"),
 }
 RECORD_FIELDS = frozenset(name for names in _FIELDS.values() for name in names)
-LABEL = "label"  # the one further field with a meaning: the beginning of the right answer
+LABEL = "label"  # a further field with a meaning: the beginning of the right answer
+RENDERED_WITH = "template_hash"  # of rendered and token records: the chat template that made them
 _MOST_NAMED = 8
 _MOST_COUNTED = 1000  # names of fields; rows may use them for keys of their own
 
@@ -51,9 +52,16 @@ class Record:
         return {key: value for key, value in self.data.items() if key not in RECORD_FIELDS}
 
     @property
+    def rendered_with(self) -> str | None:
+        """The hash of the chat template that a rendered or token record says it was made with."""
+        told = self.data.get(RENDERED_WITH) if self.kind in ("rendered", "tokens") else None
+        return told if isinstance(told, str) else None
+
+    @property
     def unused(self) -> list[str]:
         """The fields that this kind of record does not have."""
-        return [key for key in self.data if key not in _FIELDS[self.kind] and key != LABEL]
+        known = {*_FIELDS[self.kind], LABEL} | ({RENDERED_WITH} if self.rendered_with else set())
+        return [key for key in self.data if key not in known]
 
     @property
     def digest(self) -> bytes:

@@ -111,6 +111,7 @@ def read_settings(config: Fields) -> Settings:
 def _refuse_foreign(c: Fields) -> None:
     c.only("quantization_config", why="cannot be converted; convert the checkpoint that was quantized")
     c.only("is_encoder_decoder", False)
+    c.only("is_causal", True)
     c.only("per_layer_config")
 
 

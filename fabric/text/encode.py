@@ -96,6 +96,8 @@ def encode(
     if stride is not None and (max_tokens is None or not 0 < stride < max_tokens):
         raise UsageError(f"a stride of {stride} tokens needs a longer context; give one with --ctx")
     data = record.data
+    if template is not None and record.rendered_with:
+        template.rendered_earlier(record.rendered_with)
     if record.kind == "text":
         return _text_windows(data["text"], record.source, tokenizer, max_tokens, stride)
     if record.kind == "chat":

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fabric.data.jsonl import dumps
-from fabric.data.records import Record, read_records
+from fabric.data.records import RENDERED_WITH, Record, read_records
 from fabric.data.skipped import Skipped
 from fabric.errors import DataError
 from fabric.files import shown
@@ -110,7 +110,7 @@ def _text_rows(
     row: dict[str, Any] = {"text": text, "train": [list(span) for span in spans]}
     if literal:
         row["literal"] = [list(span) for span in literal]
-    return [row | record.extra]
+    return [row | record.extra | {RENDERED_WITH: template.hash}]
 
 
 def _token_rows(
@@ -122,7 +122,8 @@ def _token_rows(
     report.encoded.count(record, examples)
     report.rows, report.nothing_to_train = report.encoded.rows, report.encoded.nothing_to_train
     if not settings.check:
-        return [{"tokens": e.tokens.tolist(), "train": e.train.tolist()} | record.extra for e in examples if e.trained]
+        more = record.extra | ({RENDERED_WITH: template.hash} if record.kind == "chat" else {})
+        return [{"tokens": e.tokens.tolist(), "train": e.train.tolist()} | more for e in examples if e.trained]
     for example in examples:
         report.lengths.append(example.length)
         report.answers += int((np.diff(example.train, prepend=0) == 1).sum())

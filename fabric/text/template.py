@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ _GEMMA = (
 )
 OWN = "its own"  # said of a template that lies in the file
 _MAX_SOURCE_CHARS = 1 << 20
+_ANOTHER = "been rendered with another chat template than the one in use; name theirs with --template"
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Any] | None
@@ -72,6 +74,7 @@ class ChatTemplate:
         self._worker = Worker(source, {"bos_token": bos, "eos_token": eos, "pad_token": pad}, seconds)
         self._finder = Finder(self._worker, _any_of([text for text in (ends or (eos,)) if text]), self._controls)
         self._remark, self._rows, self._unused = remark, 0, Counter[str]()
+        self._made, self._made_elsewhere = 0, 0  # rows that this template rendered earlier, or another one
 
     @classmethod
     def choose(
@@ -137,9 +140,28 @@ class ChatTemplate:
         return self._rendered(messages, tools, train, spans)
 
     @property
+    def hash(self) -> str:
+        """What rendered rows say of the template that made them: the beginning of its SHA-256."""
+        return hashlib.sha256(self.source.encode()).hexdigest()[:16]
+
+    @property
     def used(self) -> bool:
-        """Whether a conversation was rendered."""
-        return self._rows > 0
+        """Whether a conversation was rendered, now or by the command that made the rows."""
+        return self._rows + self._made > 0
+
+    @property
+    def used_another(self) -> bool:
+        """Whether rows say that another template rendered them."""
+        return self._made_elsewhere > 0
+
+    def rendered_earlier(self, hash: str) -> None:
+        """Counts a row that is rendered already, by the template of this hash."""
+        self._made += hash == self.hash
+        self._made_elsewhere += hash != self.hash
+        if hash != self.hash:
+            self._unused[
+                "been rendered with another chat template than the one in use; name theirs with --template"
+            ] += 1
 
     def tell(self, source: str) -> None:
         """Says which template is in use where that may surprise, and what of the rows of `source` has no effect.

@@ -51,7 +51,7 @@ def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
             examples = list(rows)
             if examples:
                 kinds.add(record.kind)
-                if record.kind in ("chat", "rendered"):
+                if record.kind in ("chat", "rendered") or record.rendered_with:
                     ends.update(end_tokens(examples[0], tokenizer))
                 loaded.rows.append(examples)
                 loaded.index.append(0, record.digest, b"", b"")
@@ -98,9 +98,11 @@ def _chat(
     settings: TrainSettings, template: ChatTemplate, tokenizer: Tokenizer, kinds: set[str], ends: set[int]
 ) -> Chat:
     """What the result says of how to prompt it: the template of its conversations, or the one that was named for rows
-    which are rendered already."""
-    if template.used or (settings.template and "rendered" in kinds):
+    which are rendered already and do not say by which."""
+    if template.used or (settings.template and "rendered" in kinds and not template.used_another):
         return chat_of(template, tokenizer, ends)
+    if template.used_another:
+        return {}
     if settings.template:
         notice(f"{shown(settings.template)}: no row is a conversation, so this chat template has no effect")
     elif "rendered" in kinds and tokenizer.chat_template is None:

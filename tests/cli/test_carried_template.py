@@ -129,13 +129,33 @@ def test_merging_adapters_of_two_templates_says_which_one_the_model_gets(folder:
     one_sentence(fabric(*flags, "--strict", cwd=folder), 65, said, "--strict")
 
 
-def test_rows_that_are_rendered_already_ship_the_template_that_is_named_for_them(folder: Path) -> None:
-    rendered = fabric("template", "chat.jsonl", "-m", "bare.gguf", "--template", "own.jinja", cwd=folder)
-    (folder / "rendered.jsonl").write_bytes(rendered.out)
-    train(folder, "named.gguf", "rendered.jsonl", "--template", "own.jinja", model="bare.gguf")
-    assert carried(folder / "named.gguf") == {"chat_template": ASKS, "eot_token_id": end_id(folder)}
-    said = train(folder, "unnamed.gguf", "rendered.jsonl", model="bare.gguf")
-    assert "name theirs with --template to ship it" in said and carried(folder / "unnamed.gguf") == {}
+@pytest.mark.parametrize("kind", ["text", "tokens", "nameless"])
+def test_rows_that_are_rendered_already_ship_their_template(kind: str, folder: Path) -> None:
+    flags = ("template", "chat.jsonl", "-m", "bare.gguf", *(["--tokens"] if kind == "tokens" else []))
+    for name, more in (("custom", ["--template", "own.jinja"]), ("default", [])):
+        made = [json.loads(line) for line in fabric(*flags, *more, cwd=folder).out.splitlines()]
+        assert len(made) == 4 and len({row["template_hash"] for row in made}) == 1
+        for row in made if kind == "nameless" else []:
+            del row["template_hash"]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    train(folder, f"{kind}-named.gguf", "custom.jsonl", "--template", "own.jinja", model="bare.gguf")
+    assert carried(folder / f"{kind}-named.gguf") == {"chat_template": ASKS, "eot_token_id": end_id(folder)}
+    said = train(folder, f"{kind}-unnamed.gguf", "custom.jsonl", model="bare.gguf")
+    assert "name theirs with --template" in said and carried(folder / f"{kind}-unnamed.gguf") == {}
+    said = train(folder, f"{kind}-default.gguf", "default.jsonl", model="bare.gguf")
+    chosen = fabric("inspect", "--chat-template", "bare.gguf", cwd=folder).out.decode().removesuffix("\n")
+    if kind == "nameless":
+        assert "name theirs with --template to ship it" in said and carried(folder / f"{kind}-default.gguf") == {}
+        return
+    assert "chat template" not in said and carried(folder / f"{kind}-default.gguf") == {"chat_template": chosen}
+    told = "custom.jsonl: 4 rows have been rendered with another chat template than the one in use"
+    done = fabric("eval", "custom.jsonl", "-m", "bare.gguf", cwd=folder)
+    assert done.code == 0 and told in done.err
+    wrong = ("train", "default.jsonl", "-m", "bare.gguf", "-o", "no.gguf", "--template", "own.jinja", "--strict")
+    one_sentence(fabric(*wrong, cwd=folder), 65, "rendered with another chat template", "--strict")
+
+
+def test_a_template_for_rows_that_are_no_conversations_has_no_effect(folder: Path) -> None:
     useless = train(folder, "useless.gguf", "texts.jsonl", "--template", "own.jinja")
     assert "own.jinja: no row is a conversation, so this chat template has no effect" in useless
     assert carried(folder / "useless.gguf") == {}

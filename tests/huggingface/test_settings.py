@@ -87,6 +87,7 @@ def test_what_gguf_can_express_is_computed_as_transformers_does(
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_act": "relu"}, "hidden_act"),
+    ("llama", {"is_causal": False}, "is_causal"),
     ("qwen2", {"hidden_act": "gelu_pytorch_tanh"}, "hidden_act"),
     ("gemma3", {"hidden_activation": "silu"}, "hidden_activation"),
     ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation"),
