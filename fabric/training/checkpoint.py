@@ -84,7 +84,7 @@ class Checkpoint(NamedTuple):
     start: int
 
     def pieces(self, array: int) -> Iterator[F32Array]:
-        """An array from its first element to its last."""
+        """An array from its first element to its last. DataError where one is not finite."""
         with self.path.open("rb") as source:
             source.seek(self.start + array * self.size * 4)
             left = self.size * 4
@@ -93,7 +93,10 @@ class Checkpoint(NamedTuple):
                 if not piece:
                     raise OutputError(f"{self.path} was cut while it was read")
                 left -= len(piece)
-                yield np.frombuffer(piece, np.float32)
+                numbers = np.frombuffer(piece, np.float32)
+                if not np.isfinite(numbers).all():
+                    raise self.false("it holds numbers that are not finite")
+                yield numbers
 
     def checked_totals(self) -> Totals:
         """The totals, all of them and nothing else; DataError where they are not those of a run at that step."""
@@ -112,6 +115,8 @@ class Checkpoint(NamedTuple):
             raise self.false("its totals contradict each other")
         if not totals.seconds >= 0 or (totals.best_loss is None) != (totals.best_step == 0):
             raise self.false("its totals contradict each other")
+        if self.step and not all(map(math.isfinite, (totals.seconds, totals.loss, totals.smooth, totals.lowest))):
+            raise self.false("its totals are not finite")
         return totals
 
     def false(self, what: str) -> DataError:

@@ -65,6 +65,8 @@ HEADS: dict[str, Edit] = {
     "a total that is a text": lambda head: head["totals"].update(loss="low"),
     "half a token": lambda head: head["totals"].update(tokens=1.5),
     "tokens below none": lambda head: head["totals"].update(tokens=-1),
+    "a loss that is no number": lambda head: head["totals"].update(loss=float("nan")),
+    "a time without end": lambda head: head["totals"].update(seconds=float("inf")),
     "a validation to come": lambda head: head["totals"].update(validated=5),
     "a key that nobody knows": lambda head: head.update(momentum=0.9),
 }
@@ -95,10 +97,11 @@ def test_a_whole_checkpoint_of_another_kind_is_refused(run: Path) -> None:
         "no line": sealed(b"x" * 100_000, b""),
         "one array": sealed(alone, rest[: head["n"] * 4]),
         "empty": sealed({**head, "n": 0}, b""),
+        "no numbers": sealed(head, b"\xff" * (len(rest) - 32)),
     }
     for what, data in bodies.items():
         (run / NEWEST).write_bytes(data)
-        if what in ("one array", "empty"):  # which only the model tells from a good one
+        if what in ("one array", "empty", "no numbers"):  # which only the model tells from a good one
             one_sentence(fabric("resume", run, "-q"), 65, NEWEST, "remove it")
             continue
         with pytest.raises(DataError, match="remove it"):
