@@ -14,6 +14,13 @@ from fabric.huggingface.vocabulary import Added, Vocabulary
 from fabric.text.vocabulary import BYTE_TO_CHAR
 
 NAME = "tekken.json"
+# What files before version 8 may leave out: their special tokens by rank, as mistral-common has them.
+_OLD_VERSIONS = ("v1", "v2", "v3", "v7")
+_OLD_SPECIAL = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
+    "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
 _LONGEST = 1024  # bytes of a token
 _MOST_SPECIAL = 1 << 16
 
@@ -48,8 +55,10 @@ def read_tekken(folder: Folder) -> Vocabulary:
 def _special(described: Fields) -> list[str]:
     """Texts of the special tokens, by rank."""
     rows = described.get("special_tokens")
+    if rows is None and described.child("config").text("version", "") in _OLD_VERSIONS:
+        return [*_OLD_SPECIAL]
     if not isinstance(rows, list) or not rows or len(rows) > _MOST_SPECIAL:
-        raise described.wrong("special_tokens", "a list of special tokens (files before version 7 have none)")
+        raise described.wrong("special_tokens", "a list of special tokens")
     texts: dict[int, str] = {}
     for row in rows:
         fields = Fields({"row": row}, described.where, "special_tokens.").child("row")

@@ -249,6 +249,26 @@ def test_a_tekken_json_gives_the_ids_of_transformers(folder: Path) -> None:
     assert found == [1, 2, 0]
 
 
+def test_a_tekken_json_of_an_old_version_has_the_special_tokens_that_it_leaves_out(folder: Path) -> None:
+    """Those of Mistral Nemo, Ministral and Pixtral."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    write_tekken(folder)
+    told = json.loads((folder / "tekken.json").read_text())
+    told["config"] |= {"version": "v3", "default_num_special_tokens": 24, "default_vocab_size": 24 + len(told["vocab"])}
+    del told["special_tokens"]
+    (folder / "tekken.json").write_text(json.dumps(told))
+    mine = Tokenizer.from_gguf(converted(folder))
+    assert mine.tokens[:5] == ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    assert mine.tokens[9:12] == ["[TOOL_CALLS]", "[IMG]", "<pad>"] and mine.tokens[17] == "[SYSTEM_PROMPT]"
+    assert mine.tokens[19:22] == ["[TOOL_CONTENT]", "<SPECIAL_20>", "<SPECIAL_21>"]
+    ids = mine.encode("[INST] ab[/INST]", special=True)
+    assert ids[0] == 3 and ids[-1] == 4 and ids[-2] == 24 + 256, "bytes follow the special tokens, and then 'ab'"
+    (folder / "tekken.json").write_text(json.dumps({**told, "config": {**told["config"], "version": "v11"}}))
+    ended = fabric("convert", folder, "-o", folder / "m.gguf")
+    one_sentence(ended, 65, "tekken.json", "special_tokens is missing")
+
+
 def write_tekken(folder: Path) -> None:
     """Bytes, some tokens of two to four, and five special ones, for an embedding of 400 rows."""
     import base64
