@@ -13,6 +13,7 @@ import numpy as np
 
 from fabric.core.blocks import Floats
 from fabric.errors import DataError
+from fabric.fields import named
 from fabric.notices import notice
 from fabric.weights.chat import CHAT_TEMPLATE, Chat, chat_in
 from fabric.weights.formats import F32
@@ -22,6 +23,8 @@ from fabric.weights.history import Step, encode_history, read_history
 
 BASE_SHA256 = "fabric.base.sha256"
 _A, _B = ".lora_a", ".lora_b"
+_SETTINGS = "adapter."
+_KNOWN = ("adapter.type", "adapter.lora.alpha", "adapter.lora.task_name")  # the last one is a name, no more
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def adapter_of(gguf: GGUF) -> Adapter:
     alpha = gguf.get("adapter.lora.alpha", float, 0.0)
     if not np.isfinite(alpha):
         raise DataError(f"{gguf.name}: adapter.lora.alpha is {alpha}")
+    others = sorted(key for key in gguf.metadata if key.startswith(_SETTINGS) and key not in _KNOWN)
+    others += sorted(key for key in gguf.metadata if key.startswith(f"{gguf.architecture}."))
+    if others:
+        count = f"{len(others)} metadata keys are" if len(others) > 1 else "1 metadata key is"
+        notice(f"{gguf.name}: {count} not used: {named(others)}")
     return Adapter(
         architecture=gguf.architecture,
         alpha=alpha,
