@@ -37,32 +37,42 @@ def read_prompts(settings: GenerateSettings, text: Text) -> list[Prompt]:
         raise UsageError("--system is for --prompt and --chat; rows bring their own system message")
     if settings.raw:
         raise UsageError("--raw is for --prompt; rows are continued as they are when they have the field 'text'")
-    return [_prompt(record, text) for record in read_records(str(settings.data), prompts=True)]
+    return [prompt_of(record, text) for record in read_records(str(settings.data), prompts=True)]
 
 
-def _prompt(record: Record, text: Text) -> Prompt:
-    data, source, reference = record.data, record.source, None
-    row: dict[str, Any]
+def prompt_of(record: Record, text: Text) -> Prompt:
+    """The prompt of a row, as a model sees it. Raises DataError naming the row."""
+    row, reference = without_answer(record)
     if record.kind == "chat":
-        messages = data["messages"]
+        ids = asked(row, record.source, text)
+    elif record.kind == "rendered":
+        end = len(row["text"])
+        literal = [(a, min(b, end)) for a, b in record.data.get("literal", []) if a < end]
+        ids = encode_spans(text.tokenizer, row["text"], [], literal)[0]
+    else:
+        ids = _plain(row["text" if record.kind == "text" else "prompt"], record.source, text)
+    known = {} if reference is None else {"reference": reference}
+    return Prompt(ids, {**row, **known, **record.extra}, record.source)
+
+
+def without_answer(record: Record) -> tuple[dict[str, Any], Any]:
+    """What a row asks, and the answer that it came with: the last turn, the completion, the last trained span; None
+    where there is none. Raises DataError for a row that asks nothing, and for tokens."""
+    data = record.data
+    if record.kind == "chat":
+        messages, reference = data["messages"], None
         if messages[-1]["role"] == "assistant":
             messages, reference = messages[:-1], messages[-1]["content"]
         if not messages:
-            raise DataError(f"{source}: the only message is an answer; there is nothing to answer")
-        row = {"messages": messages, **({"tools": data["tools"]} if "tools" in data else {})}
-        ids = asked(row, source, text)
-    elif record.kind == "rendered":
+            raise DataError(f"{record.source}: the only message is an answer; there is nothing to answer")
+        return {"messages": messages, **({"tools": data["tools"]} if "tools" in data else {})}, reference
+    if record.kind == "rendered":
         start, end = data["train"][-1] if data["train"] else (len(data["text"]),) * 2
-        row, reference = {"text": data["text"][:start]}, data["text"][start:end] or None
-        literal = [(a, min(b, start)) for a, b in data.get("literal", []) if a < start]
-        ids = encode_spans(text.tokenizer, row["text"], [], literal)[0]
-    elif record.kind == "tokens":
-        raise DataError(f"{source}: token rows have no prompt to show; give the rows they were made from")
-    else:
-        field = "text" if record.kind == "text" else "prompt"
-        row, reference = {field: data[field]}, data.get("completion")
-        ids = _plain(data[field], source, text)
-    return Prompt(ids, {**row, **({} if reference is None else {"reference": reference}), **record.extra}, source)
+        return {"text": data["text"][:start]}, data["text"][start:end] or None
+    if record.kind == "tokens":
+        raise DataError(f"{record.source}: token rows have no prompt to show; give the rows they were made from")
+    field = "text" if record.kind == "text" else "prompt"
+    return {field: data[field]}, data.get("completion")
 
 
 def system_turn(settings: GenerateSettings) -> list[dict[str, Any]]:
