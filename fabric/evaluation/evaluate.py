@@ -18,6 +18,7 @@ from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_
 from fabric.evaluation.scoring import Done, Loras, costs, score
 from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, Paired, Score
 from fabric.evaluation.statistics import bootstrap_interval, even_chance
+from fabric.evaluation.ties import measured, near_ties
 from fabric.files import check_streams, shown
 from fabric.generation.decoding import FEED_TOKENS, answers
 from fabric.generation.model import Model, Text, open_model, open_text
@@ -43,7 +44,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
         with open_model(text, settings, contextlib.nullcontext) as (model, _):
             variants = [{}, *model.each] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
-            label_tokens = _label_tokens(settings, test)
+            label_tokens = _label_tokens(settings, test, model.precision)
             meter = _Meter(len(variants) * (tokens + label_tokens), progress)
             start = time.monotonic()
             found = [_score(settings, text, model, loras, rows, test, meter.add) for loras in variants]
@@ -205,10 +206,13 @@ class _Found:
     chosen: list[str]
 
 
-def _label_tokens(settings: EvalSettings, test: LabelTest | None) -> int:
+def _label_tokens(settings: EvalSettings, test: LabelTest | None, precision: str) -> int:
     if test is None:
         return 0
-    return sum(choice.tokens if settings.accuracy == "likelihood" else len(choice.prompt) for choice in test.choices)
+    if settings.accuracy == "generated":
+        return sum(len(choice.prompt) for choice in test.choices)
+    again = (test.choices[i] for i in measured(test.choices, precision))
+    return sum(choice.tokens for choice in (*test.choices, *again))
 
 
 def _score(
@@ -218,14 +222,15 @@ def _score(
     loss = float(sums.sum()) / sum(example.trained for example in rows.examples)
     if not math.isfinite(loss):
         raise DataError(f"{shown(settings.model)}: the loss is not a number; the model or an adapter is damaged")
-    chosen = None
+    chosen, ties = None, None
     if test and settings.accuracy == "likelihood":
-        chosen = test.likeliest(costs(model, loras, test.choices, settings.ctx, done))
+        found = costs(model, loras, test.choices, settings.ctx, done)
+        chosen, ties = test.likeliest(found), near_ties(model, loras, test, found, settings.ctx, done)
     elif test:
         chosen = test.written(_answers(settings, text, model, loras, test, done))
     accuracy = test.accuracy(chosen) if test and chosen else None
     right = [row.label == label for row, label in zip(test.rows, chosen, strict=True)] if test and chosen else []
-    total = Score(loss, math.exp(min(loss, 700.0)), accuracy)
+    total = Score(loss, math.exp(min(loss, 700.0)), accuracy, ties)
     return _Found(total, _by_row(rows.examples, sums), right, chosen or [])
 
 

@@ -62,6 +62,21 @@ class LabelCount:
 
 
 @dataclass(frozen=True)
+class NearTies:
+    """Labelled rows for which another label scores as well as the chosen one, within the noise of the precision."""
+
+    noise: float
+    """Of the difference between the scores of two labels, in nats."""
+    measured_rows: int
+    """Rows that were scored again in f32 to find it; 0: a bound of f32 itself."""
+    rows: int
+    right: int
+    """Those of them where the chosen label is the row's own."""
+    accuracy_range: tuple[float, float]
+    """The accuracy if every near-tie ended wrong, and right where the row's own label is among the tied ones."""
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Labelled accuracy: of the labels that a model chose for rows, those that are the rows' own."""
 
@@ -91,6 +106,8 @@ class Score:
     perplexity: float
     accuracy: Accuracy | None
     """None where no row has a label."""
+    near_ties: NearTies | None = None
+    """None there too, and where the model wrote the labels."""
 
     def to_json(self) -> dict[str, Any]:
         """`accuracy` as a number, the rest of it beside it; all of it absent where no row has a label."""
@@ -100,7 +117,7 @@ class Score:
             values |= {"accuracy": a.accuracy, "accuracy_interval": list(a.interval), "macro_f1": a.macro_f1}
             values |= {"majority": a.majority, "labelled_rows": a.rows, "confusion": a.confusion}
             values["labels"] = {label: asdict(count) for label, count in a.labels.items()}
-        return values
+        return values | ({"near_ties": asdict(self.near_ties)} if self.near_ties else {})
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import pytest
 
 from fabric.errors import DataError
 from fabric.evaluation.evaluate import evaluate
-from fabric.evaluation.labels import LabelTest
+from fabric.evaluation.labels import LabelledRow, LabelTest
 from fabric.evaluation.scoring import Choice
 from fabric.evaluation.settings import EvalReport, EvalSettings
+from fabric.evaluation.ties import spread, ties_within
 from fabric.generation.generate import generate
 from fabric.generation.settings import GenerateSettings
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
+from tests.cli.shell import fabric
 from tests.evaluation.conftest import Writer
 from tests.parity import ours
 from tests.support.compare import log_softmax
@@ -154,6 +157,38 @@ def test_the_table_of_choices_adds_up(model: str, rows_file: Writer) -> None:
     assert accuracy.interval[0] < accuracy.accuracy < accuracy.interval[1]
 
 
+def test_near_ties_and_the_accuracy_that_hangs_on_them_are_told(model: str, rows_file: Writer) -> None:
+    data, flags = rows_file("r.jsonl", questions(300, "{}. It is.", list("1234567"))), ["-m", model, "--json", "--rows"]
+    told, chosen = {}, {}
+    for precision in ("f32", "bf16"):
+        out = Path(data).with_name(precision)
+        done = fabric("eval", data, *flags, out, "--precision", precision)
+        assert done.code == 0, done.err
+        told[precision] = json.loads(done.out)
+        chosen[precision] = [json.loads(line)["chosen"]["model"] for line in out.read_text().splitlines()]
+    exact, rounded = (told[precision]["near_ties"] for precision in ("f32", "bf16"))
+    assert (exact["measured_rows"], rounded["measured_rows"]) == (0, 60)  # evenly, at most 64
+    assert 0 < exact["noise"] < 1e-3 < rounded["noise"] < 1
+    low, high = rounded["accuracy_range"]
+    assert low <= told["f32"]["accuracy"] <= high and low <= told["bf16"]["accuracy"] <= high
+    turned = sum(a != b for a, b in zip(chosen["f32"], chosen["bf16"], strict=True))
+    assert 0 < turned <= rounded["rows"] < 300, "no label hangs on the precision: the test shows nothing"
+    text = fabric("eval", data, "-m", model, "--precision", "bf16").out.decode()
+    assert f"{rounded['rows']} within {rounded['noise']:.2g} nats" in text
+    assert f"{100 * low:.1f} - {100 * high:.1f} %" in text
+    written = fabric("eval", data, "-m", model, "--json", "--accuracy", "generated", "--precision", "f32")
+    assert "near_ties" not in json.loads(written.out)
+
+
+def test_near_ties_are_counted_among_all_labels() -> None:
+    test = LabelTest([LabelledRow(label, (), "", None, ()) for label in "abcab"], ["a", "b", "c"], [])
+    scores = np.array([[1, 1.05, 9], [1, 2, 3], [1, 1.3, 1.05], [2, 1, 5], [1.02, 1, 1.0]])
+    ties = ties_within(0.1, 0, test, scores)  # right, wrong, wrong but c is near, wrong, right
+    assert (ties.rows, ties.right, ties.accuracy_range) == (3, 2, (0.0, 0.6))
+    exact = scores + [[0, 0.03, 1], [0, 0.04, 0], [0, 9, 0], [0, 0, 0], [0, 0, 0]]
+    assert spread(scores, exact) == pytest.approx(2 * np.sqrt((0.03**2 + 0.04**2) / 5))
+
+
 @pytest.mark.parametrize(
     ("answer", "label"),
     [("No. It is.", "No"), (" Not", "Not"), ("<think>\n\n</think>\n\nNo", "No"), ("Nothing", ""), ("It is No", ""),
@@ -165,8 +200,6 @@ def test_the_label_that_an_answer_begins_with_is_found(answer: str, label: str) 
 
 def test_written_labels_are_those_that_generate_writes(model: str, rows_file: Writer, tmp_path: Path) -> None:
     """Trained for a moment, so that the small model writes labels at all."""
-    from tests.cli.shell import fabric
-
     rows = questions(24, "{}", ["the", "fox"])
     data = rows_file("r.jsonl", rows)
     tuned = tmp_path / "a.gguf"
