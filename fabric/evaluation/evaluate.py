@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fabric.data.records import LABEL, Record, read_records
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.labels import MOST_LABELS, LabelledRow, LabelTest, label_test, labelled_row, spellings
+from fabric.evaluation.labels import MOST_LABELS, LabelTest, label_test
+from fabric.evaluation.rows import Rows, read_rows
 from fabric.evaluation.scoring import Done, Loras, costs, score
 from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, Paired, Score
 from fabric.evaluation.statistics import bootstrap_interval, even_chance
@@ -24,7 +24,7 @@ from fabric.generation.decoding import FEED_TOKENS, answers
 from fabric.generation.model import Model, Text, open_model, open_text
 from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
-from fabric.text.encode import EncodeReport, Example, encode_rows, prompt_ids, with_bos
+from fabric.text.encode import Example
 from fabric.weights.settings import AdapterInput, Progress
 
 _TOGETHER = 8  # rows that are answered at once
@@ -39,7 +39,7 @@ def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalRe
     """
     check_settings(settings)
     with open_text(settings.model, settings.template, settings.adapters) as text:
-        rows = _read(settings, text)
+        rows = read_rows(settings, text)
         test = _label_test(settings, rows, text)
         with open_model(text, settings, contextlib.nullcontext) as (model, _):
             variants = [{}, *model.each] if settings.compare else [model.loras]
@@ -83,15 +83,6 @@ def check_settings(settings: EvalSettings) -> None:
         raise UsageError("--labels must name at least two labels, each once")
 
 
-@dataclass
-class _Rows:
-    examples: list[Example]
-    labelled: list[LabelledRow]
-    sources: list[str]  # of the labelled rows
-    report: EncodeReport
-    notes: list[str]
-
-
 class _Meter:
     """Counts tokens for whoever watches."""
 
@@ -104,75 +95,7 @@ class _Meter:
             self.progress(self.done, self.total)
 
 
-def _read(settings: EvalSettings, text: Text) -> _Rows:
-    rows, with_label, odd = _Rows([], [], [], EncodeReport(), []), 0, 0
-    for record in read_records(settings.data):
-        if settings.llama_perplexity:
-            examples = _llama_windows(settings, record, text, rows.report)
-        else:
-            examples = list(
-                encode_rows(
-                    [record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride, settings.train
-                )
-            )
-        if record.kind == "text" and settings.stride:
-            examples = [*examples[:1], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
-        rows.examples += examples
-        label = record.data.get(LABEL)
-        if examples and label is not None and not spellings(label):
-            odd += 1
-        elif examples and label is not None:
-            with_label += 1
-            found = _labelled(settings, record, examples[-1], text)
-            rows.labelled += [found] if found else []
-            rows.sources += [record.source] if found else []
-    name, report = shown(settings.data), rows.report
-    text.template.tell(name)
-    if not rows.examples:
-        raise DataError(f"{name}: none of {report.rows} rows has anything to score")
-    what = [
-        (report.cut, f"cut to {settings.ctx} tokens: raise --ctx to keep them whole"),
-        (report.nothing_to_train, "left out: nothing to score (no answer, or it lies beyond the context)"),
-        (
-            with_label - len(rows.labelled),
-            "have a label that is none of the labels asked for or does not begin the answer",
-        ),
-        (odd, "have a label that is empty, or no text, number or truth value, and is not compared"),
-    ]
-    rows.notes += [f"{name}: {n} of {report.rows} rows {sentence}" for n, sentence in what if n]
-    return rows
-
-
-def _llama_windows(settings: EvalSettings, record: Record, text: Text, report: EncodeReport) -> list[Example]:
-    """Windows as `llama-perplexity` has them: every one whole, a beginning-of-text token in place of its first token
-    where the model wants one, and the tokens of its second half scored, but for the one in the middle."""
-    if record.kind != "text":
-        raise DataError(f"{record.source}: --llama-perplexity is of text rows, and this is a {record.kind} row")
-    ids, ctx = prompt_ids(text.tokenizer, record.data["text"]), settings.ctx
-    train = (np.arange(ctx) > ctx // 2).astype(np.uint8)
-    windows = [with_bos(text.tokenizer, [])[:1] or ids[at : at + 1] for at in range(0, len(ids) - ctx + 1, ctx)]
-    examples = [
-        Example(np.array([*first, *ids[n * ctx + 1 : (n + 1) * ctx]], np.int32), train, record.source, ctx)
-        for n, first in enumerate(windows)
-    ]
-    report.rows += 1
-    report.nothing_to_train += not examples
-    return examples
-
-
-def _new_part(window: Example, seen: int) -> Example:
-    """A window in which only tokens that the one before it did not score are scored."""
-    train = window.train.copy()
-    train[:seen] = 0
-    return replace(window, train=train)
-
-
-def _labelled(settings: EvalSettings, record: Record, example: Example, text: Text) -> LabelledRow | None:
-    row = labelled_row(record, example, text.tokenizer)
-    return row if row and (not settings.labels or row.label in settings.labels) else None
-
-
-def _label_test(settings: EvalSettings, rows: _Rows, text: Text) -> LabelTest | None:
+def _label_test(settings: EvalSettings, rows: Rows, text: Text) -> LabelTest | None:
     """None, with a note, where there is no choice to make."""
     name = shown(settings.data)
     if settings.labels and not rows.labelled:
@@ -216,7 +139,7 @@ def _label_tokens(settings: EvalSettings, test: LabelTest | None, precision: str
 
 
 def _score(
-    settings: EvalSettings, text: Text, model: Model, loras: Loras, rows: _Rows, test: LabelTest | None, done: Done
+    settings: EvalSettings, text: Text, model: Model, loras: Loras, rows: Rows, test: LabelTest | None, done: Done
 ) -> _Found:
     sums = score(model, loras, rows.examples, settings.ctx, done)
     loss = float(sums.sum()) / sum(example.trained for example in rows.examples)
@@ -256,7 +179,7 @@ def _by_row(examples: Sequence[Example], values: npt.NDArray[np.float64]) -> npt
     return np.bincount([numbers[example.source] for example in examples], values).astype(np.float64)
 
 
-def _compared(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> tuple[AdapterScore, ...]:
+def _compared(settings: EvalSettings, rows: Rows, found: Sequence[_Found]) -> tuple[AdapterScore, ...]:
     """Each adapter against the base, which comes first."""
     base, counts = found[0], _by_row(rows.examples, np.array([float(example.trained) for example in rows.examples]))
     compared = []
@@ -278,7 +201,7 @@ def _compared(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> t
     return tuple(compared)
 
 
-def _row_scores(settings: EvalSettings, rows: _Rows, found: Sequence[_Found]) -> list[dict[str, Any]]:
+def _row_scores(settings: EvalSettings, rows: Rows, found: Sequence[_Found]) -> list[dict[str, Any]]:
     """What each model made of each row that was scored, in input order."""
     names = ["base", *map(_name, settings.adapters)] if settings.compare else ["model"]
     counts = _by_row(rows.examples, np.array([float(example.trained) for example in rows.examples]))
