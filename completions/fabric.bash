@@ -93,6 +93,12 @@ _fabric() {
         eval:-a|eval:--adapter) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:--accuracy) COMPREPLY=($(compgen -W "likelihood generated" -- "$cur")); return ;;
         eval:--labels) return ;;
+        eval:--measures) return ;;
+        eval:--max-tokens) return ;;
+        eval:--judge) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        eval:--against) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        eval:--answers) return ;;
+        eval:--judge-prompt) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         eval:--ctx) return ;;
         eval:--stride) return ;;
         eval:--template) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -158,7 +164,7 @@ _fabric() {
         resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads --average --no-average --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads --tensor --calibrate --imatrix --save-imatrix --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
-        eval) words="-m --model -a --adapter --compare --no-compare --accuracy --llama-perplexity --no-llama-perplexity --labels --ctx --stride --template --train --precision --threads --device --rows --markdown --no-markdown -q --quiet --json --strict --debug -h --help" ;;
+        eval) words="-m --model -a --adapter --compare --no-compare --accuracy --llama-perplexity --no-llama-perplexity --labels --measures --max-tokens --judge --against --answers --judge-prompt --ctx --stride --template --train --precision --threads --device --rows --markdown --no-markdown -q --quiet --json --strict --debug -h --help" ;;
         generate) words="-m --model --prompt --raw --no-raw --system -a --adapter --max-tokens --temperature --top-k --top-p --min-p --repeat-penalty --repeat-window --choices --seed --stop --ctx --batch --template --precision --threads --device -o --output --chat -q --quiet --json --strict --debug -h --help" ;;
         devices) words="--plan --probe -o --output -m --model --full --no-full --ctx --precision --weights --device -q --quiet --json --strict --debug -h --help" ;;
         convert) words="-o --output -m --model --type -q --quiet --json --strict --debug -h --help" ;;

@@ -224,7 +224,8 @@ METRICS = Setting("metrics as JSONL, one object per step; `-`: stdout", "FILE", 
 
 RECORDS = Setting("JSONL records; `-` or nothing: stdin", "DATA", path="in", operand=True, stdin=True)
 Records = Annotated[str, RECORDS]
-Model = Annotated[str, Setting("base model", "GGUF", short="-m", path="in")]
+MODEL = Setting("base model", "GGUF", short="-m", path="in")
+Model = Annotated[str, MODEL]
 Output = Annotated[str, Setting("where the result goes; `-`: stdout", "FILE", short="-o", path="out", touches="place")]
 Errors = Annotated[bool, Setting("report the error of each tensor", touches="layout")]
 Threads = Annotated[int, THREADS]
@@ -252,6 +253,7 @@ Train = Annotated[
 ]
 OnError = Annotated[Literal["stop", "skip"], Setting("at a row that cannot be read or rendered: stop, or skip the row")]
 Context = Annotated[int, CONTEXT]
+MaxTokens = Annotated[int, Setting("longest answer", "N", low=1)]
 Checkpointing = Annotated[
     bool | None,
     Setting("recompute activations: less memory, same bits; default: the profile's, or where large", touches="layout"),

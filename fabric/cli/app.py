@@ -31,7 +31,7 @@ COMMANDS = {
     "resume": "continue a run that was stopped",
     "merge": "fold adapters into their base model",
     "quantize": "write a model in a smaller block format",
-    "eval": "measure perplexity, loss and labelled accuracy",
+    "eval": "measure perplexity and accuracy, and compare answers",
     "generate": "answer prompts with a model and adapters",
     "devices": "list what this machine can train on",
     "convert": "Hugging Face checkpoints and PEFT adapters to GGUF, and back",

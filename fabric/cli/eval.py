@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from fabric.cli import console
 from fabric.errors import UsageError
-from fabric.evaluation.settings import Accuracy, EvalReport, EvalSettings, Score
+from fabric.evaluation.settings import Accuracy, EvalReport, EvalSettings, JudgeReport, Score
 from fabric.settings import Setting
 
+Table = Callable[[list[list[str]]], str]
 MOST_SHOWN = 8  # labels, in a table of which was taken for which
 
 
@@ -24,32 +26,43 @@ def command(
     """Scores rows: loss per trained token, its exponential (perplexity), and accuracy where rows have a `label`.
 
     A label counts as right when the model finds it the likeliest beginning of the answer, or with --accuracy generated,
-    when the model writes it there.
+    when the model writes it there. --measures and --judge look at whole answers, which the model writes.
     """
-    from fabric.evaluation.evaluate import evaluate
+    from fabric.evaluation.evaluate import check_settings, evaluate
+    from fabric.evaluation.judge import judge_fields
     from fabric.files import is_stdout, open_output
 
     if markdown and console.flag("json"):
         raise UsageError("--json and --markdown exclude each other: two forms of the same report")
     with open_output(rows, text=True) if rows is not None else contextlib.nullcontext() as file:
+        report: EvalReport | JudgeReport
         with console.bar("eval", " tokens") as progress:
-            report = evaluate(settings, progress)
+            if settings.model is None and len(settings.answers) == 2:
+                check_settings(settings)
+                report = judge_fields(settings, progress)
+            else:
+                report = evaluate(settings, progress, console.note)
         if file is not None:
             file.writelines(f"{console.json_text(row)}\n".encode() for row in report.row_scores)
     for text in report.notes:
         console.note(text)
-    console.report(report.to_json(), describe(report, markdown), rows, result=rows is None or not is_stdout(rows))
+    table = _markdown if markdown else lambda rows: console.table(rows, "<")
+    text = describe(report, table) if isinstance(report, EvalReport) else describe_judged(report, table)
+    console.report(report.to_json(), text, rows, result=rows is None or not is_stdout(rows))
 
 
-def describe(report: EvalReport, markdown: bool = False) -> str:
+def describe(report: EvalReport, drawn: Table) -> str:
     """The scores as tables, and what a comparison came to."""
     scores = {"model": report.score}
     if report.base:
         scores = {"base": report.base, **dict(zip(_names(report), (a.score for a in report.adapters), strict=True))}
-    drawn = _markdown if markdown else lambda rows: console.table(rows, "<")
     parts = [drawn(_scores(scores))]
     if report.adapters:
         parts.append(drawn(_paired(report)))
+    if report.base and report.base.measures:
+        parts.append(drawn(_paired_measures(report)))
+    if report.judged:
+        parts.append(describe_judged(report.judged, drawn))
     for name, score in scores.items():
         if score.accuracy and len(score.accuracy.labels) <= MOST_SHOWN:
             parts.append(drawn(_confusion(name, score.accuracy)))
@@ -74,6 +87,10 @@ def _scores(scores: dict[str, Score]) -> list[list[str]]:
         rows.append(["95 % interval", *(f"{100 * a.interval[0]:.1f} - {100 * a.interval[1]:.1f} %" for a in found)])
         rows.append(["macro-F1", *(f"{a.macro_f1:.3f}" for a in found)])
         rows.append(["commonest label", *(f"{100 * a.majority:.1f} %" for a in found)])
+    for name in next(iter(scores.values())).measures:
+        found_measures = [s.measures[name] for s in scores.values()]
+        rows.append([f"{name}, of 100", *(f"{m.mean:.1f} ({m.rows} rows)" for m in found_measures)])
+        rows.append(["95 % interval", *(f"{m.interval[0]:.1f} - {m.interval[1]:.1f}" for m in found_measures)])
     ties = [s.near_ties for s in scores.values() if s.near_ties]
     if ties:
         rows.append(["near-ties", *(f"{t.rows} within {t.noise:.2g} nats" for t in ties)])
@@ -93,6 +110,37 @@ def _paired(report: EvalReport) -> list[list[str]]:
         rows.append([name, f"{p.loss_difference:+.4f}", interval, f"{p.better}, {p.worse}", f"{p.loss_p:.2g}"])
         rows[-1] += [f"{p.gained}, {p.lost}", f"{p.accuracy_p:.2g}"] if labelled else []
     return rows
+
+
+def _paired_measures(report: EvalReport) -> list[list[str]]:
+    """A row for each measure and adapter, against the base on the same rows."""
+    rows = [["against the base", "measure", "difference", "95 % interval", "rows better, worse", "p"]]
+    for name, adapter in zip(_names(report), report.adapters, strict=True):
+        for measure, m in (adapter.against_base.measures or {}).items():
+            interval = f"{m.interval[0]:+.1f} to {m.interval[1]:+.1f}"
+            rows.append([name, measure, f"{m.difference:+.1f}", interval, f"{m.better}, {m.worse}", f"{m.p:.2g}"])
+    return rows
+
+
+def describe_judged(report: JudgeReport, drawn: Table) -> str:
+    """A row for each contest, and how far the order of the answers decided."""
+    rows = [[f"judged by {Path(report.judge).name}", "against", "wins, ties, losses", "win rate", "95 % interval", "p"]]
+    lines = []
+    for one in report.contests:
+        low, high = one.interval
+        counts = f"{one.wins}, {one.ties}, {one.losses}"
+        rows.append([Path(one.name).name, Path(one.against).name, counts, f"{100 * one.win_rate:.1f} %"])
+        rows[-1] += [f"{100 * low:.1f} - {100 * high:.1f} %", f"{one.p:.2g}"]
+        low, high = one.scored_interval
+        scored = f"{100 * one.scored_rate:.1f} % ({100 * low:.1f} - {100 * high:.1f} %, p {one.scored_p:.2g})"
+        if one.first_shown is not None:
+            name = f"{Path(one.name).name}: " if len(report.contests) > 1 else ""
+            lines.append(
+                f"{name}the answer shown first was preferred {100 * one.first_shown:.0f} % of the time (50 %: no "
+                f"position bias); {one.same} of {one.ties} ties are the same answer twice; with the scores of both "
+                f"orders averaged, the win rate is {scored}"
+            )
+    return "\n\n".join([drawn(rows), *lines])
 
 
 def _confusion(name: str, accuracy: Accuracy) -> list[list[str]]:

@@ -51,6 +51,14 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
             "perplexity as llama.cpp tells it",
             "fabric prepare book.txt --format text | fabric eval -m base.gguf --llama-perplexity",
         ),
+        (
+            "how near written answers come to the rows'",
+            "fabric eval held.jsonl -m base.gguf -a a.gguf --compare --measures exact,rouge-l,chrf",
+        ),
+        (
+            "a larger model judges base against adapter",
+            "fabric eval held.jsonl -m base.gguf -a a.gguf --judge large.gguf",
+        ),
         ("a gate in a script", "fabric eval held.jsonl -m base.gguf --json | jq -e '.perplexity < 12'"),
     ],
     "generate": [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,8 +92,11 @@ class Unused:
             notice(f"{source}: {self.rows:,} of {self.all:,} rows have unused fields: {named}{more}{what_to_do}")
 
 
-def read_records(path: str, prompts: bool = False, bad: Callable[[DataError], None] | None = None) -> Iterator[Record]:
+def read_records(
+    path: str, prompts: bool = False, bad: Callable[[DataError], None] | None = None, used: Collection[str] = ()
+) -> Iterator[Record]:
     """Records of a JSONL file or `-`, one after the other. prompts: also rows with a prompt and no completion.
+    used: further fields that the caller reads.
 
     Fields that nothing uses are told after the last row. Raises MissingInputError, and DataError naming `file:line`,
     with which `bad` is called instead if it is given.
@@ -109,7 +112,7 @@ def read_records(path: str, prompts: bool = False, bad: Callable[[DataError], No
                 bad(error)
                 continue
             inside = [other_parts(value.get(side)) for side in ("messages", "prompt", "completion")]
-            unused.count(sorted({*record.unused}.union(*inside)))
+            unused.count(sorted({*record.unused}.union(*inside).difference(used)))
             yield record
     unused.tell(shown(path))
 

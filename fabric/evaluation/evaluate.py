@@ -5,72 +5,105 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError, UsageError
+from fabric.evaluation.answers import Asked, prompts_of, spoken, written
+from fabric.evaluation.judge import Contest, check_contest, check_judge, field_of, judge
 from fabric.evaluation.labels import MOST_LABELS, LabelTest, label_test
+from fabric.evaluation.measures import Measure, measure, measured, tables
+from fabric.evaluation.measures import paired as paired_measure
 from fabric.evaluation.rows import Rows, read_rows
 from fabric.evaluation.scoring import Done, Loras, costs, score
-from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, Paired, Score
+from fabric.evaluation.settings import AdapterScore, EvalReport, EvalSettings, JudgeReport, Paired, Score
 from fabric.evaluation.statistics import bootstrap_interval, even_chance
-from fabric.evaluation.ties import measured, near_ties
+from fabric.evaluation.ties import measured as measured_again
+from fabric.evaluation.ties import near_ties
 from fabric.files import check_streams, shown
-from fabric.generation.decoding import FEED_TOKENS, answers
 from fabric.generation.model import Model, Text, open_model, open_text
-from fabric.generation.settings import GenerateSettings
-from fabric.models.inference import Decoder
 from fabric.text.encode import Example
 from fabric.weights.settings import AdapterInput, Progress
 
-_TOGETHER = 8  # rows that are answered at once
 _BEFORE_A_LABEL = 8  # tokens of an answer that may stand in front of its label: white space, an empty thought
 
 
-def evaluate(settings: EvalSettings, progress: Progress | None = None) -> EvalReport:
-    """Scores a model on records. `progress`: called with (tokens done, tokens in all).
+def evaluate(
+    settings: EvalSettings, progress: Progress | None = None, note: Callable[[str], None] = lambda text: None
+) -> EvalReport:
+    """Scores a model on records. `progress`: called with (tokens done, tokens in all); `note` with what is worth a line
+    before answers are written.
 
     Loss and perplexity are over trained tokens: all of a text but what a window starts from, the answers of other rows.
     Raises DataError, MissingInputError, UsageError, DeviceError.
     """
     check_settings(settings)
+    if settings.judge and settings.adapters and not (settings.against or settings.answers):
+        settings = replace(settings, compare=True)
+    if settings.model is None:
+        raise UsageError("give a model with -m; only two fields of --answers are judged without one")
+    measures = tables(settings.measures)
     with open_text(settings.model, settings.template, settings.adapters) as text:
         rows = read_rows(settings, text)
         test = _label_test(settings, rows, text)
+        prompts = prompts_of(rows.asked, text)
+        fields = [field_of(rows.asked, name) for name in settings.answers]
+        if settings.judge:
+            note(check_judge(settings, rows.asked))
         with open_model(text, settings, contextlib.nullcontext) as (model, _):
             variants = [{}, *model.each] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
-            label_tokens = _label_tokens(settings, test, model.precision)
-            meter = _Meter(len(variants) * (tokens + label_tokens), progress)
+            each = tokens + _label_tokens(settings, test, model.precision) + sum(map(len, prompts))
+            judging = _judging_tokens(settings, prompts, len(variants))
+            meter = _Meter(len(variants) * each + judging, progress)
             start = time.monotonic()
             found = [_score(settings, text, model, loras, rows, test, meter.add) for loras in variants]
+            for one, loras in zip(found, variants, strict=True):
+                one.answers = written(text, model, loras, prompts, settings.max_tokens, meter.add) if prompts else []
+                one.measure(measures, rows.asked)
             seconds = time.monotonic() - start
-            compared = _compared(settings, rows, found) if settings.compare else ()
-            return EvalReport(
-                score=compared[0].score if compared else found[0].score,
-                base=found[0].score if compared else None,
-                adapters=compared,
-                rows=rows.report.rows,
-                tokens=tokens,
-                trained_tokens=sum(example.trained for example in rows.examples),
-                cut=rows.report.cut,
-                nothing_to_train=rows.report.nothing_to_train,
-                precision=model.precision,
-                device=model.device,
-                seconds=seconds,
-                tokens_per_s=meter.done / seconds,
-                row_scores=_row_scores(settings, rows, found),
-                notes=[*model.notes, *rows.notes],
-            )
+            scored = meter.done
+        judged = None
+        if settings.judge:
+            opponents = fields or ([_of_another(settings, rows)] if settings.against else [])
+            contests = _contests(settings, found, opponents)
+            judged = judge(settings, rows.asked, contests, meter.part(judging))
+        compared = _compared(settings, rows, found) if settings.compare else ()
+        return EvalReport(
+            score=compared[0].score if compared else found[0].score,
+            base=found[0].score if compared else None,
+            adapters=compared,
+            rows=rows.report.rows,
+            tokens=tokens,
+            trained_tokens=sum(example.trained for example in rows.examples),
+            cut=rows.report.cut,
+            nothing_to_train=rows.report.nothing_to_train,
+            precision=model.precision,
+            device=model.device,
+            seconds=seconds,
+            tokens_per_s=scored / seconds,
+            row_scores=_row_scores(settings, rows, found, judged),
+            notes=[*model.notes, *rows.notes, *(judged.notes if judged else [])],
+            judged=judged,
+        )
 
 
 def check_settings(settings: EvalSettings) -> None:
     """UsageError for values that make no sense."""
-    check_streams([settings.data, settings.model, *(adapter.path for adapter in settings.adapters)], [])
+    check_streams(
+        [
+            settings.data,
+            settings.model,
+            settings.judge,
+            settings.against,
+            *(adapter.path for adapter in settings.adapters),
+        ],
+        [],
+    )
     if settings.compare and not settings.adapters:
         raise UsageError("--compare sets an adapter against the base: give one with -a")
     if settings.ctx < 2:
@@ -79,6 +112,7 @@ def check_settings(settings: EvalSettings) -> None:
         raise UsageError(f"--stride must lie between 0 and --ctx {settings.ctx}, not {settings.stride}")
     if settings.llama_perplexity and settings.stride is not None:
         raise UsageError("--stride and --llama-perplexity exclude each other: both say where windows lie")
+    check_contest(settings)
     if len(settings.labels) == 1 or len(set(settings.labels)) < len(settings.labels):
         raise UsageError("--labels must name at least two labels, each once")
 
@@ -93,6 +127,16 @@ class _Meter:
         self.done += tokens
         if self.progress:
             self.progress(self.done, self.total)
+
+    def part(self, tokens: int) -> Progress:
+        """Progress that counts as so many tokens, whatever it counts itself."""
+        before = self.done
+
+        def of(done: int, total: int) -> None:
+            self.done = before
+            self.add(tokens * done // max(1, total))
+
+        return of
 
 
 def _label_test(settings: EvalSettings, rows: Rows, text: Text) -> LabelTest | None:
@@ -119,14 +163,24 @@ def _label_test(settings: EvalSettings, rows: Rows, text: Text) -> LabelTest | N
     return test
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Found:
-    """Of one model: its score, the loss of each row that has one, summed, and which labelled rows it got right."""
+    """Of one model: its score, the loss of each row that has one, summed, and which labelled rows it got right; what it
+    wrote, and the measures of that for rows that have an answer of their own."""
 
     score: Score
     sums: npt.NDArray[np.float64]
     right: list[bool]
     chosen: list[str]
+    answers: list[str] = field(default_factory=list)
+    values: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    def measure(self, measures: dict[str, Measure], asked: Sequence[Asked]) -> None:
+        """Fills in the measures of the answers."""
+        if measures:
+            pairs = ((spoken(answer), row.reference) for answer, row in zip(self.answers, asked, strict=True))
+            self.values = measure(measures, [(answer, own) for answer, own in pairs if own is not None])
+            self.score = replace(self.score, measures={name: measured(one) for name, one in self.values.items()})
 
 
 def _label_tokens(settings: EvalSettings, test: LabelTest | None, precision: str) -> int:
@@ -134,7 +188,7 @@ def _label_tokens(settings: EvalSettings, test: LabelTest | None, precision: str
         return 0
     if settings.accuracy == "generated":
         return sum(len(choice.prompt) for choice in test.choices)
-    again = (test.choices[i] for i in measured(test.choices, precision))
+    again = (test.choices[i] for i in measured_again(test.choices, precision))
     return sum(choice.tokens for choice in (*test.choices, *again))
 
 
@@ -144,33 +198,19 @@ def _score(
     sums = score(model, loras, rows.examples, settings.ctx, done)
     loss = float(sums.sum()) / sum(example.trained for example in rows.examples)
     if not math.isfinite(loss):
-        raise DataError(f"{shown(settings.model)}: the loss is not a number; the model or an adapter is damaged")
+        raise DataError(f"{text.gguf.name}: the loss is not a number; the model or an adapter is damaged")
     chosen, ties = None, None
     if test and settings.accuracy == "likelihood":
         found = costs(model, loras, test.choices, settings.ctx, done)
         chosen, ties = test.likeliest(found), near_ties(model, loras, test, found, settings.ctx, done)
     elif test:
-        chosen = test.written(_answers(settings, text, model, loras, test, done))
+        prompts = [choice.prompt for choice in test.choices]
+        most = max(len(ids) for choice in test.choices for ids in choice.candidates) + _BEFORE_A_LABEL
+        chosen = test.written(written(text, model, loras, prompts, most, done))
     accuracy = test.accuracy(chosen) if test and chosen else None
     right = [row.label == label for row, label in zip(test.rows, chosen, strict=True)] if test and chosen else []
     total = Score(loss, math.exp(min(loss, 700.0)), accuracy, ties)
     return _Found(total, _by_row(rows.examples, sums), right, chosen or [])
-
-
-def _answers(settings: EvalSettings, text: Text, model: Model, loras: Loras, test: LabelTest, done: Done) -> list[str]:
-    """The greedy beginning of an answer to each labelled row, long enough for every label."""
-    prompts = [choice.prompt for choice in test.choices]
-    most = max(len(ids) for choice in test.choices for ids in choice.candidates) + _BEFORE_A_LABEL
-    greedy = GenerateSettings(settings.model, max_tokens=most)
-    lanes = min(_TOGETHER, len(prompts))
-    room = max(map(len, prompts)) + most
-    decoder = Decoder(model.weights, lanes * room, max(lanes, FEED_TOKENS), lanes, model.precision, loras)
-    found = [""] * len(prompts)
-    with contextlib.closing(decoder):
-        for lane, _ in answers(greedy, text.tokenizer, decoder, prompts, lanes, room):
-            found[lane.number] = lane.answer.text
-            done(len(prompts[lane.number]))
-    return found
 
 
 def _by_row(examples: Sequence[Example], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -197,13 +237,21 @@ def _compared(settings: EvalSettings, rows: Rows, found: Sequence[_Found]) -> tu
         )
         if base.right:
             paired = replace(paired, gained=gained, lost=lost, accuracy_p=even_chance(gained, lost))
+        if base.values:
+            against = {name: paired_measure(values, base.values[name]) for name, values in tuned.values.items()}
+            paired = replace(paired, measures=against)
         compared.append(AdapterScore(_name(adapter), tuned.score, paired))
     return tuple(compared)
 
 
-def _row_scores(settings: EvalSettings, rows: Rows, found: Sequence[_Found]) -> list[dict[str, Any]]:
+def _row_scores(
+    settings: EvalSettings, rows: Rows, found: Sequence[_Found], judged: JudgeReport | None
+) -> list[dict[str, Any]]:
     """What each model made of each row that was scored, in input order."""
-    names = ["base", *map(_name, settings.adapters)] if settings.compare else ["model"]
+    names, verdicts = _names(settings), {row["row"]: row for row in (judged.row_scores if judged else [])}
+    written_to = {row.source: i for i, row in enumerate(rows.asked)}
+    answered = [row.source for row in rows.asked if row.reference is not None]
+    measured_at = {source: i for i, source in enumerate(answered)}
     counts = _by_row(rows.examples, np.array([float(example.trained) for example in rows.examples]))
     number = {source: i for i, source in enumerate(rows.sources)}
     scores = []
@@ -214,8 +262,49 @@ def _row_scores(settings: EvalSettings, rows: Rows, found: Sequence[_Found]) -> 
             at = number[source]
             row |= {"label": rows.labelled[at].label}
             row["chosen"] = {name: one.chosen[at] for name, one in zip(names, found, strict=True)}
+        if source in written_to:
+            answers = {name: one.answers[written_to[source]] for name, one in zip(names, found, strict=True)}
+            row["answers"] = {**verdicts.get(source, {}).get("answers", {}), **answers}
+        if source in measured_at and found[0].values:
+            at = measured_at[source]
+            row["measures"] = {
+                name: {measure: float(values[at]) for measure, values in one.values.items()}
+                for name, one in zip(names, found, strict=True)
+            }
+        if source in verdicts:
+            row["judged"] = verdicts[source]["judged"]
         scores.append(row)
     return scores
+
+
+def _names(settings: EvalSettings) -> list[str]:
+    """Of the models that are scored."""
+    return ["base", *map(_name, settings.adapters)] if settings.compare else ["model"]
+
+
+def _judging_tokens(settings: EvalSettings, prompts: Sequence[Sequence[int]], variants: int) -> int:
+    """About as many as judging takes."""
+    if not settings.judge:
+        return 0
+    pairs = variants if settings.against or settings.answers else variants - 1
+    return 2 * pairs * sum(len(ids) + 2 * settings.max_tokens for ids in prompts)
+
+
+def _contests(settings: EvalSettings, found: Sequence[_Found], opponents: Sequence[list[str]]) -> list[Contest]:
+    """What is judged: each model against the other one, or each adapter against the base."""
+    names = _names(settings)
+    if opponents:
+        other = settings.against or settings.answers[0]
+        return [Contest(name, other, one.answers, opponents[0]) for name, one in zip(names, found, strict=True)]
+    pairs = list(zip(names, found, strict=True))
+    return [Contest(name, names[0], one.answers, found[0].answers) for name, one in pairs[1:]]
+
+
+def _of_another(settings: EvalSettings, rows: Rows) -> list[str]:
+    """The answers of another model, which is opened for them alone."""
+    assert settings.against is not None
+    with open_text(settings.against, None) as text, open_model(text, settings, contextlib.nullcontext) as (model, _):
+        return written(text, model, {}, prompts_of(rows.asked, text), settings.max_tokens, lambda tokens: None)
 
 
 def _name(adapter: AdapterInput) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fabric.data.records import LABEL, Record, read_records
 from fabric.errors import DataError
+from fabric.evaluation.answers import Asked, asked
 from fabric.evaluation.labels import LabelledRow, labelled_row, spellings
 from fabric.evaluation.settings import EvalSettings
 from fabric.files import shown
@@ -24,12 +25,14 @@ class Rows:
     sources: list[str]  # of the labelled rows
     report: EncodeReport
     notes: list[str]
+    asked: list[Asked]
+    """Of rows for which an answer can be written; empty where none is."""
 
 
 def read_rows(settings: EvalSettings, text: Text) -> Rows:
     """Reads and encodes the rows of the settings. Raises DataError where nothing of them can be scored."""
-    rows, with_label, odd = Rows([], [], [], EncodeReport(), []), 0, 0
-    for record in read_records(settings.data):
+    rows, with_label, odd = Rows([], [], [], EncodeReport(), [], []), 0, 0
+    for record in read_records(settings.data, used=settings.answers):
         if settings.llama_perplexity:
             examples = _llama_windows(settings, record, text, rows.report)
         else:
@@ -38,6 +41,8 @@ def read_rows(settings: EvalSettings, text: Text) -> Rows:
                     [record], text.tokenizer, text.template, settings.ctx, rows.report, settings.stride, settings.train
                 )
             )
+        if settings.writes and (question := asked(record, text.tokenizer.end_texts)):
+            rows.asked.append(question)
         if record.kind == "text" and settings.stride:
             examples = [*examples[:1], *(_new_part(e, settings.ctx - settings.stride) for e in examples[1:])]
         rows.examples += examples
@@ -53,12 +58,20 @@ def read_rows(settings: EvalSettings, text: Text) -> Rows:
     text.template.tell(name)
     if not rows.examples:
         raise DataError(f"{name}: none of {report.rows} rows has anything to score")
+    if settings.writes and not rows.asked:
+        raise DataError(f"{name}: no row asks for an answer; --measures and --judge need chats or prompts")
+    if settings.measures and not any(row.reference is not None for row in rows.asked):
+        raise DataError(f"{name}: no row has an answer of its own that --measures could hold written ones against")
     what = [
         (report.cut, f"cut to {settings.ctx} tokens: raise --ctx to keep them whole"),
         (report.nothing_to_train, "left out: nothing to score (no answer, or it lies beyond the context)"),
         (
             with_label - len(rows.labelled),
             "have a label that is none of the labels asked for or does not begin the answer",
+        ),
+        (
+            report.rows - len(rows.asked) if settings.writes else 0,
+            "are texts or tokens, which ask nothing, and get no written answer",
         ),
         (odd, "have a label that is empty, or no text, number or truth value, and is not compared"),
     ]

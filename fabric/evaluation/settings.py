@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from fabric.settings import (
+    MODEL,
     STRIDE,
     Context,
     Device,
-    Model,
+    MaxTokens,
     Precision,
     Records,
     Setting,
@@ -20,13 +21,25 @@ from fabric.settings import (
 )
 from fabric.weights.settings import Adapters
 
+MEASURES = ("exact", "rouge-l", "chrf")
+
+
+def measures_of(text: str) -> tuple[str, ...]:
+    """Measures by their names. ValueError for one that does not exist."""
+    names = split_names(text)
+    for name in names:
+        if name not in MEASURES:
+            raise ValueError(f"there is no measure {name!r}; there are {', '.join(MEASURES)}")
+    return tuple(dict.fromkeys(names))
+
 
 @dataclass(frozen=True)
 class EvalSettings:
     """`fabric eval DATA -m MODEL`. Lengths in tokens."""
 
     data: Records
-    model: Model
+    model: Annotated[str | None, MODEL] = None
+    """None only where both answers to be judged are the rows' own fields."""
     adapters: Adapters = ()
     """Applied together, each with its scale."""
     compare: Annotated[bool, Setting("the base, and each adapter by itself against it, row by row")] = False
@@ -41,6 +54,27 @@ class EvalSettings:
     labels: Annotated[
         tuple[str, ...], Setting("labels to choose from; default: those of the rows", "NAMES", parse=split_names)
     ] = ()
+    measures: Annotated[
+        tuple[str, ...],
+        Setting("measures of written answers against the rows': exact, rouge-l, chrf", "NAMES", parse=measures_of),
+    ] = ()
+    """Answers are greedy, as `generate` writes them."""
+    max_tokens: MaxTokens = 128
+    """Of answers that are measured or judged."""
+    judge: Annotated[
+        str | None,
+        Setting("this model says which of two written answers is better: the base's, or that with -a", "GGUF",
+                path="in"),
+    ] = None  # fmt: skip
+    against: Annotated[str | None, Setting("--judge: another model in place of the base", "GGUF", path="in")] = None
+    answers: Annotated[
+        tuple[str, ...],
+        Setting("--judge: a field of the rows in place of the base's answer, or two, which need no model; reference: "
+                "the row's own answer", "FIELDS", parse=split_names),
+    ] = ()  # fmt: skip
+    judge_prompt: Annotated[
+        str | None, Setting("--judge: Jinja template of what the judge is asked", "FILE", path="in")
+    ] = None
     ctx: Context = 512
     """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
     stride: Annotated[int | None, STRIDE] = None
@@ -50,6 +84,11 @@ class EvalSettings:
     precision: Precision = "auto"
     threads: Threads = 0
     device: Device = "auto"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes answers that are measured or judged."""
+        return bool(self.measures or self.judge)
 
 
 @dataclass(frozen=True)
@@ -99,6 +138,28 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A text measure of written answers, from 0 to 100: its mean over `rows` and the 95 % interval of that."""
+
+    mean: float
+    interval: tuple[float, float]
+    rows: int
+
+
+@dataclass(frozen=True)
+class PairedMeasure:
+    """A text measure of an adapter against the base on the same rows."""
+
+    difference: float
+    interval: tuple[float, float]
+    """Of the difference, at 95 %: rows drawn again (bootstrap)."""
+    better: int
+    worse: int
+    p: float
+    """How likely as uneven a split is by chance (sign test; of exact matches McNemar's)."""
+
+
+@dataclass(frozen=True)
 class Score:
     """One model on the rows. `loss`: mean nats a trained token; `perplexity`: its exponential."""
 
@@ -108,6 +169,7 @@ class Score:
     """None where no row has a label."""
     near_ties: NearTies | None = None
     """None there too, and where the model wrote the labels."""
+    measures: dict[str, Measured] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """`accuracy` as a number, the rest of it beside it; all of it absent where no row has a label."""
@@ -117,7 +179,9 @@ class Score:
             values |= {"accuracy": a.accuracy, "accuracy_interval": list(a.interval), "macro_f1": a.macro_f1}
             values |= {"majority": a.majority, "labelled_rows": a.rows, "confusion": a.confusion}
             values["labels"] = {label: asdict(count) for label, count in a.labels.items()}
-        return values | ({"near_ties": asdict(self.near_ties)} if self.near_ties else {})
+        values |= {"near_ties": asdict(self.near_ties)} if self.near_ties else {}
+        measures = {name: asdict(one) for name, one in self.measures.items()}
+        return values | ({"measures": measures} if measures else {})
 
 
 @dataclass(frozen=True)
@@ -138,6 +202,7 @@ class Paired:
     """Labelled rows that only the adapter, and only the base, got right; None where no row has a label."""
     accuracy_p: float | None = None
     """How likely as uneven a split is by chance (McNemar's exact test)."""
+    measures: dict[str, PairedMeasure] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +217,54 @@ class AdapterScore:
         """The score's fields beside the name."""
         paired = {k: v for k, v in asdict(self.against_base).items() if v is not None}
         return {"name": self.name, **self.score.to_json(), "against_base": paired}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of the answers `name` against those `against`, asked about each row in both orders."""
+
+    name: str
+    against: str
+    rows: int
+    wins: int
+    losses: int
+    """Rows in which the same answer was preferred in both orders."""
+    ties: int
+    """The others, those with the same answer twice included."""
+    same: int
+    win_rate: float
+    """Wins and half the ties, by rows."""
+    interval: tuple[float, float]
+    """Of the win rate, at 95 %: rows drawn again (bootstrap)."""
+    p: float
+    """How likely as uneven wins and losses are by chance (sign test)."""
+    scored_rate: float
+    """Share of the rows won by the mean score of both orders, which cancels a position bias; equal ones count half."""
+    scored_interval: tuple[float, float]
+    scored_p: float
+    first_shown: float | None
+    """Share of the questions in which the answer that was shown first was preferred: 0.5 without a position bias. None
+    where nothing was asked."""
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What `--judge` found."""
+
+    judge: str
+    contests: tuple[Judged, ...]
+    too_long: int
+    """Rows left out because they do not fit the judge's context."""
+    precision: str
+    device: str
+    seconds: float
+    row_scores: list[dict[str, Any]] = field(default_factory=list)
+    """Of each row: `row` (file:line), `answers` by name, and `judged`: what became of each contest."""
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the rows."""
+        return {k: v for k, v in asdict(self).items() if k not in ("row_scores", "notes")}
 
 
 @dataclass(frozen=True)
@@ -176,12 +289,15 @@ class EvalReport:
     seconds: float
     tokens_per_s: float
     row_scores: list[dict[str, Any]] = field(default_factory=list)
-    """Of each row: `row` (file:line), `trained_tokens`, `loss` by model, its `label` and the one `chosen` by each."""
+    """Of each row: `row` (file:line), `trained_tokens`, `loss` by model, its `label` and the one `chosen` by each; the
+    `answers` that were written, their `measures`, and how they were `judged`."""
     notes: list[str] = field(default_factory=list)
     """Sentences worth a line: adapters of another base, rows cut or left out, labels that cannot be told apart."""
+    judged: JudgeReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One object with the score's fields in it; `base` and `adapters` hold the same of each in a comparison."""
-        own = {k: v for k, v in vars(self).items() if k not in ("score", "base", "adapters", "row_scores")}
+        own = {k: v for k, v in vars(self).items() if k not in ("score", "base", "adapters", "row_scores", "judged")}
+        own |= {"judged": self.judged.to_json()} if self.judged else {}
         compared = {"base": self.base.to_json(), "adapters": [a.to_json() for a in self.adapters]} if self.base else {}
         return {**self.score.to_json(), **compared, **own}

@@ -11,6 +11,8 @@ from fabric.generation.model import Text
 from fabric.generation.settings import GenerateSettings
 from fabric.text.encode import encode_spans, prompt_ids
 
+ANSWERED = ("reference", "answer", "answer_tokens", "finish", "choice")  # the fields that `generate` adds to rows
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from fabric.settings import RECORDS, Context, Device, Model, Precision, Seed, Setting, Template, Threads
+from fabric.settings import RECORDS, Context, Device, MaxTokens, Model, Precision, Seed, Setting, Template, Threads
 from fabric.weights.settings import Adapters
 
 
@@ -20,7 +20,7 @@ class GenerateSettings:
     raw: Annotated[bool, Setting("--prompt is text to go on with, not a user's turn")] = False
     system: Annotated[str | None, Setting("system message before --prompt or --chat", "TEXT")] = None
     adapters: Adapters = ()
-    max_tokens: Annotated[int, Setting("longest answer", "N", low=1)] = 128
+    max_tokens: MaxTokens = 128
     temperature: Annotated[float, Setting("0: the likeliest token", "X", low=0.0)] = 0.0
     top_k: Annotated[int, Setting("sample among the N likeliest tokens; 0: all", "N", low=0)] = 0
     top_p: Annotated[

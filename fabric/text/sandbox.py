@@ -73,9 +73,9 @@ def _render_all(template: Any, names: dict[str, str], conversations: list[Any], 
     out: list[dict[str, Any]] = []
     size = 0
     for number, upto, prompt, more, base in asks:
-        messages, tools = conversations[number]
+        messages, tools, *others = conversations[number]
         try:
-            text = _render(template, names, messages[:upto] + more, tools, prompt)
+            text = _render(template, {**names, **dict(*others)}, messages[:upto] + more, tools, prompt)
             size += len(text)
             if size > MAX_CHARS:
                 raise ValueError(f"the text grows past {MAX_CHARS} characters")
@@ -90,7 +90,7 @@ def _render_all(template: Any, names: dict[str, str], conversations: list[Any], 
     return out
 
 
-def _render(template: Any, names: dict[str, str], messages: Any, tools: Any, prompt: bool) -> str:
+def _render(template: Any, names: dict[str, Any], messages: Any, tools: Any, prompt: bool) -> str:
     parts, size = [], 0
     given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
     for part in template.generate(**names, **given):

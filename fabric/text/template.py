@@ -89,7 +89,7 @@ class ChatTemplate:
         carried = dict(adapters or {})
         told = ""
         if custom is not None:
-            source, name = _read(custom), shown(custom)
+            source, name = read_template(custom), shown(custom)
             others = [other for other, theirs in carried.items() if theirs != source]
             if others:
                 told = f"the chat template {name} is used, not the one that {', '.join(others)} was trained with"
@@ -280,13 +280,14 @@ def template_of(metadata: Mapping[str, Any], name: str) -> tuple[str, str]:
     return template_in_use(None, tokenizer.control_texts, tokenizer.eos_id is not None)
 
 
-def _read(path: str) -> str:
+def read_template(path: str, called: str = "the chat template") -> str:
+    """The source of a Jinja template. Raises DataError, MissingInputError."""
     with read_input(path) as file:
         read = file.read(4 * _MAX_SOURCE_CHARS + 1)
     try:
         return read.decode()
     except UnicodeDecodeError:
-        raise DataError(f"the chat template {shown(path)} is not UTF-8 text") from None
+        raise DataError(f"{called} {shown(path)} is not UTF-8 text") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -40,10 +40,13 @@ class Ask(NamedTuple):
 
 
 class Worker:
-    """Renders one template. names: what it may use besides the conversation, such as `bos_token`."""
+    """Renders one template. names: what it may use besides the conversation, such as `bos_token`; called: how errors
+    name it."""
 
-    def __init__(self, source: str, names: Mapping[str, str], seconds: float = RENDER_SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(
+        self, source: str, names: Mapping[str, str], seconds: float = RENDER_SECONDS, called: str = "the chat template"
+    ) -> None:
+        self._seconds, self._called = seconds, called
         self._setup = _line({"path": sys.path, "template": source, "names": dict(names)})
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -51,7 +54,8 @@ class Worker:
         self._variables: frozenset[str] | None = None
 
     def render(self, conversations: Sequence[Any], asks: Sequence[Ask]) -> list[str | DataError]:
-        """A text for each of `asks`, or why there is none. conversations: (messages, tools) of each.
+        """A text for each of `asks`, or why there is none. conversations: (messages, tools) of each,
+        and what else its rendering may use by name.
 
         Raises DataError where the template cannot be used at all or passes its limits.
         """
@@ -59,7 +63,7 @@ class Worker:
         texts: list[str | DataError] = []
         for ask, one in zip(asks, answer["out"], strict=True):
             if "error" in one:
-                texts.append(DataError(f"the chat template failed: {one['error']}"))
+                texts.append(DataError(f"{self._called} failed: {one['error']}"))
                 continue
             base = "" if ask.base is None else texts[ask.base]
             texts.append(str(base)[: one["same"]] + one["text"])
@@ -85,13 +89,13 @@ class Worker:
             line = self._answers.get(timeout=self._seconds)
         except queue.Empty:
             self.stop()
-            raise DataError(f"the chat template took longer than {self._seconds:g} s; it was stopped") from None
+            raise DataError(f"{self._called} took longer than {self._seconds:g} s; it was stopped") from None
         if not line.endswith(b"\n"):
             self.stop()
-            raise DataError("the chat template used more time or memory than it may; it was stopped")
+            raise DataError(f"{self._called} used more time or memory than it may; it was stopped")
         answer = json.loads(line)
         if "error" in answer:
-            raise DataError(f"the chat template failed: {answer['error']}")
+            raise DataError(f"{self._called} failed: {answer['error']}")
         return answer
 
     def _start(self) -> None:

@@ -185,7 +185,7 @@ def test_near_ties_are_counted_among_all_labels() -> None:
     scores = np.array([[1, 1.05, 9], [1, 2, 3], [1, 1.3, 1.05], [2, 1, 5], [1.02, 1, 1.0]])
     ties = ties_within(0.1, 0, test, scores)  # right, wrong, wrong but c is near, wrong, right
     assert (ties.rows, ties.right, ties.accuracy_range) == (3, 2, (0.0, 0.6))
-    exact = scores + [[0, 0.03, 1], [0, 0.04, 0], [0, 9, 0], [0, 0, 0], [0, 0, 0]]
+    exact = scores + np.array([[0, 0.03, 1], [0, 0.04, 0], [0, 9, 0], [0, 0, 0], [0, 0, 0]])
     assert spread(scores, exact) == pytest.approx(2 * np.sqrt((0.03**2 + 0.04**2) / 5))
 
 
