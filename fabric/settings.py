@@ -19,6 +19,23 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from fabric.errors import UsageError
 
+Group = Literal[
+    "Basics", "LoRA", "Schedule", "Memory and device", "Data", "Labels", "Written answers", "Sampling", "Output"
+]  # fmt: skip
+
+ROWS, GGUFS, FOLDERS = ("*.jsonl",), ("*.gguf",), ("*/",)
+_NAMED = {
+    "GGUF": GGUFS,
+    "GGUF[=SCALE]": GGUFS,
+    "DATA": ROWS,
+    "PROMPTS": ROWS,
+    "FILE|FRACTION": ROWS,
+    "METRICS...": ROWS,
+    "DIR": FOLDERS,
+    "RUN_DIR": (".fabric/runs/*/",),
+    "TOML": ("*.toml",),
+}  # names of files, by what stands behind a flag
+
 LARGEST = (1 << 31) - 1  # a number without a bound of its own: no file, machine or product holds more
 
 
@@ -57,6 +74,27 @@ class Setting:
     """The default as text, of a setting with `parse`."""
     many: bool = False
     """It may be given again."""
+    group: Group | None = None
+    """The section of a long --help, where the rest does not say it."""
+    completes: tuple[str, ...] = ()
+    """What shells offer, where `metavar` does not say it: patterns of the names of what is read, those that end in `/`
+    for folders; or values, though others may be meant too."""
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """What shells offer; nothing: any file, or any value."""
+        return self.completes or _NAMED.get(self.metavar or "", ())
+
+    @property
+    def section(self) -> Group:
+        """Where --help has it."""
+        if self.group:
+            return self.group
+        if self.only:
+            return "LoRA" if self.only == "lora" else "Output"
+        if self.path == "out":
+            return "Output"
+        return "Memory and device" if self.touches == "layout" else "Basics"
 
     @property
     def configurable(self) -> bool:
@@ -218,7 +256,9 @@ TrainOn = Literal["all", "last"]
 PrecisionName = Literal["auto", "f32", "bf16"]
 
 CONTEXT = Setting("longest row", "TOKENS", low=2, always=True)
-STRIDE = Setting("tokens from one window of a long text to the next; default: windows do not overlap", "TOKENS", low=1)
+STRIDE = Setting(
+    "tokens from one window of a long text to the next; default: windows do not overlap", "TOKENS", low=1, group="Data"
+)
 THREADS = Setting("CPU threads; 0: one per core", "N", low=0, high=512, touches="layout")
 METRICS = Setting("metrics as JSONL, one object per step; `-`: stdout", "FILE", path="out", touches="place")
 
@@ -231,27 +271,45 @@ Errors = Annotated[bool, Setting("report the error of each tensor", touches="lay
 Threads = Annotated[int, THREADS]
 Device = Annotated[
     str,
-    Setting("a name from `fabric devices`, or auto: the first accelerator that fits", "NAME", touches="place"),
+    Setting(
+        "a name from `fabric devices`, or auto: the first accelerator that fits",
+        "NAME",
+        touches="place",
+        group="Memory and device",
+        completes=("auto", "cpu", "cuda", "metal", "sycl", "vulkan"),
+    ),
 ]
 Precision = Annotated[
     PrecisionName,
-    Setting("precision of activations; auto: the profile's, or bf16 where the device gains from it"),
+    Setting(
+        "precision of activations; auto: the profile's, or bf16 where the device gains from it",
+        group="Memory and device",
+    ),
 ]
 Frozen = Annotated[
     Literal["auto", "blocks", "16bit"],
     Setting(
-        "frozen weights: as the file has them, or decoded once; auto: the profile's, or 16bit where it pays and fits"
+        "frozen weights: as the file has them, or decoded once; auto: the profile's, or 16bit where it pays and fits",
+        group="Memory and device",
     ),
 ]
 Seed = Annotated[int, Setting("the same seed gives the same bits", "N", low=0, high=(1 << 64) - 1)]
 Template = Annotated[
     str | None,
-    Setting("chat template; default: the adapter's, the model's own, or one that its tokens fit", "FILE", path="in"),
+    Setting(
+        "chat template; default: the adapter's, the model's own, or one that its tokens fit",
+        "FILE",
+        path="in",
+        group="Data",
+    ),
 ]
 Train = Annotated[
-    TrainOn, Setting("which answers of a conversation count; last: the last one only, and the row ends with it")
+    TrainOn,
+    Setting("which answers of a conversation count; last: the last one only, and the row ends with it", group="Data"),
 ]
-OnError = Annotated[Literal["stop", "skip"], Setting("at a row that cannot be read or rendered: stop, or skip the row")]
+OnError = Annotated[
+    Literal["stop", "skip"], Setting("at a row that cannot be read or rendered: stop, or skip the row", group="Data")
+]
 Context = Annotated[int, CONTEXT]
 MaxTokens = Annotated[int, Setting("longest answer", "N", low=1)]
 Checkpointing = Annotated[

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 
 from fabric.cli.app import COMMANDS, EPILOG, group, load
-from fabric.cli.completion import bash, fish, flags, metavar, options, zsh
+from fabric.cli.completion import HELP_OPTION, bash, fish, flags, metavar, zsh
 from fabric.cli.examples import EXAMPLES
+from fabric.cli.flags import sections as flag_sections
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -55,6 +56,17 @@ def roff(text: str) -> str:
     return re.sub(r"(?m)^([.'])", r"\\&\1", text)
 
 
+def example(what: str, line: str) -> list[str]:
+    """What a line does, and the line, which is not broken."""
+    return [".TP", roff(what[0].upper() + what[1:]), ".EX", f".B {roff(line)}", ".EE"]
+
+
+def sections(name: str) -> list[tuple[str, list[click.Option]]]:
+    """A command's options by the sections of its help, --help last."""
+    *before, (title, last) = flag_sections(load(name))
+    return [*before, (title, [*last, HELP_OPTION])]
+
+
 def paragraphs(name: str) -> list[str]:
     """The command's own description."""
     text = (load(name).help or "").strip()
@@ -68,17 +80,19 @@ def man(name: str) -> str:
     lines += [roff(operand(argument)) for argument in arguments(name)]
     lines.append(".SH EXAMPLES")
     for what, line in EXAMPLES[name]:
-        lines += [".TP", roff(what.capitalize()), f".B {roff(line)}"]
+        lines += example(what, line)
     lines.append(".SH DESCRIPTION")
     for part in paragraphs(name):
         lines += [roff(part), ".PP"]
     lines.append(".SH OPTIONS")
-    for option in options(name):
-        lines += [
-            ".TP",
-            f".B {roff(', '.join(flags(option)))} {roff(metavar(option))}".rstrip(),
-            roff(help_text(option)),
-        ]
+    for title, options in sections(name):
+        lines += [f".SS {title}"] if title != "Options" else []
+        for option in options:
+            lines += [
+                ".TP",
+                f".B {roff(', '.join(flags(option)))} {roff(metavar(option))}".rstrip(),
+                roff(help_text(option)),
+            ]
     lines += [".SH SEE ALSO", ".BR fabric (1)", ""]
     return "\n".join(lines)
 
@@ -91,8 +105,8 @@ def man_top() -> str:
         f"fabric \\- {roff(group().help or '')}",
         ".SH SYNOPSIS",
     ]
-    lines += [".B fabric", "command [options]", ".SH EXAMPLES", ".TP", "From raw rows to a small tuned model"]
-    lines += [f".B {roff(PIPELINE)}", ".SH COMMANDS"]
+    lines += [".B fabric", "command [options]", ".SH EXAMPLES"]
+    lines += [*example("from raw rows to a small tuned model", PIPELINE), ".SH COMMANDS"]
     for name, what in COMMANDS.items():
         lines += [".TP", f".BR fabric\\-{name} (1)", roff(what)]
     lines += [".SH CONVENTIONS", *(roff(line) for line in EPILOG.splitlines()), ".SH EXIT STATUS"]
@@ -165,13 +179,15 @@ def markdown() -> str:
         lines += [f"## {name}", "", f"{what[0].upper()}{what[1:]}. `{usage}`", ""]
         lines += [part + "\n" for part in paragraphs(name)]
         lines += ["```sh", *(f"# {example}\n{line}" for example, line in EXAMPLES[name]), "```", ""]
-        lines += ["| flag | | default |", "|---|---|---|"]
-        for option in options(name):
-            spelled = ", ".join(f"`{flag}`" for flag in flags(option))
-            value = f" `{metavar(option)}`".replace("|", "\\|") if metavar(option) else ""
-            known = "required" if option.required else default(option)
-            lines.append(f"| {spelled}{value} | {(option.help or '').replace('|', chr(92) + '|')} | {known} |")
-        lines.append("")
+        for title, options in sections(name):
+            lines += [f"**{title}**", ""] if title != "Options" else []
+            lines += ["| flag | | default |", "|---|---|---|"]
+            for option in options:
+                spelled = ", ".join(f"`{flag}`" for flag in flags(option))
+                value = f" `{metavar(option)}`".replace("|", "\\|") if metavar(option) else ""
+                known = "required" if option.required else default(option)
+                lines.append(f"| {spelled}{value} | {(option.help or '').replace('|', chr(92) + '|')} | {known} |")
+            lines.append("")
     lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
     lines += [f"| {code} | {what} |" for code, what in EXIT_CODES.items()]
     lines += ["", "## Environment", "", "| variable | meaning |", "|---|---|"]

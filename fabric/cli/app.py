@@ -117,6 +117,18 @@ class Command(typer.core.TyperCommand):
         places.cuda_toolkit, places.oneapi = config.cuda_toolkit(), config.oneapi()
         return super().invoke(ctx)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Operands, then options, in sections where they are many."""
+        operands = [param for param in self.params if isinstance(param, click.Argument)]
+        own_help = self.get_help_option(ctx)
+        groups: list[tuple[str, Sequence[click.Parameter]]] = [("Arguments", operands), *flags.sections(self)]
+        for title, params in groups:
+            last = [own_help] if own_help and title == groups[-1][0] else []
+            records = [record for param in (*params, *last) if (record := param.get_help_record(ctx))]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, each on a line of its own."""
         from fabric.cli.examples import EXAMPLES

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import click
 
 from fabric.cli.app import COMMANDS, load
-from fabric.cli.flags import setting_of
+from fabric.cli.flags import joined, setting_of
 from fabric.settings import Setting
 
 
@@ -23,21 +23,45 @@ def command(
     sys.stdout.write({"bash": bash, "zsh": zsh, "fish": fish}[shell]())
 
 
+HELP_OPTION = click.Option(["-h", "--help"], is_flag=True, help="show how to use it")
+
+
 def options(name: str) -> list[click.Option]:
     """A command's options, --help last."""
-    command = load(name)
-    found = [p for p in command.params if isinstance(p, click.Option)]
-    return [*found, click.Option(["-h", "--help"], is_flag=True, help="show how to use it")]
+    return [*(p for p in load(name).params if isinstance(p, click.Option)), HELP_OPTION]
 
 
-def values(option: click.Option) -> list[str]:
-    """The values that an option takes, where they are few."""
-    return [str(choice) for choice in option.type.choices] if isinstance(option.type, click.Choice) else []
+def operands(name: str) -> Offer:
+    """What a command's operands may be: those of all of them, for no command has operands of two kinds."""
+    found = [offer(p) for p in load(name).params if isinstance(p, click.Argument)]
+    words = tuple(dict.fromkeys(word for one in found for word in one.words))
+    return found[0]._replace(words=words) if found else Offer("nothing")
+
+
+class Offer(NamedTuple):
+    """What is completed: `words`, a list of them joined by commas (`list`), or `files` whose names match patterns (any
+    where there are none). Of patterns, those that end in `/` are folders."""
+
+    kind: Literal["nothing", "words", "list", "files"]
+    words: tuple[str, ...] = ()
+
+
+def offer(param: click.Parameter) -> Offer:
+    """What a parameter's values may be."""
+    setting = setting_of(param)
+    if isinstance(param.type, click.Choice):
+        return Offer("words", tuple(map(str, param.type.choices)))
+    if setting.path:
+        return Offer("files", setting.offers)
+    if setting.completes:
+        return Offer("list" if joined(param) else "words", setting.completes)
+    return Offer("nothing")
 
 
 def metavar(option: click.Option) -> str:
     """What stands behind the flag: FILE, a|b|c, or nothing for a switch."""
-    return "" if option.is_flag else option.metavar or "|".join(values(option)) or "X"
+    choices = option.type.choices if isinstance(option.type, click.Choice) else ()
+    return "" if option.is_flag else option.metavar or "|".join(map(str, choices)) or "X"
 
 
 def flags(option: click.Option) -> list[str]:
@@ -45,41 +69,68 @@ def flags(option: click.Option) -> list[str]:
     return [*option.opts, *option.secondary_opts]
 
 
+def _calls(found: Offer) -> str:
+    """The function of the script that completes this, with its words quoted."""
+    return " ".join([f"_fabric_{found.kind}", *(f"'{word}'" for word in found.words)])
+
+
+BASH_HELPERS = """\
+# bash completion for fabric; written by tools/pages.py
+_fabric_add() { # lines become words, spaces and all
+    local line
+    while IFS= read -r line; do COMPREPLY+=("$line"); done
+}
+_fabric_nothing() { return; }
+_fabric_words() { _fabric_add < <(compgen -W "$*" -- "$cur"); }
+_fabric_list() {
+    local before=""
+    case $cur in *,*) before=${cur%,*}, ;; esac
+    _fabric_add < <(compgen -P "$before" -W "$*" -- "${cur##*,}")
+}
+_fabric_files() { # patterns; without one all files. A pattern that ends in a slash is of folders
+    local pattern
+    [ $# -gt 0 ] || { _fabric_add < <(compgen -f -- "$cur"); return; }
+    for pattern; do
+        case $cur$pattern in
+            .*/) _fabric_add < <(compgen -G "$pattern" | sed 's:/$::') ;;
+            */) ;;
+            *) _fabric_add < <(compgen -f -X "!$pattern" -- "$cur") ;;
+        esac
+    done
+    [ ${#COMPREPLY[@]} -gt 0 ] && [ -z "$cur" ] && return
+    _fabric_add < <(compgen -d -- "$cur")
+}"""
+
+
 def bash() -> str:
-    """Completion for bash: plain case tables, no process is started."""
+    """Completion for bash, also that of macOS (3.2): plain case tables, no process of ours is started."""
     cases, value_cases = [], []
     for name in COMMANDS:
         words = " ".join(flag for option in options(name) for flag in flags(option))
-        cases.append(f'        {name}) words="{words}" ;;')
+        cases.append(f"        {name})")
+        cases.append(f'            case $cur in -*) _fabric_words "{words}" ;; *) {_calls(operands(name))} ;; esac ;;')
         for option in options(name):
-            spelled = "|".join(f"{name}:{flag}" for flag in option.opts)
-            if values(option):
-                value_cases.append(
-                    f'        {spelled}) COMPREPLY=($(compgen -W "{" ".join(values(option))}" -- "$cur")); return ;;'
-                )
-            elif setting_of(option).path:
-                value_cases.append(f'        {spelled}) COMPREPLY=($(compgen -f -- "$cur")); return ;;')
-            elif not option.is_flag:
-                value_cases.append(f"        {spelled}) return ;;")
+            if not option.is_flag:
+                spelled = "|".join(f"{name}:{flag}" for flag in option.opts)
+                value_cases.append(f"        {spelled}) {_calls(offer(option))}; return ;;")
+    names = " ".join(COMMANDS)
     return "\n".join(
         [
-            "# bash completion for fabric; written by tools/pages.py",
+            BASH_HELPERS,
             "_fabric() {",
-            "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}",
-            '    local command=${COMP_WORDS[1]} words=""',
+            "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}",
             "    COMPREPLY=()",
             '    if [ "$COMP_CWORD" -eq 1 ]; then',
-            f'        COMPREPLY=($(compgen -W "{" ".join(COMMANDS)} --help --version" -- "$cur")); return',
+            f'        _fabric_words "{names} help --help --version"; return',
             "    fi",
+            "    # bash takes --flag=value apart at the sign",
+            '    if [ "$cur" = "=" ]; then cur=""; elif [ "$prev" = "=" ]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi',
             '    case "$command:$prev" in',
             *value_cases,
             "    esac",
             '    case "$command" in',
             *cases,
-            "    esac",
-            '    case "$cur" in',
-            '        -*) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;',
-            '        *) COMPREPLY=($(compgen -f -- "$cur")) ;;',
+            f'        help) _fabric_words "{names}" ;;',
             "    esac",
             "}",
             "complete -o filenames -F _fabric fabric",
@@ -88,36 +139,80 @@ def bash() -> str:
     )
 
 
+ZSH_HELPERS = """\
+#compdef fabric
+# zsh completion for fabric; written by tools/pages.py
+_fabric_nothing() { return 1 }
+_fabric_words() { compadd -- "$@" }
+_fabric_list() { _sequence compadd - "$@" }
+_fabric_files() { # patterns; without one all files. A pattern that ends in a slash is of folders
+  local pattern
+  local -a runs
+  (( $# )) || { _files; return }
+  for pattern; do
+    case $pattern in
+      '*/') _files -/ ;;
+      */) runs=($~pattern(N)); compadd -f -- ${runs%/} || _files -/ ;;
+      *) _files -g $pattern ;;
+    esac
+  done
+}"""
+
+
 def zsh() -> str:
     """Completion for zsh."""
 
     def clean(text: str) -> str:
         return re.sub(r"([\[\]:\\])", r"\\\1", text).replace("'", "'\\''")
 
-    lines = [
-        "#compdef fabric",
-        "# zsh completion for fabric; written by tools/pages.py",
-        "_fabric() {",
-        "  local -a commands",
-    ]
-    lines.append("  commands=(")
+    def action(found: Offer) -> str:
+        call = _calls(found).replace("'", "'\\''")
+        return f" {call}" if found.kind != "nothing" else ""  # the space: with these words alone
+
+    lines = [ZSH_HELPERS, "_fabric() {", "  local -a commands", "  commands=("]
     lines += [f"    '{name}:{clean(what)}'" for name, what in COMMANDS.items()]
-    lines += ["  )", "  if (( CURRENT == 2 )); then", "    _describe command commands; return", "  fi"]
+    lines += ["    'help:how to use a command'", "  )"]
+    lines += ["  if (( CURRENT == 2 )); then", "    _describe command commands; return", "  fi"]
     lines += ["  local command=$words[2]", "  shift words; (( CURRENT-- ))", '  case "$command" in']
     for name in COMMANDS:
         lines.append(f"    {name}) _arguments -s \\")
         for option in options(name):
-            value = ""
-            if values(option):
-                value = f":{clean(option.name or '')}:({' '.join(values(option))})"
-            elif not option.is_flag:
-                value = f":{clean(metavar(option))}:" + ("_files" if setting_of(option).path else "")
+            value = "" if option.is_flag else f":{clean(metavar(option))}:{action(offer(option))}"
             many = "*" if option.multiple else ""
             for flag in flags(option):
-                lines.append(f"      '{many}{flag}[{clean(option.help or '')}]{value}' \\")
-        lines.append("      '*:file:_files' ;;")
-    lines += ["  esac", "}", '_fabric "$@"', ""]
+                equals = "=" if flag.startswith("--") and not option.is_flag else ""
+                lines.append(f"      '{many}{flag}{equals}[{clean(option.help or '')}]{value}' \\")
+        lines.append(f"      '*:operand:{action(operands(name))}' ;;")
+    lines += ["    help) _describe command commands ;;", "  esac", "}", '_fabric "$@"', ""]
     return "\n".join(lines)
+
+
+FISH_HELPERS = r"""# fish completion for fabric; written by tools/pages.py
+function _fabric_list # words joined by commas
+    set -l before (commandline -ct | string match -r '^.*,')
+    printf '%s\n' "$before"$argv
+end
+function _fabric_files # patterns; a pattern that ends in a slash is of folders
+    for pattern in $argv
+        switch $pattern
+            case '\*/'
+                __fish_complete_directories
+            case '*/'
+                eval set -l runs (string trim -r -c / -- $pattern)
+                # after nothing, fish hides what begins with a dot
+                if test -n (commandline -ct)"" -o (count $runs) -eq 0
+                    printf '%s\n' $runs
+                    __fish_complete_directories
+                else
+                    printf '%s\n' $PWD/$runs
+                end
+            case '*'
+                __fish_complete_path (commandline -ct) |
+                    string match -er -- '(/|'(string escape --style=regex -- (string sub -s 2 -- $pattern))')(\t.*)?$'
+        end
+    end
+end
+complete -c fabric -n __fish_use_subcommand -f"""
 
 
 def fish() -> str:
@@ -126,18 +221,25 @@ def fish() -> str:
     def quote(text: str) -> str:
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
-    lines = [
-        "# fish completion for fabric; written by tools/pages.py",
-        "complete -c fabric -n __fish_use_subcommand -f",
-    ]
-    for name, what in COMMANDS.items():
+    def values(found: Offer) -> str:
+        if found.kind == "words":
+            return f" -x -a {quote(' '.join(found.words))}"
+        if found.kind == "nothing":
+            return " -x"
+        return f" -x -a {quote(f'({_calls(found)})')}" if found.words else " -r -F"
+
+    names = " ".join([*COMMANDS, "help"])
+    lines = [FISH_HELPERS]
+    for name, what in {**COMMANDS, "help": "how to use a command"}.items():
         lines.append(f"complete -c fabric -n __fish_use_subcommand -a {name} -d {quote(what)}")
     for name in COMMANDS:
+        seen = f"'__fish_seen_subcommand_from {name}'"
         for option in options(name):
             spelled = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in flags(option))
-            value = f" -x -a {quote(' '.join(values(option)))}" if values(option) else ""
-            if not value and not option.is_flag:
-                value = " -r" + (" -F" if setting_of(option).path else " -f")
-            seen = f"'__fish_seen_subcommand_from {name}'"
+            value = "" if option.is_flag else values(offer(option))
             lines.append(f"complete -c fabric -n {seen} {spelled}{value} -d {quote(option.help or '')}")
+        found = operands(name)
+        if found.kind != "files" or found.words:
+            lines.append(f"complete -c fabric -n {seen}{values(found).replace(' -x', ' -f', 1)}")
+    lines.append(f"complete -c fabric -n '__fish_seen_subcommand_from help' -f -a {quote(names)}")
     return "\n".join([*lines, ""])

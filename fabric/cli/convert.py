@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fabric.cli import console
 from fabric.errors import MissingInputError, UsageError
-from fabric.settings import Setting
+from fabric.settings import FOLDERS, GGUFS, Setting
 
 if TYPE_CHECKING:
     from fabric.weights.adapter import Adapter
@@ -16,14 +16,28 @@ if TYPE_CHECKING:
 
 def command(
     source: Annotated[
-        str, Setting("a checkpoint's folder, a PEFT folder, or a GGUF adapter", "SOURCE", path="in", operand=True)
+        str,
+        Setting(
+            "a checkpoint's folder, a PEFT folder, or a GGUF adapter",
+            "SOURCE",
+            path="in",
+            operand=True,
+            completes=(*FOLDERS, *GGUFS),
+        ),
     ],
     output: Annotated[
         str, Setting("where the result goes; `-`: stdout; to PEFT: a new folder", "FILE", short="-o", path="out")
     ] = "-",
     model: Annotated[str | None, Setting("base model; adapters need it", "GGUF", short="-m", path="in")] = None,
     type: Annotated[
-        str, Setting("matrix type of a model: keep, f32, f16, bf16", "TYPE", parse=str.lower, written="keep")
+        str,
+        Setting(
+            "matrix type of a model: keep, f32, f16, bf16",
+            "TYPE",
+            parse=str.lower,
+            written="keep",
+            completes=("keep", "f32", "f16", "bf16"),
+        ),
     ] = "keep",
 ) -> None:
     """Converts a Hugging Face checkpoint (llama, mistral, qwen2, qwen3, gemma2, gemma3, smollm3, granite, olmo2,

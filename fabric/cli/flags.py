@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import click
 import typer
 
 from fabric.cli import console
 from fabric.errors import UsageError
-from fabric.settings import Declared, Setting, declared, files, parts
+from fabric.settings import Declared, Group, Setting, declared, files, parts
 
 SWITCH = Setting("")
 
@@ -25,6 +25,23 @@ def setting_of(param: click.Parameter) -> Setting:
     """What a parameter was declared as."""
     found: Setting = getattr(param, "setting", SWITCH)
     return found
+
+
+def joined(param: click.Parameter) -> bool:
+    """Whether a value is several, joined by commas."""
+    setting = setting_of(param)
+    return get_origin(getattr(param, "type_declared", None)) is tuple and setting.parse is not None and not setting.many
+
+
+def sections(command: click.Command, most: int = 20) -> list[tuple[str, list[click.Option]]]:
+    """A command's options by the sections of its help; one section where there are at most `most`."""
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    if len(options) <= most:
+        return [("Options", options)]
+    found: dict[str, list[click.Option]] = {name: [] for name in (*get_args(Group), "All commands")}
+    for option in options:
+        found[setting_of(option).section if hasattr(option, "setting") else "All commands"].append(option)
+    return [(name, group) for name, group in found.items() if group]
 
 
 def parameters(function: Callable[..., None]) -> dict[str, list[Declared]]:
@@ -62,10 +79,11 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
 
 def attach(command: click.Command, function: Callable[..., None]) -> click.Command:
     """Lets each parameter of a command know its setting."""
-    known = {one.name: one.setting for group in parameters(function).values() for one in group}
+    known = {one.name: one for group in parameters(function).values() for one in group}
     for param in command.params:
-        if setting := known.get(param.name or ""):
-            param.setting = setting  # type: ignore[attr-defined]
+        if one := known.get(param.name or ""):
+            setting = one.setting
+            param.setting, param.type_declared = setting, one.type  # type: ignore[attr-defined]
             if setting.above is not None:
                 param.type = click.FloatRange(min=setting.above, min_open=True)
     return command

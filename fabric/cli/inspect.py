@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 from fabric.cli import console
 from fabric.errors import UsageError
-from fabric.settings import Setting
+from fabric.settings import GGUFS, Setting
 
 
 def command(
     file: Annotated[
         str, Setting("model or adapter; `-` or nothing: stdin", "GGUF", path="in", operand=True, stdin=True)
     ],
-    other: Annotated[str | None, Setting("say how this file differs from it", "OTHER", path="in", operand=True)] = None,
+    other: Annotated[
+        str | None, Setting("say how this file differs from it", "OTHER", path="in", operand=True, completes=GGUFS)
+    ] = None,
     tensors: Annotated[bool, Setting("list every tensor")] = False,
     chat_template: Annotated[
         bool, Setting("print the chat template that commands use with it", touches="task")

@@ -32,7 +32,7 @@ def command(
         tuple[str, ...],
         Setting(
             "a panel each, as in loss,lr,grad_norm,tokens_per_s", "NAMES", short="-c", parse=split_names,
-            written="loss",
+            written="loss", completes=("loss", "val_loss", "lr", "grad_norm", "tokens_per_s"),
         ),
     ] = ("loss",),
     follow: Annotated[bool, Setting("draw again as runs go on, until Ctrl-C or stdin ends", touches="task")] = False,

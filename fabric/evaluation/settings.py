@@ -45,35 +45,51 @@ class EvalSettings:
     compare: Annotated[bool, Setting("the base, and each adapter by itself against it, row by row")] = False
     accuracy: Annotated[
         Literal["likelihood", "generated"],
-        Setting("by the likeliest label, or by the label that the model writes"),
+        Setting("by the likeliest label, or by the label that the model writes", group="Labels"),
     ] = "likelihood"
     llama_perplexity: Annotated[
         bool, Setting("texts in windows of --ctx, whose first half is not scored, as llama.cpp measures perplexity")
     ] = False
     """What is left at the end is not scored."""
     labels: Annotated[
-        tuple[str, ...], Setting("labels to choose from; default: those of the rows", "NAMES", parse=split_names)
+        tuple[str, ...],
+        Setting("labels to choose from; default: those of the rows", "NAMES", parse=split_names, group="Labels"),
     ] = ()
     measures: Annotated[
         tuple[str, ...],
-        Setting("measures of written answers against the rows': exact, rouge-l, chrf", "NAMES", parse=measures_of),
+        Setting(
+            "measures of written answers against the rows': exact, rouge-l, chrf",
+            "NAMES",
+            parse=measures_of,
+            group="Written answers",
+            completes=MEASURES,
+        ),
     ] = ()
     """Answers are greedy, as `generate` writes them."""
     max_tokens: MaxTokens = 128
     """Of answers that are measured or judged."""
     judge: Annotated[
         str | None,
-        Setting("this model says which of two written answers is better: the base's, or that with -a", "GGUF",
-                path="in"),
+        Setting("let this model judge answers in pairs: those of the base and those with -a", "GGUF",
+                path="in", group="Written answers"),
     ] = None  # fmt: skip
-    against: Annotated[str | None, Setting("--judge: another model in place of the base", "GGUF", path="in")] = None
+    against: Annotated[
+        str | None,
+        Setting(
+            "with --judge: compare with the answers of this model, not the base",
+            "GGUF",
+            path="in",
+            group="Written answers",
+        ),
+    ] = None
     answers: Annotated[
         tuple[str, ...],
         Setting("--judge: a field of the rows in place of the base's answer, or two, which need no model; reference: "
-                "the row's own answer", "FIELDS", parse=split_names),
+                "the row's own answer", "FIELDS", parse=split_names, group="Written answers"),
     ] = ()  # fmt: skip
     judge_prompt: Annotated[
-        str | None, Setting("--judge: Jinja template of what the judge is asked", "FILE", path="in")
+        str | None,
+        Setting("with --judge: Jinja template of the question", "FILE", path="in", group="Written answers"),
     ] = None
     ctx: Context = 512
     """Rows longer than this are cut (text: split into windows); also the capacity of a pack."""
@@ -264,7 +280,7 @@ class JudgeReport:
 
     def to_json(self) -> dict[str, Any]:
         """Without the rows."""
-        return {k: v for k, v in asdict(self).items() if k not in ("row_scores", "notes")}
+        return {k: v for k, v in asdict(self).items() if k != "row_scores"}
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,30 @@ class GenerateSettings:
     system: Annotated[str | None, Setting("system message before --prompt or --chat", "TEXT")] = None
     adapters: Adapters = ()
     max_tokens: MaxTokens = 128
-    temperature: Annotated[float, Setting("0: the likeliest token", "X", low=0.0)] = 0.0
-    top_k: Annotated[int, Setting("sample among the N likeliest tokens; 0: all", "N", low=0)] = 0
+    temperature: Annotated[float, Setting("0: the likeliest token", "X", low=0.0, group="Sampling")] = 0.0
+    top_k: Annotated[int, Setting("sample among the N likeliest tokens; 0: all", "N", low=0, group="Sampling")] = 0
     top_p: Annotated[
-        float, Setting("sample among the likeliest tokens that together have this probability", "X", low=0.0, high=1.0)
+        float,
+        Setting(
+            "sample among the likeliest tokens that together have this probability",
+            "X",
+            low=0.0,
+            high=1.0,
+            group="Sampling",
+        ),
     ] = 1.0
-    min_p: Annotated[float, Setting("drop tokens below X times the top probability", "X", low=0.0, high=1.0)] = 0.0
-    repeat_penalty: Annotated[float, Setting("make tokens that were said less likely; 1: no", "X")] = 1.0
+    min_p: Annotated[
+        float, Setting("drop tokens below X times the top probability", "X", low=0.0, high=1.0, group="Sampling")
+    ] = 0.0
+    repeat_penalty: Annotated[
+        float, Setting("make tokens that were said less likely; 1: no", "X", group="Sampling")
+    ] = 1.0
     """Logits above 0 are divided by this, others multiplied."""
-    repeat_window: Annotated[int, Setting("how many recent tokens count as said", "TOKENS", low=0)] = 64
+    repeat_window: Annotated[
+        int, Setting("how many recent tokens count as said", "TOKENS", low=0, group="Sampling")
+    ] = 64
     """Those of the prompt too."""
-    choices: Annotated[int, Setting("sampled answers to each prompt", "N", low=1)] = 1
+    choices: Annotated[int, Setting("sampled answers to each prompt", "N", low=1, group="Sampling")] = 1
     seed: Seed = 42
     stop: Annotated[
         tuple[str, ...], Setting("an answer ends before this text; may be given again", "TEXT", many=True)

@@ -34,6 +34,7 @@ from fabric.settings import (
     is_of,
     paths,
 )
+from fabric.weights.settings import TYPES
 
 ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
 FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
@@ -61,7 +62,7 @@ Modules = Annotated[
     tuple[str, ...],
     Setting(
         "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas", "NAMES", only="lora", always=True,
-        parse=modules_of, written="all",
+        parse=modules_of, written="all", completes=("all", "attn", "ffn", *MODULES),
     ),
 ]  # fmt: skip
 Batch = Annotated[int, Setting("rows per optimizer step", "ROWS", low=1, always=True)]
@@ -84,7 +85,7 @@ class TrainSettings:
         str | None,
         Setting(
             "matrix type of the --full output, or keep; default: unchanged, quantized ones become bf16", "TYPE",
-            only="full", always=True, parse=str.lower,
+            only="full", always=True, parse=str.lower, completes=("keep", *TYPES),
         ),
     ] = None  # fmt: skip
     rank: Rank = 16
@@ -106,36 +107,52 @@ class TrainSettings:
     epochs: Annotated[float, EPOCHS] = 1.0
     steps: Annotated[int | None, STEPS] = None
     lr: Annotated[float, Setting("peak learning rate", "X", above=0.0, always=True)] = 2e-4
-    schedule: Annotated[Schedule, Setting("learning rate schedule", always=True)] = "cosine"
-    warmup_ratio: Annotated[float, Setting("share of the steps that warm up", "X", low=0.0, high=1.0, always=True)] = (
-        0.1
-    )
-    warmup_steps: Annotated[int | None, Setting("instead of --warmup-ratio", "N", low=0)] = None
+    schedule: Annotated[Schedule, Setting("learning rate schedule", always=True, group="Schedule")] = "cosine"
+    warmup_ratio: Annotated[
+        float, Setting("share of the steps that warm up", "X", low=0.0, high=1.0, always=True, group="Schedule")
+    ] = 0.1
+    warmup_steps: Annotated[int | None, Setting("instead of --warmup-ratio", "N", low=0, group="Schedule")] = None
     lr_min: Annotated[
-        float, Setting("learning rate at the end of the schedule; exponential: 0 means lr / 100", "X", low=0.0)
+        float,
+        Setting(
+            "learning rate at the end of the schedule; exponential: 0 means lr / 100", "X", low=0.0, group="Schedule"
+        ),
     ] = 0.0
     lora_plus: Annotated[
         float, Setting("LoRA+: learning rate of B over that of A", "RATIO", above=0.0, only="lora")
     ] = 1.0
     """https://arxiv.org/abs/2402.12354"""
-    neftune: Annotated[float, Setting("noise on embeddings, such as 5; 0: none", "ALPHA", low=0.0)] = 0.0
+    neftune: Annotated[
+        float, Setting("noise on embeddings, such as 5; 0: none", "ALPHA", low=0.0, group="Schedule")
+    ] = 0.0
     """As a multiple of 1 / sqrt(length * width) (https://arxiv.org/abs/2310.05914)."""
     weight_decay: Annotated[
-        float, Setting("decoupled weight decay; norms and biases do not decay", "X", low=0.0, always=True)
+        float,
+        Setting("decoupled weight decay; norms and biases do not decay", "X", low=0.0, always=True, group="Schedule"),
     ] = 0.01
-    clip: Annotated[float, Setting("largest gradient norm; 0: any", "X", low=0.0, always=True)] = 1.0
-    optimizer: Annotated[Literal["adamw", "sgd"], Setting("optimizer", always=True)] = "adamw"
+    clip: Annotated[float, Setting("largest gradient norm; 0: any", "X", low=0.0, always=True, group="Schedule")] = 1.0
+    optimizer: Annotated[Literal["adamw", "sgd"], Setting("optimizer", always=True, group="Schedule")] = "adamw"
     batch: Batch = 8
     ctx: Context = 512
     """Rows longer than this are cut (text: split into windows)."""
     stride: Annotated[int | None, STRIDE] = None
     """None: every token is trained once."""
-    accumulate: Annotated[int, Setting("micro-batches per step, at least; same result", "N", low=1, always=True)] = 1
-    sync_every: Annotated[
-        int, Setting("with several ranks: average their parameters every N steps, not gradients each step", "N", low=1)
+    accumulate: Annotated[
+        int,
+        Setting("micro-batches per step, at least; same result", "N", low=1, always=True, group="Memory and device"),
     ] = 1
-    pack: Annotated[bool, Setting("put several rows into one sequence, unseen by each other", always=True)] = True
-    shuffle: Annotated[bool, Setting("a new order each epoch", always=True)] = True
+    sync_every: Annotated[
+        int,
+        Setting(
+            "with several ranks: average their parameters every N steps, not gradients each step", "N", low=1,
+            group="Memory and device",
+        ),
+    ] = 1  # fmt: skip
+    pack: Annotated[
+        bool,
+        Setting("put several rows into one sequence, unseen by each other", always=True, group="Memory and device"),
+    ] = True
+    shuffle: Annotated[bool, Setting("a new order each epoch", always=True, group="Data")] = True
     template: Template = None
     train: Train = "all"
     on_error: OnError = "stop"
@@ -149,23 +166,28 @@ class TrainSettings:
     device: Device = "auto"
     val: Annotated[
         str | None,
-        Setting("validation rows, or a share of the training rows", "FILE|FRACTION", path="in", number=True),
+        Setting(
+            "validation rows, or a share of the training rows", "FILE|FRACTION", path="in", number=True, group="Data"
+        ),
     ] = None
     """A file that is called like a number: `./0.05`."""
     eval_every: Annotated[
-        int, Setting("validate every N steps; 0: after each epoch", "STEPS", low=0, touches="layout")
+        int, Setting("validate every N steps; 0: after each epoch", "STEPS", low=0, touches="layout", group="Data")
     ] = 0
     patience: Annotated[
         int,
-        Setting("stop after N validations without a better one, and write the best; 0: never", "N", low=0),
+        Setting(
+            "stop after N validations without a better one, and write the best; 0: never", "N", low=0, group="Data"
+        ),
     ] = 0
     checkpoint_every: Annotated[
-        int, Setting("checkpoint every N steps; 0: after each epoch", "STEPS", low=0, touches="layout")
+        int, Setting("checkpoint every N steps; 0: after each epoch", "STEPS", low=0, touches="layout", group="Output")
     ] = 0
     checkpoint_minutes: Annotated[
-        float, Setting("also checkpoint every X minutes; 0: by steps only", "X", low=0.0, touches="layout")
+        float,
+        Setting("also checkpoint every X minutes; 0: by steps only", "X", low=0.0, touches="layout", group="Output"),
     ] = 0.0
-    keep: Annotated[int, Setting("newest checkpoints that stay", "N", low=1, touches="layout")] = 2
+    keep: Annotated[int, Setting("newest checkpoints that stay", "N", low=1, touches="layout", group="Output")] = 2
     run_dir: Annotated[
         str | None,
         Setting("checkpoints; default: a new folder in .fabric/runs", "DIR", path="out", touches="layout"),
@@ -227,7 +249,14 @@ class BenchSettings:
     steps: Annotated[int, Setting("timed steps; the median counts", "N", low=1)] = 3
     threads: Threads = 0
     device: Device = "auto"
-    isa: Annotated[str | None, Setting("CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16", "NAME")] = None
+    isa: Annotated[
+        str | None,
+        Setting(
+            "CPU: generic, avx2, avx512, avx512_bf16, neon or neon_bf16",
+            "NAME",
+            completes=("generic", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"),
+        ),
+    ] = None
 
 
 class TrainUI(Protocol):

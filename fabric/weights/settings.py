@@ -10,6 +10,10 @@ from typing import Annotated
 
 from fabric.settings import Output, Setting, Threads, pair_of
 
+TYPES = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_k",
+    "q4_1", "q4_0",
+)  # fmt: skip
 LARGEST_SCALE = 1e6  # what is beyond is a slip, and would leave the range of the weights
 
 # Called with (bytes of tensors done, bytes of tensors in all), from the calling thread.
@@ -59,7 +63,14 @@ class MergeSettings:
     adapters: Adapters = ()
     output: Output = "-"
     type: Annotated[
-        str, Setting("bf16, f16, ..., q4_k_m, or keep: each tensor's own", "TYPE", parse=str.lower, written="bf16")
+        str,
+        Setting(
+            "bf16, f16, ..., q4_k_m, or keep: each tensor's own",
+            "TYPE",
+            parse=str.lower,
+            written="bf16",
+            completes=("keep", *TYPES),
+        ),
     ] = "bf16"
     """Of changed and of block-quantized matrices."""
     threads: Threads = 0
@@ -85,11 +96,12 @@ class QuantizeSettings:
         str,
         Setting(
             "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0", "TYPE",
-            parse=str.lower, written="q8_0",
+            parse=str.lower, written="q8_0", completes=TYPES,
         ),
     ] = "q8_0"  # fmt: skip
     output_type: Annotated[
-        str | None, Setting("type of the output head; default: by llama.cpp's rule", "TYPE", parse=str.lower)
+        str | None,
+        Setting("type of the output head; default: by llama.cpp's rule", "TYPE", parse=str.lower, completes=TYPES),
     ] = None
     """Of output.weight, or of token_embd.weight where it serves as the output too."""
     threads: Threads = 0
