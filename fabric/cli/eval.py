@@ -87,15 +87,15 @@ def _scores(scores: dict[str, Score]) -> list[list[str]]:
         rows.append(["95 % interval", *(f"{100 * a.interval[0]:.1f} - {100 * a.interval[1]:.1f} %" for a in found)])
         rows.append(["macro-F1", *(f"{a.macro_f1:.3f}" for a in found)])
         rows.append(["commonest label", *(f"{100 * a.majority:.1f} %" for a in found)])
-    for name in next(iter(scores.values())).measures:
-        found_measures = [s.measures[name] for s in scores.values()]
-        rows.append([f"{name}, of 100", *(f"{m.mean:.1f} ({m.rows} rows)" for m in found_measures)])
-        rows.append(["95 % interval", *(f"{m.interval[0]:.1f} - {m.interval[1]:.1f}" for m in found_measures)])
     ties = [s.near_ties for s in scores.values() if s.near_ties]
     if ties:
         rows.append(["near-ties", *(f"{t.rows} within {t.noise:.2g} nats" for t in ties)])
         ranges = (t.accuracy_range for t in ties)
         rows.append(["accuracy by how they end", *(f"{100 * low:.1f} - {100 * high:.1f} %" for low, high in ranges)])
+    for name in next(iter(scores.values())).measures:
+        found_measures = [s.measures[name] for s in scores.values()]
+        rows.append([f"{name}, of 100", *(f"{m.mean:.1f} ({m.rows} rows)" for m in found_measures)])
+        rows.append(["95 % interval", *(f"{m.interval[0]:.1f} - {m.interval[1]:.1f}" for m in found_measures)])
     return rows
 
 

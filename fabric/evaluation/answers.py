@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,17 +72,57 @@ def prompts_of(rows: Sequence[Asked], text: Text) -> list[list[int]]:
     return prompts
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """How prompts decode together: so many at a time, in `room` slots of the cache each."""
+
+    count: int
+    room: int
+
+    @classmethod
+    def of(cls, text: Text, prompts: Sequence[Sequence[int]], most: int) -> Lanes:
+        """For answers of at most `most` tokens, within the model's context where the prompts are."""
+        longest = max(map(len, prompts))
+        limit = text.gguf.get(f"{text.gguf.architecture}.context_length", int, longest + most)
+        return cls(min(_TOGETHER, len(prompts)), max(longest + 1, min(longest + most, limit)))
+
+    def decoder(self, model: Model, loras: Loras) -> contextlib.closing[Decoder]:
+        """The cache and the plan. Raises DeviceError where they do not fit."""
+        rows, tokens = self.count * self.room, max(self.count, FEED_TOKENS)
+        return contextlib.closing(Decoder(model.weights, rows, tokens, self.count, model.precision, loras))
+
+
 def written(
     text: Text, model: Model, loras: Loras, prompts: Sequence[Sequence[int]], most: int, done: Done
 ) -> list[str]:
     """The greedy answer to each prompt, of at most `most` tokens."""
-    greedy = GenerateSettings(text.gguf.name, max_tokens=most)
-    lanes, room = min(_TOGETHER, len(prompts)), max(map(len, prompts)) + most
-    room = min(room, text.gguf.get(f"{text.gguf.architecture}.context_length", int, room))
-    decoder = Decoder(model.weights, lanes * room, max(lanes, FEED_TOKENS), lanes, model.precision, loras)
-    found = [""] * len(prompts)
-    with contextlib.closing(decoder):
-        for lane, _ in answers(greedy, text.tokenizer, decoder, prompts, lanes, room):
+    greedy, lanes, found = GenerateSettings(text.gguf.name, max_tokens=most), Lanes.of(text, prompts, most), {}
+    with lanes.decoder(model, loras) as decoder:
+        for lane, _ in answers(greedy, text.tokenizer, decoder, prompts, lanes.count, lanes.room):
             found[lane.number] = lane.answer.text
             done(len(prompts[lane.number]))
-    return found
+    return [found[i] for i in range(len(prompts))]
+
+
+def planned(
+    text: Text, prompts: Sequence[Sequence[int]], most: int
+) -> Callable[[Model], contextlib.AbstractContextManager[str]]:
+    """Tries the memory that answers will take, before there is work to lose; a sentence that says how much."""
+
+    @contextlib.contextmanager
+    def trial(model: Model) -> Iterator[str]:
+        if not prompts:
+            yield ""
+            return
+        with Lanes.of(text, prompts, most).decoder(model, model.loras) as decoder:
+            sentence = f"{text.gguf.name} writes {len(prompts):,} answers {memory(text, model, decoder)}"
+        yield sentence
+
+    return trial
+
+
+def memory(text: Text, model: Model, decoder: Decoder) -> str:
+    """What a decoder takes, as the end of a sentence."""
+    taken = decoder.plan.stats.allocated_bytes + sum(cache.nbytes for cache in decoder.caches)
+    weights = sum(info.nbytes for info in text.gguf.tensors.values())
+    return f"in {taken / 2**20:.0f} MiB on {model.device}, beside {weights / 2**20:.0f} MiB of weights"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.answers import Asked, prompts_of, spoken, written
+from fabric.evaluation.answers import Asked, planned, prompts_of, spoken, written
 from fabric.evaluation.judge import Contest, check_contest, check_judge, field_of, judge
 from fabric.evaluation.labels import MOST_LABELS, LabelTest, label_test
 from fabric.evaluation.measures import Measure, measure, measured, tables
@@ -54,7 +54,11 @@ def evaluate(
         fields = [field_of(rows.asked, name) for name in settings.answers]
         if settings.judge:
             note(check_judge(settings, rows.asked))
-        with open_model(text, settings, contextlib.nullcontext) as (model, _):
+        if settings.against:
+            note(_check_another(settings, rows.asked))
+        with open_model(text, settings, planned(text, prompts, settings.max_tokens)) as (model, takes):
+            if prompts:
+                note(takes)
             variants = [{}, *model.each] if settings.compare else [model.loras]
             tokens = sum(len(example.tokens) for example in rows.examples)
             each = tokens + _label_tokens(settings, test, model.precision) + sum(map(len, prompts))
@@ -69,7 +73,7 @@ def evaluate(
             scored = meter.done
         judged = None
         if settings.judge:
-            opponents = fields or ([_of_another(settings, rows)] if settings.against else [])
+            opponents = fields or ([_of_another(settings, rows.asked)] if settings.against else [])
             contests = _contests(settings, found, opponents)
             judged = judge(settings, rows.asked, contests, meter.part(judging))
         compared = _compared(settings, rows, found) if settings.compare else ()
@@ -300,11 +304,20 @@ def _contests(settings: EvalSettings, found: Sequence[_Found], opponents: Sequen
     return [Contest(name, names[0], one.answers, found[0].answers) for name, one in pairs[1:]]
 
 
-def _of_another(settings: EvalSettings, rows: Rows) -> list[str]:
+def _check_another(settings: EvalSettings, asked: Sequence[Asked]) -> str:
+    """Opens the model of --against for a moment; a sentence that says what its answers take."""
+    assert settings.against is not None
+    with open_text(settings.against, None) as text:
+        trial = planned(text, prompts_of(asked, text), settings.max_tokens)
+        with open_model(text, settings, trial) as (_, sentence):
+            return sentence
+
+
+def _of_another(settings: EvalSettings, asked: Sequence[Asked]) -> list[str]:
     """The answers of another model, which is opened for them alone."""
     assert settings.against is not None
     with open_text(settings.against, None) as text, open_model(text, settings, contextlib.nullcontext) as (model, _):
-        return written(text, model, {}, prompts_of(rows.asked, text), settings.max_tokens, lambda tokens: None)
+        return written(text, model, {}, prompts_of(asked, text), settings.max_tokens, lambda tokens: None)
 
 
 def _name(adapter: AdapterInput) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fabric.data.records import read_records
 from fabric.errors import DataError, UsageError
-from fabric.evaluation.answers import Asked, asked, spoken
+from fabric.evaluation.answers import Asked, asked, memory, spoken
 from fabric.evaluation.scoring import Choice, costs
 from fabric.evaluation.settings import EvalSettings, Judged, JudgeReport
 from fabric.evaluation.statistics import bootstrap_interval, even_chance
@@ -141,17 +141,11 @@ def check_judge(settings: EvalSettings, rows: Sequence[Asked]) -> str:
         longest = max(len(judge.choice(row, "", "", blind=False).prompt) for row in rows)
         room = max(settings.ctx, min(judge.limit, longest + _ANSWERS * _SLACK * settings.max_tokens))
 
-        def planned(model: Model) -> contextlib.closing[Decoder]:
+        def trial(model: Model) -> contextlib.closing[Decoder]:
             return contextlib.closing(Decoder(model.weights, room, room, len(LETTERS), model.precision))
 
-        with open_model(judge.text, settings, planned) as (model, decoder):
-            stats = decoder.plan.stats
-            taken = stats.allocated_bytes + sum(cache.nbytes for cache in decoder.caches)
-            weights = sum(info.nbytes for info in judge.text.gguf.tensors.values())
-            return (
-                f"{judge.text.gguf.name} judges once the other models are closed: {taken / 2**20:.0f} MiB on "
-                f"{model.device}, beside {weights / 2**20:.0f} MiB of weights"
-            )
+        with open_model(judge.text, settings, trial) as (model, decoder):
+            return f"{judge.text.gguf.name} judges {memory(judge.text, model, decoder)}, once the others are closed"
 
 
 def judge(

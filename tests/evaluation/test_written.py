@@ -193,7 +193,7 @@ def test_adapters_are_judged_against_the_base_another_model_or_the_rows_own_answ
     first, second = told["judged"]["contests"]
     assert (first["name"], first["against"], first["rows"]) == (str(tuned), "base", 4)
     assert (second["name"], second["ties"], second["same"], second["first_shown"]) == (idle, 4, 4, None)
-    assert [a["name"] for a in told["adapters"]] == [str(tuned), idle] and "judges once the other models" in err
+    assert [a["name"] for a in told["adapters"]] == [str(tuned), idle] and "once the others are closed" in err
     assert all(line["answers"]["base"] == line["answers"][idle] != line["answers"][str(tuned)] for line in lines)
     other = scored(*common, "-a", tuned, "--against", model)[0]["judged"]["contests"]
     assert [(c["name"], c["against"]) for c in other] == [("model", model)]
