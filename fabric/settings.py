@@ -311,7 +311,8 @@ OnError = Annotated[
     Literal["stop", "skip"], Setting("at a row that cannot be read or rendered: stop, or skip the row", group="Data")
 ]
 Context = Annotated[int, CONTEXT]
-MaxTokens = Annotated[int, Setting("longest answer", "N", low=1)]
+MAX_TOKENS = Setting("longest answer", "N", low=1)
+MaxTokens = Annotated[int, MAX_TOKENS]
 Checkpointing = Annotated[
     bool | None,
     Setting("recompute activations: less memory, same bits; default: the profile's, or where large", touches="layout"),

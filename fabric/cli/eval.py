@@ -19,7 +19,7 @@ MOST_SHOWN = 8  # labels, in a table of which was taken for which
 def command(
     settings: EvalSettings,
     rows: Annotated[
-        str | None, Setting("JSONL: loss and chosen label of each row, by model", "FILE", path="out")
+        str | None, Setting("JSONL: loss, chosen label, answer and verdict of each row, by model", "FILE", path="out")
     ] = None,
     markdown: Annotated[bool, Setting("the tables as Markdown")] = False,
 ) -> None:

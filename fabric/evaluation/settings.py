@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from fabric.settings import (
+    MAX_TOKENS,
     MODEL,
     STRIDE,
     Context,
     Device,
-    MaxTokens,
     Precision,
     Records,
     Setting,
@@ -66,7 +66,7 @@ class EvalSettings:
         ),
     ] = ()
     """Answers are greedy, as `generate` writes them."""
-    max_tokens: MaxTokens = 128
+    max_tokens: Annotated[int, replace(MAX_TOKENS, group="Written answers")] = 128
     """Of answers that are measured or judged."""
     judge: Annotated[
         str | None,
@@ -84,8 +84,8 @@ class EvalSettings:
     ] = None
     answers: Annotated[
         tuple[str, ...],
-        Setting("--judge: a field of the rows in place of the base's answer, or two, which need no model; reference: "
-                "the row's own answer", "FIELDS", parse=split_names, group="Written answers"),
+        Setting("with --judge: compare with a field of the rows, or two fields; reference: the row's own answer",
+                "FIELDS", parse=split_names, group="Written answers"),
     ] = ()  # fmt: skip
     judge_prompt: Annotated[
         str | None,
