@@ -20,6 +20,7 @@ from fabric.errors import UsageError
 from fabric.printable import one_line, printable, shortened
 
 MOST_CELL_CHARS = 200
+_bars: list[Any] = []  # drawn now: a line takes their place, and they go on below it
 
 
 def flag(name: str) -> bool:
@@ -37,6 +38,8 @@ def given(*names: str) -> list[str]:
 
 def note(text: str) -> None:
     """One line for the person at the terminal."""
+    for drawn in _bars:
+        drawn.clear()
     if not flag("quiet"):
         print(one_line(text), file=sys.stderr, flush=True)
 
@@ -105,7 +108,11 @@ def bar(label: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
             drawn.total = total
             drawn.update(done - drawn.n)
 
-        yield move
+        _bars.append(drawn)
+        try:
+            yield move
+        finally:
+            _bars.remove(drawn)
 
 
 def stdin_source(source: str | None) -> str:

@@ -20,6 +20,7 @@ from fabric.cli.completion import offer
 from fabric.cli.flags import sections, setting_of
 from fabric.weights.mix import type_names
 from fabric.weights.settings import TYPES
+from tests.cli.shell import fabric
 from tests.support.paths import REPOSITORY
 
 FILES = REPOSITORY / "completions"
@@ -127,6 +128,9 @@ def test_long_helps_have_sections_and_short_ones_do_not() -> None:
         "Basics", "LoRA", "Schedule", "Memory and device", "Data", "Output", "All commands",
     ]  # fmt: skip
     assert titles["merge"] == ["Options"]
+    shown = fabric("train", "--help").out.decode()
+    places = [shown.index(f"\n{title}:\n") for title in titles["train"]]
+    assert places == sorted(places) and places[1] < shown.index("--rank") < places[2] < shown.index("--schedule")
     for name in COMMANDS:
         options = [option for _, group in sections(load(name)) for option in group]
         assert len(options) == len({option.name for option in options}), name

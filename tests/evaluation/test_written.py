@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from fabric.generation.settings import GenerateSettings
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
 from fabric.weights.settings import AdapterInput
-from tests.cli.shell import fabric, one_sentence
+from tests.cli.shell import fabric, on_terminal, one_sentence
 from tests.evaluation.conftest import Writer
 from tests.evaluation.test_labels import questions
 from tests.parity import ours
@@ -217,6 +218,16 @@ def test_progress_ends_at_all_tokens_whatever_is_asked_for(model: str, tuned: Pa
     settings = EvalSettings(data, model, adapters, measures=("exact",), judge=model, device="cpu", precision="bf16")
     evaluate(settings, lambda done, total: seen.append((done, total)))
     assert sorted(seen) == seen and seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+
+
+def test_lines_about_memory_stand_above_the_bar(model: str, rows_file: Writer) -> None:
+    data = rows_file("r.jsonl", ROWS[:2])
+    flags = ["-m", model, "--judge", model, "--answers", "reference", "--max-tokens", "4"]
+    code, seen = on_terminal("eval", data, *flags, stream="stderr")
+    assert code == 0, seen
+    lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*[A-Z]", "", seen)) if "MiB of weights" in line]
+    assert len(lines) == 2 and all(line.startswith(model) for line in lines), seen
+    assert "eval" in seen and "tokens" in seen, "no bar is drawn: the test shows nothing"
 
 
 def test_rows_too_long_for_the_judge_are_left_out_and_told(model: str, rows_file: Writer) -> None:
