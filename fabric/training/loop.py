@@ -18,9 +18,9 @@ from fabric.distributed.ranks import Ranks
 from fabric.errors import DataError, DivergedError, StoppedError
 from fabric.interrupts import Interrupted, held
 from fabric.models.recorder import EMBEDDING
+from fabric.runs.directory import BEST
 from fabric.text.encode import Example
 from fabric.training.checkpoint import (
-    BEST,
     Totals,
     checkpoints,
     read_checkpoint,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from fabric.errors import OutputError
 from fabric.files import open_output, writes_straight
-from fabric.training.checkpoint import METRICS
+from fabric.runs.directory import METRICS
 
 _MOST_LINE_BYTES = 1 << 16
 

@@ -16,17 +16,9 @@ from fabric.errors import DataError, StoppedError, UsageError
 from fabric.files import STDIO, check_streams, is_stream
 from fabric.interrupts import Interrupted
 from fabric.notices import notice
+from fabric.runs.directory import KEPT, RUN, lock_run, place_of, read_run, write_run
 from fabric.training.check import check_settings
-from fabric.training.checkpoint import (
-    KEPT,
-    RUN,
-    Checkpoint,
-    lock_run,
-    newest_checkpoint,
-    place_of,
-    read_run,
-    write_run,
-)
+from fabric.training.checkpoint import Checkpoint, newest_checkpoint
 from fabric.training.identity import Inputs
 from fabric.training.loop import Spans, rate_of, total_steps
 from fabric.training.run import Setup, check_writable, kind_of, place_of_result, run_on, set_up

@@ -24,18 +24,10 @@ from fabric.interrupts import Interrupted
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
 from fabric.notices import notice
+from fabric.runs.directory import KEPT, RUN, lock_run, place_of, remove_new, write_run
 from fabric.settings import told as history_settings
 from fabric.training.check import check_settings
-from fabric.training.checkpoint import (
-    KEPT,
-    RUN,
-    Checkpoint,
-    Totals,
-    lock_run,
-    place_of,
-    remove_new,
-    write_run,
-)
+from fabric.training.checkpoint import Checkpoint, Totals
 from fabric.training.follow import Job, enlist, sketch
 from fabric.training.identity import Inputs, beside
 from fabric.training.loop import Loop, Spans, total_steps

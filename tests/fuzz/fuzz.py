@@ -364,8 +364,8 @@ TARGETS = {
     ),
     "checkpoints": Target(
         read_run_directory,
-        ("training/checkpoint.py", "training/resume.py", "training/metrics.py", "training/check.py",
-         "training/settings.py"),
+        ("runs/directory.py", "training/checkpoint.py", "training/resume.py", "training/metrics.py",
+         "training/check.py", "training/settings.py"),
         lambda: [part(name, finished_run()[name]) for name in PARTS],
         (b"null", b"true", b"-1", b"1e999", b"NaN", b"9" * 30, b'"', b"{", b"[", b"]", b"}", b",", b":", b"\n", b"\0",
          b'"step"', b'"totals"', b'"n"', b'"arrays"', b'"place"', b'"extended"', b'"../../x"', b'"-"'),

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from fabric.errors import DataError, MissingInputError, OutputError
+from fabric.runs.directory import lock_run, read_run
 from fabric.training.checkpoint import (
     Snapshot,
-    lock_run,
     newest_checkpoint,
     read_checkpoint,
-    read_run,
     write_checkpoint,
 )
 from fabric.training.metrics import MetricsLog
