@@ -20,7 +20,7 @@ import typer
 import typer.core
 
 from fabric import __version__
-from fabric.cli import config, console, flags
+from fabric.cli import config, console, flags, foreign
 from fabric.errors import FabricError
 from fabric.printable import one_line, printable
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "template": "render chat records with a model's own template",
     "train": "fine-tune a GGUF model on records: writes a LoRA adapter or a model",
     "resume": "continue a run that was stopped",
+    "runs": "list, compare and remove training runs",
     "merge": "fold adapters into their base model",
     "quantize": "write a model in a smaller block format",
     "eval": "measure perplexity and accuracy, and compare answers",
@@ -89,6 +90,14 @@ class Command(typer.core.TyperCommand):
                 config.bounded(ctx, param, ctx.params.get(param.name or ""))
         except click.MissingParameter:
             raise
+        except click.NoSuchOption as error:
+            behind = iter(given[i + 1] for i, arg in enumerate(given[:-1]) if arg == error.option_name)
+            typed = [arg.partition("=")[2] for arg in given if arg.startswith(f"{error.option_name}=")]
+            value = next(iter(typed), next(behind, None))
+            told = foreign.hint(error.option_name, [max(param.opts, key=len)[2:] for param in self.params], value)
+            if told is None:
+                raise
+            raise click.UsageError(told, error.ctx) from None
         except click.BadParameter as error:
             if error.param is None:
                 raise

@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from fabric.cli import foreign
 from fabric.cli.flags import setting_of
 from fabric.errors import MissingInputError, UsageError
 from fabric.settings import is_number, problem
@@ -224,6 +225,8 @@ def _line(text: str, name: str, table: str = "") -> int:
 
 def _known(place: str, name: str, names: Collection[str], kind: str) -> None:
     if name not in names:
+        if kind == "flag" and (told := foreign.hint(name)):
+            raise UsageError(f"{place}: {told}")
         close = get_close_matches(name, names, 1)
         raise UsageError(f"{place}: there is no {kind} {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
 

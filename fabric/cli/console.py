@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,18 +37,33 @@ def given(*names: str) -> list[str]:
     return [flags[name] for name in names if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
 
 
+def speaker() -> str:
+    """What a line begins with: the command, where several may write to the same place, as in a pipe or in a log."""
+    ctx = click.get_current_context(silent=True)
+    alone = sys.stderr.isatty() and not any(map(_is_piped, (0, 1)))
+    return "" if alone or ctx is None else f"{ctx.command_path}: "
+
+
+def _is_piped(descriptor: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
 def note(text: str) -> None:
     """One line for the person at the terminal."""
     for drawn in _bars:
         drawn.clear()
     if not flag("quiet"):
-        print(one_line(text), file=sys.stderr, flush=True)
+        print(speaker() + one_line(text), file=sys.stderr, flush=True)
 
 
 def notes(text: str) -> None:
     """Several lines for the person at the terminal, such as a table."""
     if not flag("quiet"):
-        print(printable(text), file=sys.stderr, flush=True)
+        lines = printable(text).split("\n")
+        print("\n".join(speaker() + line for line in lines), file=sys.stderr, flush=True)
 
 
 def wants_bar() -> bool:

@@ -31,8 +31,14 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("train on another machine", "ssh phone 'fabric train - -m base.gguf -o -' < rows.jsonl > adapter.gguf"),
     ],
     "resume": [
-        ("after Ctrl-C, a crash or a power cut", "fabric resume .fabric/runs/NAME"),
-        ("two more epochs of a run that had one", "fabric resume .fabric/runs/NAME --epochs 3"),
+        ("after Ctrl-C, a crash or a power cut: the newest unfinished run", "fabric resume"),
+        ("two more epochs of a run that had one", "fabric resume NAME --epochs 3"),
+    ],
+    "runs": [
+        ("what was trained here, the newest first", "fabric runs"),
+        ("in what two runs differ, and what came of it", "fabric runs --compare a b"),
+        ("what would go if only the newest three stayed", "fabric runs --prune --keep 3 --dry-run"),
+        ("the best validation loss of all runs", "fabric runs --json | jq '[.runs[].best_val_loss // empty] | min'"),
     ],
     "merge": [
         ("base and adapter into one model", "fabric merge -m base.gguf -a adapter.gguf -o merged.gguf"),

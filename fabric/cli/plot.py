@@ -22,8 +22,8 @@ def command(
     metrics: Annotated[
         tuple[str, ...],
         Setting(
-            "JSONL of `train --metrics`, a file a run; `-`: stdin", "METRICS...", path="in", operand=True, stdin=True,
-            many=True,
+            "run directories or names, or JSONL of `train --metrics`; `-`: stdin", "RUN...", path="in",
+            operand=True, stdin=True, many=True,
         ),
     ] = ("-",),
     output: Annotated[str | None, Setting("a picture; `-`: stdout", "FILE", short="-o", path="out")] = None,

@@ -13,7 +13,15 @@ HELD = "; default: as the run began"
 
 
 def command(
-    run_dir: Annotated[str, Setting("the run directory that `train` named", "RUN_DIR", path="in", operand=True)],
+    run_dir: Annotated[
+        str | None,
+        Setting(
+            "a run directory, or a name of `fabric runs`; default: the newest unfinished one",
+            "RUN",
+            path="in",
+            operand=True,
+        ),
+    ] = None,
     output: Annotated[str | None, replace(OUTPUT, help=f"the adapter or model{HELD}")] = None,
     metrics: Annotated[str | None, replace(METRICS, help=f"{METRICS.help}{HELD}")] = None,
     threads: Annotated[int | None, THREADS] = None,

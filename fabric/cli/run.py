@@ -1,106 +1,23 @@
-"""What `train` and `resume` show while they run: a bar, the numbers behind it, and how it ended."""
+"""Runs `train` and `resume` for a person: under a bar, and with a last word on what was written and what comes next."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
+import shlex
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fabric import interrupts
 from fabric.cli import console, ranks, signals
+from fabric.cli.progress import TerminalUI
 from fabric.errors import InterruptedRunError, StoppedError, UsageError
+from fabric.files import is_stream, shown, writes_straight
 
 if TYPE_CHECKING:
     from fabric.training.settings import TrainReport, TrainSettings
 
-BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}], {desc}"
-NARROW_BAR = "{n:.0f}/{total} {remaining} left {desc}"  # all numbers within 80 columns, and no bar
-WIDE = 110
-
-
-class TerminalUI:
-    """Draws a run on stderr; see fabric.training.settings.TrainUI."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.narrow = False
-        self.peak = 1.0
-        self.flops = (0.0, 0.0)
-        self.steps = 0.0
-        self.drawn = 0.0
-
-    def start(self, info: dict[str, Any]) -> None:
-        """Says what will run, and opens the bar."""
-        device = info["device"]
-        console.note(
-            f"{info['rows']:,} rows, {info['tokens']:,} tokens, {info['steps']:,} steps; "
-            f"{info['trained_params']:,} parameters train on {device['name']} ({device['isa']}, {info['precision']}), "
-            f"{console.human_bytes(info['planned_bytes'])} planned; run directory {info['run_dir']}"
-        )
-        signals.acknowledge("stopping: finished steps are kept, this one is dropped; once more stops at once")
-        if not console.wants_bar():
-            return
-        from tqdm import tqdm
-
-        from fabric.devices.profiles import DEFAULT
-
-        self.flops = info["flops_per_token"], info["flops_per_trained"]
-        probe = DEFAULT.open(device["opened"], device["threads"])
-        self.peak = probe.peak(info["precision"] if info["precision"] == "f32" or device["bf16"] else "f32", 0.2)
-        probe.close()
-        self.steps = float(info["from_step"])
-        self.narrow = os.get_terminal_size(sys.stderr.fileno()).columns < WIDE
-        self.bar = tqdm(
-            total=info["steps"], initial=self.steps, bar_format=NARROW_BAR if self.narrow else BAR, file=sys.stderr,
-            dynamic_ncols=True, leave=False,
-        )  # fmt: skip
-
-    def message(self, text: str) -> None:
-        """A line above the bar."""
-        if self.bar is not None and not signals.hung_up():
-            self.bar.clear()
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            console.note(text)
-
-    def progress(self, fraction: float) -> None:
-        """Moves the bar inside a step."""
-        if self.bar is not None and not signals.hung_up():
-            self.bar.n = self.steps + min(fraction, 0.999)
-            if time.monotonic() - self.drawn > 0.2:
-                self.bar.refresh()
-                self.drawn = time.monotonic()
-
-    def step(self, metrics: dict[str, Any]) -> None:
-        """Shows the numbers of a finished step."""
-        self.steps = float(metrics["step"])
-        if self.bar is None or signals.hung_up():
-            return
-        work = metrics["tokens"] * self.flops[0] + metrics["trained_tokens"] * self.flops[1]
-        parts = [
-            f"loss {metrics['loss']:.3f}",
-            f"lr {metrics['lr']:.1e}".replace("e-0", "e-"),
-            f"{metrics['tokens_per_s']:.0f} tokens/s",
-            f"{100 * work / metrics['seconds'] / self.peak:.0f} % of peak",
-            console.human_bytes(metrics["peak_bytes"]),
-        ]
-        self.bar.n = self.steps
-        self.bar.set_description_str((" " if self.narrow else ", ").join(parts))
-
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C or SIGTERM came."""
-        return interrupts.asked()
-
-    def close(self) -> None:
-        """Takes the bar away."""
-        if self.bar is not None and not signals.hung_up():
-            self.bar.close()
-        self.bar = None
+WHAT = {"stopped": "was stopped", "failed": "failed"}
 
 
 @contextmanager
@@ -130,7 +47,12 @@ def train(settings: TrainSettings) -> None:
 
 
 def resume(
-    run_dir: str, output: str | None, metrics: str | None, threads: int | None, epochs: float | None, steps: int | None
+    run_dir: str | None,
+    output: str | None,
+    metrics: str | None,
+    threads: int | None,
+    epochs: float | None,
+    steps: int | None,
 ) -> None:
     """Runs `resume` under a bar and reports."""
     from fabric.training.resume import resume as run
@@ -139,8 +61,19 @@ def resume(
         if team and team.rank:
             ranks.follow(team)
             return
-        report = run(run_dir, ui, output, metrics, threads, epochs, steps, team)
+        report = run(run_dir or _newest(), ui, output, metrics, threads, epochs, steps, team)
     tell(report)
+
+
+def _newest() -> str:
+    """The directory of the newest unfinished run in .fabric/runs, which is named."""
+    from fabric.runs.listing import newest_unfinished
+
+    found = newest_unfinished()
+    of = f" of {found.steps}" if found.steps is not None else ""
+    why = f": {found.error}" if found.error else ""
+    console.note(f"going on with {found.path}, which {WHAT[found.state]} after step {found.step}{of}{why}")
+    return found.path
 
 
 def plan(settings: TrainSettings) -> None:
@@ -174,13 +107,28 @@ def plan(settings: TrainSettings) -> None:
 
 
 def tell(report: TrainReport) -> None:
-    """Says what a finished run came to."""
+    """Says what a finished run came to, where that is, and what to do with it."""
     validation = f", validation {report.val_loss:.4f}" if report.val_loss is not None else ""
-    sizes = f"{report.kind} {console.human_bytes(report.output_bytes)}, peak {console.human_bytes(report.peak_bytes)}"
-    console.report(
-        dataclasses.asdict(report),
-        f"{report.steps:,} steps in {report.seconds:.1f} s, {report.tokens_per_s:.0f} tokens/s: loss {report.loss:.4f}"
-        f"{validation}; {sizes}",
-        report.output,
-        report.metrics,
-    )
+    best = f" (of step {report.best_step})" if report.best_step else ""
+    steps = f"{report.steps:,} step{'s' * (report.steps != 1)} in {console.human_seconds(report.seconds)}"
+    lines = [
+        f"{steps}, {report.tokens_per_s:.0f} tokens/s: loss {report.loss:.4f}{validation}{best}; "
+        f"peak {console.human_bytes(report.peak_bytes)}",
+        f"wrote the {report.kind} ({console.human_bytes(report.output_bytes)}) to {shown(report.output, 'stdout')}; "
+        f"run directory {report.run_dir}",
+        *_next(report),
+    ]
+    console.report(dataclasses.asdict(report), "\n".join(lines), report.output, report.metrics)
+
+
+def _next(report: TrainReport) -> list[str]:
+    """Lines to type, where the result is a file of its own."""
+    if is_stream(report.model) or writes_straight(report.output):
+        return []
+    model, output = shlex.quote(report.model), shlex.quote(report.output)
+    prompt = "--chat" if report.chat else "--raw --prompt TEXT"
+    if report.kind == "adapter":
+        used, served = f"-m {model} -a {output}", f"-m {model} --lora {output}"
+    else:
+        used = served = f"-m {output}"
+    return [f"try it:    fabric generate {used} {prompt}", f"serve it:  llama-server {served}"]

@@ -98,10 +98,11 @@ _HOLDERS = (Number, dict, list)
 
 
 def read_json_lines(
-    handle: BinaryIO, name: str, bad: Callable[[DataError], None] | None = None
+    handle: BinaryIO, name: str, bad: Callable[[DataError], None] | None = None, no_json: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """(where, value) of each line that is not blank; where is `name:line`. Raises DataError on the first bad line, or
-    calls `bad` with it and goes on."""
+    calls `bad` with it and goes on. `no_json` is added to what is said of a first line that does not begin like JSON.
+    """
     lines = Lines(handle, name)
     while line := lines.line():
         if line.isspace():
@@ -109,6 +110,8 @@ def read_json_lines(
         try:
             value = parse_line(line, lines.where())
         except DataError as error:
+            if bad is None and no_json and lines.number == 1 and line.lstrip()[:1] not in b"{[":
+                raise DataError(f"{error}{no_json}") from None
             if bad is None:
                 raise
             bad(error)

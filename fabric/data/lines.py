@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from fabric.errors import DataError, OutputError
+from fabric.files import read_input
+from fabric.kinds import instead_of_rows
 
 MAX_LINE_BYTES = 64 << 20
 SNIFFED_BYTES = 1 << 16
+
+
+@contextmanager
+def open_rows(path: str) -> Iterator[BinaryIO]:
+    """An input of rows. DataError where it is known to hold something else; MissingInputError."""
+    if wrong := instead_of_rows(path):
+        raise DataError(wrong)
+    with read_input(path) as handle:
+        yield handle
 
 
 class Lines:

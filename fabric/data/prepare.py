@@ -15,13 +15,13 @@ import numpy as np
 
 from fabric.data.index import Index, Rows, each, split
 from fabric.data.jsonl import check_line, dumps
-from fabric.data.lines import Lines
+from fabric.data.lines import Lines, open_rows
 from fabric.data.raw import TABLES, Row, format_of, read_rows
 from fabric.data.records import Unused
 from fabric.data.settings import PrepareSettings
 from fabric.data.shapes import check_template, contents, known_fields, to_record
 from fabric.errors import DataError, OutputError, UsageError
-from fabric.files import check_streams, is_stream, open_output, read_input, shown
+from fabric.files import check_streams, is_stream, open_output, shown
 from fabric.notices import notice
 
 _NAMED_BAD_ROWS = 20
@@ -109,7 +109,7 @@ def _check(settings: PrepareSettings) -> None:
         raise UsageError(f"no row has at least {settings.min_chars} and at most {settings.max_chars} characters")
     for path in settings.inputs:
         if not is_stream(path):  # opening a pipe would take it from its one reader
-            with read_input(path):
+            with open_rows(path):
                 pass
 
 
@@ -152,7 +152,7 @@ def _raw(settings: PrepareSettings, progress: Progress | None) -> Iterator[Row]:
         return known_fields(names, settings.fields)
 
     for path in settings.inputs:
-        with read_input(path) as handle:
+        with open_rows(path) as handle:
             lines = Lines(handle, shown(path))
             form = format_of(lines, settings.format, known, settings.separator)
             tables = tables or form in TABLES

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fabric.data.jsonl import dumps, read_json_lines
+from fabric.data.lines import open_rows
 from fabric.data.messages import Message, kind_of, other_parts, read_messages, two_sides
 from fabric.errors import DataError
-from fabric.files import read_input, shown
+from fabric.files import shown
 from fabric.notices import notice
 
 Kind = Literal["chat", "completion", "prompt", "text", "rendered", "tokens"]
@@ -32,6 +33,7 @@ _FIELDS: dict[Kind, tuple[str, ...]] = {
     "tokens": ("tokens", "train"),
 }
 RECORD_FIELDS = frozenset(name for names in _FIELDS.values() for name in names)
+PREPARE = "; `fabric prepare` makes records of plain text and tables"
 LABEL = "label"  # a further field with a meaning: the beginning of the right answer
 RENDERED_WITH = "template_hash"  # of rendered and token records: the chat template that made them
 _MOST_NAMED = 8
@@ -102,8 +104,8 @@ def read_records(
     with which `bad` is called instead if it is given.
     """
     unused = Unused()
-    with read_input(path) as lines:
-        for where, value in read_json_lines(lines, shown(path), bad):
+    with open_rows(path) as lines:
+        for where, value in read_json_lines(lines, shown(path), bad, PREPARE):
             try:
                 record = parse_record(value, where, prompts)
             except DataError as error:

@@ -113,7 +113,15 @@ def _on(
     if profiled:
         settings = with_profile(settings, profile)
     isa = getattr(settings, "isa", None)
-    device = stack.enter_context(contextlib.closing(profile.open(settings.device, settings.threads, isa, timed)))
+    try:
+        opened = profile.open(settings.device, settings.threads, isa, timed)
+    except DeviceError as error:
+        here = dict(named_devices())
+        if settings.device in here:
+            raise
+        listed = ", ".join(f"{name} ({info.name})" for name, info in here.items())
+        raise DeviceError(f"{error}; the devices here are: {listed}") from error
+    device = stack.enter_context(contextlib.closing(opened))
     size, there = sum(info.nbytes for info in gguf.tensors.values()), device.info.memory_bytes
     if device.info.own_memory and not device.info.in_place and there and size > there:
         raise DeviceError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fabric.errors import DataError, UsageError
 from fabric.files import check_streams, shown
 from fabric.generation.decoding import FEED_TOKENS, Lane, Watch, answers
 from fabric.generation.model import Model, Text, open_model, open_text
-from fabric.generation.prompts import read_prompts
+from fabric.generation.prompts import Prompt, read_prompts
 from fabric.generation.settings import GenerateSettings
 from fabric.models.inference import Decoder
 
@@ -31,12 +31,7 @@ def generate(
         limit = context_limit(settings, text)
         prompts = read_prompts(settings, text)
         text.template.tell(shown(settings.data) if settings.data else "--prompt")
-        for prompt in prompts:
-            if len(prompt.ids) >= limit:
-                raise DataError(
-                    f"{prompt.source}: the prompt has {len(prompt.ids)} tokens, which leaves no room for an answer "
-                    f"within {limit}; shorten it, or raise --ctx where the model allows more"
-                )
+        with_room(prompts, limit)
         if not prompts:
             return
         room = min(limit, max(len(prompt.ids) for prompt in prompts) + settings.max_tokens)
@@ -55,6 +50,16 @@ def generate(
                 choice = {"choice": lane.number % settings.choices} if settings.choices > 1 else {}
                 told = {"answer": lane.answer.text, "answer_tokens": len(lane.answer.tokens), "finish": finish}
                 yield {**prompts[lane.number].row, **choice, **told}
+
+
+def with_room(prompts: Sequence[Prompt], limit: int) -> None:
+    """DataError for a prompt that leaves no room for an answer within so many tokens."""
+    for prompt in prompts:
+        if len(prompt.ids) >= limit:
+            raise DataError(
+                f"{prompt.source}: the prompt has {len(prompt.ids)} tokens, which leaves no room for an answer "
+                f"within {limit}; shorten it, or raise --ctx where the model allows more"
+            )
 
 
 def context_limit(settings: GenerateSettings, text: Text) -> int:

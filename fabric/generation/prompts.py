@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from fabric.data.records import Record, read_records
-from fabric.errors import DataError, UsageError
+from fabric.errors import DataError, MissingInputError, UsageError
+from fabric.files import is_there
 from fabric.generation.model import Text
 from fabric.generation.settings import GenerateSettings
+from fabric.notices import remark
 from fabric.text.encode import encode_spans, prompt_ids
 
 ANSWERED = ("reference", "answer", "answer_tokens", "finish", "choice")  # the fields that `generate` adds to rows
@@ -23,11 +26,14 @@ class Prompt:
     source: str
 
 
-def read_prompts(settings: GenerateSettings, text: Text) -> list[Prompt]:
-    """The prompts of the settings, in order. Raises DataError naming the row, MissingInputError, UsageError."""
+def read_prompts(settings: GenerateSettings, text: Text, most: int | None = None) -> list[Prompt]:
+    """The prompts of the settings in order, or of the first `most` rows. Raises DataError naming the row,
+    MissingInputError, UsageError."""
     if (settings.prompt is None) == (settings.data is None):
         raise UsageError("give either rows with prompts or one --prompt")
     if settings.prompt is not None:
+        if is_there(settings.prompt):
+            remark(f"--prompt {settings.prompt}: this name is the prompt; the rows of the file are answered without it")
         data = {"prompt": settings.prompt}
         if settings.raw and settings.system is not None:
             raise UsageError("--system belongs to a conversation, and --raw text is none: leave one out")
@@ -39,7 +45,9 @@ def read_prompts(settings: GenerateSettings, text: Text) -> list[Prompt]:
         raise UsageError("--system is for --prompt and --chat; rows bring their own system message")
     if settings.raw:
         raise UsageError("--raw is for --prompt; rows are continued as they are when they have the field 'text'")
-    return [prompt_of(record, text) for record in read_records(str(settings.data), prompts=True)]
+    if any(map(str.isspace, str(settings.data))) and not is_there(str(settings.data)):
+        raise MissingInputError(f"there is no file {str(settings.data)!r}; a prompt as text goes behind --prompt")
+    return [prompt_of(record, text) for record in islice(read_records(str(settings.data), prompts=True), most)]
 
 
 def prompt_of(record: Record, text: Text) -> Prompt:

@@ -25,7 +25,10 @@ def architectures() -> list[str]:
 
 
 def architecture_of(gguf: GGUF) -> ModuleType:
-    """The module for a GGUF's architecture; DataError when there is none."""
+    """The module for a model's architecture; DataError when there is none, and for an adapter."""
+    from fabric.weights.rewrite import check_kind
+
+    check_kind(gguf)
     name = gguf.architecture
     if name not in architectures():
         raise DataError(

@@ -99,13 +99,17 @@ class Decoder:
         outputs: int = 8,
         precision: str = "auto",
         loras: Mapping[str, Source] | None = None,
+        alpha: float = 0.0,
+        decode: bool = False,
     ) -> None:
+        """`loras` may also take the place of weights; their scale is `alpha` / rank, or 1 without it. `decode`: frozen
+        weights are read decoded to 16 bits."""
         arch = architecture_of(weights.gguf)
         self._build, self._config, self._loras = arch.build, arch.read_config(weights.gguf), loras or {}
         self.tokens, self.outputs, self.vocab_size = tokens, outputs, self._config.vocab_size
         self.cache_rows = cache_rows
         self.weights = weights  # the plans read their memory
-        self._precision = pick_precision(weights.device, precision)
+        self._precision, self._alpha, self._decode = pick_precision(weights.device, precision), alpha, decode
         self._feeders: dict[int, _Feeder] = {}
         self.plan = self._feeder(tokens).plan
 
@@ -114,15 +118,24 @@ class Decoder:
             few = bool(self._feeders)
             recorder = Recorder(
                 self.weights, tokens, min(tokens, self.outputs) if few else self.outputs, self._precision, self._loras,
-                self.cache_rows, caches=self.caches if few else (),
+                self.cache_rows, self._alpha, caches=self.caches if few else (),
             )  # fmt: skip
             logits = recorder.logits(self._build(recorder, self._config))
             if not few:
                 recorder.check()
                 self.caches: list[Buffer] = recorder.caches
-            self._feeders[tokens] = _Feeder(recorder.inputs, Plan(recorder.graph), logits)
+            self._feeders[tokens] = _Feeder(recorder.inputs, Plan(recorder.graph, decode=self._decode), logits)
             recorder.graph.close()
         return self._feeders[tokens]
+
+    def plan_all(self) -> int:
+        """Makes all plans that feeds may need; what they and the cache take on the device, without weights."""
+        for few in FEW:
+            if few < self.tokens:
+                self._feeder(few)
+        stats = [feeder.plan.stats for feeder in self._feeders.values()]
+        taken = sum(one.arena_bytes + one.scratch_bytes + one.input_bytes for one in stats)
+        return taken + sum(cache.nbytes for cache in self.caches)
 
     def logits(
         self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array

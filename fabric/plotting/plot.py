@@ -246,7 +246,7 @@ def _colors(count: int) -> list[Color]:
 
 def _entries(runs: Sequence[Run], columns: Sequence[str]) -> list[tuple[str, Color, bool]]:
     """What lines and dots are: name, color, whether dotted."""
-    names = [run.name for run in runs] if len(runs) > 1 else ["training"]
+    names = [run.label for run in runs] if len(runs) > 1 else ["training"]
     entries = [(name, color, False) for name, color in zip(names, _colors(len(runs)), strict=True)]
     if any(f"val_{column}" in run.columns for run in runs for column in columns):
         entries.append(("validation", INK if len(runs) > 1 else PALETTE[1], True))
@@ -324,7 +324,7 @@ def _text_panel(
     first, last = tick_label(x_axis.low, x_axis), tick_label(x_axis.high, x_axis)
     lines.append(" " * margin + first + f"{'step':^{max(4, cols - len(first) - len(last))}}" + last)
     keys = [
-        f"{_paint(MARKS[i % len(MARKS)] if plain else '━', i, color)} {one_line(run.name)}"
+        f"{_paint(MARKS[i % len(MARKS)] if plain else '━', i, color)} {one_line(run.label)}"
         for i, run in enumerate(runs)
     ]
     if any(f"val_{column}" in run.columns for run in runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,11 @@ from pathlib import Path
 
 from fabric.errors import DataError
 from fabric.files import is_stream, read_input, shown
+from fabric.runs.listing import metrics_of
 
 POLL_S = 0.5  # between looks at a growing file
+_BETWEEN = "-_/ "
+_WORDS = re.compile(r"(?:\d[\d.]*e-\d+|[^-_/ ])+|[-_/ ]+")  # 1e-3 is one
 
 
 @dataclass
@@ -24,24 +28,23 @@ class Series:
 
 @dataclass
 class Run:
-    """A run's name and its columns."""
+    """A run's name, the part of it that tells it from those beside it, and its columns."""
 
     name: str
+    label: str
     columns: dict[str, Series] = field(default_factory=dict)
 
 
 def read_runs(sources: Iterable[str]) -> list[Run]:
     """Reads metrics JSONL, a run a source. Raises DataError for a line without a step or a run without numbers."""
     sources = list(sources)
-    runs = []
-    for source, name in zip(sources, _names(sources), strict=True):
-        run = Run(name)
+    runs = named_runs(sources)
+    for run, source in zip(runs, map(metrics_of, sources), strict=True):
         with read_input(source) as lines:
             for number, line in enumerate(lines, 1):
                 _add(run, line, f"{shown(source)}:{number}")
         if not run.columns:
             raise DataError(f"{shown(source)}: no metrics in it")
-        runs.append(run)
     return runs
 
 
@@ -55,22 +58,22 @@ def follow_runs(sources: Sequence[str]) -> Iterator[list[Run]]:
         yield from _follow_stream(sources[0])
         return
     seen: list[int] = []
+    files = [metrics_of(source) for source in sources]
     while True:
-        sizes = [Path(source).stat().st_size if Path(source).exists() else 0 for source in sources]
+        sizes = [Path(source).stat().st_size if Path(source).exists() else 0 for source in files]
         if sizes != seen:
-            seen, runs = sizes, []
-            for source, name in zip(sources, _names(sources), strict=True):
-                runs.append(Run(name))
+            seen, runs = sizes, named_runs(sources)
+            for run, source in zip(runs, files, strict=True):
                 whole = Path(source).read_bytes().split(b"\n")[:-1] if Path(source).exists() else []
                 for number, line in enumerate(whole, 1):
-                    _add(runs[-1], line, f"{shown(source)}:{number}")
+                    _add(run, line, f"{shown(source)}:{number}")
             if any(run.columns for run in runs):
                 yield runs
         time.sleep(POLL_S)
 
 
 def _follow_stream(source: str) -> Iterator[list[Run]]:
-    run, drawn, fresh = Run(_names([source])[0]), 0.0, False
+    run, drawn, fresh = named_runs([source])[0], 0.0, False
     with read_input(source) as lines:
         for number, line in enumerate(iter(lines.readline, b""), 1):
             _add(run, line, f"{shown(source)}:{number}")
@@ -84,10 +87,29 @@ def _follow_stream(source: str) -> Iterator[list[Run]]:
         yield [run]
 
 
-def _names(sources: Sequence[str]) -> list[str]:
-    """What runs are called: by the names of their files, or by their paths where those are equal."""
-    stems = [Path(source).stem if source != "-" else "stdin" for source in sources]
-    return stems if len(set(stems)) == len(stems) else list(sources)
+def named_runs(sources: Sequence[str]) -> list[Run]:
+    """Runs without columns yet: called by the names of their files or folders, or by their paths where those are
+    equal."""
+    stems = [_stem(source) for source in sources]
+    names = stems if len(set(stems)) == len(stems) else [source.rstrip("/") for source in sources]
+    return [Run(name, label) for name, label in zip(names, differing_parts(names), strict=True)]
+
+
+def _stem(source: str) -> str:
+    path = Path(source)
+    if source == "-":
+        return "stdin"
+    return path.resolve().name if metrics_of(source) != source else path.stem
+
+
+def differing_parts(names: Sequence[str]) -> list[str]:
+    """Of each name the words between those that all names begin and end with; the names where that says nothing."""
+    words = [_WORDS.findall(name) for name in names]
+    shortest = min(map(len, words), default=0)
+    first = next((n for n in range(shortest) if len({one[n] for one in words}) > 1), shortest)
+    last = next((n for n in range(shortest - first) if len({one[-1 - n] for one in words}) > 1), shortest - first)
+    parts = ["".join(one[first : len(one) - last]).strip(_BETWEEN) for one in words]
+    return parts if all(parts) and len(set(parts)) == len(parts) else list(names)
 
 
 def _add(run: Run, line: bytes, where: str) -> None:

@@ -1,8 +1,11 @@
 """One run directory: the names in it, its lock, and run.json.
 
 run.json             settings and the hashes of data and base
-data.jsonl           rows that came through a pipe; so val.jsonl, start.gguf (an adapter) and template.jinja
+data.jsonl           rows that came through a pipe; so val.jsonl, prompts.jsonl (of --sample), start.gguf (an adapter)
+                     and template.jinja
 metrics.jsonl        one object a step
+samples.jsonl        answers to prompts, one object each; see fabric/training/samples.py
+state.json           what became of the run; see state.py
 step-00000042.ckpt   a checkpoint; see fabric/training/checkpoint.py
 best.ckpt            the best parameters, where --patience keeps them
 
@@ -16,20 +19,32 @@ import errno
 import json
 import re
 import stat
+import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from fabric.errors import DataError, MissingInputError, OutputError, UsageError
 from fabric.files import open_output
 from fabric.notices import remark
 
-KEPT = {"data": "data.jsonl", "val": "val.jsonl", "adapter": "start.gguf", "template": "template.jinja"}
-RUN, LOCK, METRICS, BEST = "run.json", "lock", "metrics.jsonl", "best.ckpt"
+KEPT = {
+    "data": "data.jsonl",
+    "val": "val.jsonl",
+    "adapter": "start.gguf",
+    "template": "template.jinja",
+    "sample": "prompts.jsonl",
+}
+RUNS = Path(".fabric") / "runs"  # where runs lie that were not told where
+HASHED = ("model", "data", "val", "adapter", "template")  # what a result depends on
+RUN, STATE, LOCK, BEST = "run.json", "state.json", "lock", "best.ckpt"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+StateName = Literal["running", "finished", "stopped", "failed"]
 RESULTS = ("adapter.gguf", "model.gguf")
 STEP = re.compile(r"step-(\d{8,18})\.ckpt")
-_NAMES = {RUN, LOCK, METRICS, BEST, *KEPT.values(), *RESULTS}
+_NAMES = {RUN, STATE, LOCK, METRICS, SAMPLES, BEST, *KEPT.values(), *RESULTS}
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_RUN_BYTES = 1 << 20
+_LOOK_S = 0.2  # so long may somebody hold a lock who only looks whether it is held
 
 
 def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
@@ -40,7 +55,7 @@ def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        found = _files(directory)
+        found = files_of(directory)
         if new and found and LOCK not in found:
             raise UsageError(
                 f"{directory} holds {min(found)} already, which the run would replace; choose another --run-dir"
@@ -53,7 +68,15 @@ def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
     except ImportError:  # Windows: no lock, as there is no resume from a second shell to guard against
         return lock
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        deadline = time.monotonic() + _LOOK_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S / 10)
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             remark(f"{directory} cannot be locked ({error.strerror}), so nothing keeps a second run out of it")
@@ -63,7 +86,7 @@ def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
     return lock
 
 
-def _files(directory: Path) -> set[str]:
+def files_of(directory: Path) -> set[str]:
     """The names of a run's files that are taken there."""
     found = {path.name for path in directory.iterdir() if path.name in _NAMES or STEP.fullmatch(path.name)}
     for name in sorted(found):
@@ -76,7 +99,7 @@ def _files(directory: Path) -> set[str]:
 
 def remove_new(directory: Path) -> None:
     """Removes what a run made in its directory before it came to its first step."""
-    for name in _files(directory) - set(RESULTS):
+    for name in files_of(directory) - set(RESULTS):
         (directory / name).unlink(missing_ok=True)
 
 
@@ -105,7 +128,7 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise MissingInputError(f"{directory} holds no run to resume: {path.name} cannot be read") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not the settings of a run: {error}") from error
-    hashes = {f"{name}_sha256" for name in ("model", *KEPT)}
+    hashes = {f"{name}_sha256" for name in HASHED}
     known = {"settings", "fingerprints", "extended", "place", *hashes}
     if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
         raise DataError(f"{path}: not the settings of a run")

@@ -17,6 +17,7 @@ from fabric.text.settings import RenderSettings
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
 from fabric.weights.gguf import GGUF
+from fabric.weights.rewrite import check_kind
 
 
 @dataclass
@@ -67,6 +68,7 @@ def render(settings: RenderSettings, out: BinaryIO) -> RenderReport:
     kind owns are kept. Raises DataError naming `file:line`, MissingInputError.
     """
     with GGUF.open(settings.model) as gguf:
+        check_kind(gguf)
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         context = settings.ctx or gguf.get(f"{gguf.architecture}.context_length", int, 0)
     template = ChatTemplate.choose(tokenizer, settings.template)

@@ -124,6 +124,7 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
     """Runs a warm-up and `steps` timed steps, then two more of which the second is timed by op."""
     with contextlib.ExitStack() as stack:
         gguf = GGUF.open(settings.model)
+        architecture_of(gguf)
         stack.callback(gguf.close)
         times = []
         with steps_of(settings, gguf) as steps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fabric.errors import UsageError
 from fabric.files import check_streams
 from fabric.settings import check
@@ -19,6 +21,8 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError(f"--lr-min must lie between 0 and --lr {s.lr}, not {s.lr_min}")
     if s.stride is not None and not 0 < s.stride < s.ctx:
         raise UsageError(f"--stride must lie between 0 and --ctx {s.ctx}, not {s.stride}")
+    if s.name is not None and (not s.name or Path(s.name).name != s.name or s.name.startswith((".", "-"))):
+        raise UsageError(f"--name {s.name}: a run's name is that of a folder: no slashes, no dot or dash at its start")
     if s.patience and not s.val:
         raise UsageError("--patience waits for a better validation loss, so it needs --val and a number from 1 on")
     if s.full and (s.dropout or s.rslora or s.lora_plus != 1):

@@ -76,7 +76,7 @@ def follow(ranks: Ranks) -> None:
             batches = Batches(machine, job.train, ranks.rank, ranks.size)
             team = Team(ranks, machine, batches, job.val)
 
-            def run(call: Callable[[Progress], T]) -> T:
+            def run(call: Callable[[Progress], T], n: int = 0, calls: int = 1) -> T:
                 progress = Progress()
                 future = worker.submit(call, progress)
                 while True:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fabric.errors import DataError, MissingInputError
 from fabric.files import is_stream, shown
+from fabric.runs.directory import HASHED
 from fabric.training.settings import TrainSettings
 from fabric.weights.gguf import GGUF
 
@@ -20,7 +21,7 @@ class Inputs:
     """Made before any of them is read. A base that comes through a pipe has no file to look at again."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        self.files = {name: path for name, path in settings.files.items() if not is_stream(path)}
+        self.files = {name: path for name, path in settings.files.items() if name in HASHED and not is_stream(path)}
         self.before = {name: _state(path) for name, path in self.files.items()}
         self.known: dict[str, str] = {}
 
@@ -38,7 +39,7 @@ class Inputs:
         for name, path in self.files.items():
             if _state(path) != self.before[name]:
                 raise DataError(f"{path}: it changed while it was read; start again")
-        return {f"{name}_sha256": self.known.get(name) for name in ("model", "data", "val", "adapter", "template")}
+        return {f"{name}_sha256": self.known.get(name) for name in HASHED}
 
     def changed(self) -> list[str]:
         """A sentence for each file that is no longer what it was."""

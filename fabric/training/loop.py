@@ -19,7 +19,6 @@ from fabric.errors import DataError, DivergedError, StoppedError
 from fabric.interrupts import Interrupted, held
 from fabric.models.recorder import EMBEDDING
 from fabric.runs.directory import BEST
-from fabric.text.encode import Example
 from fabric.training.checkpoint import (
     Totals,
     checkpoints,
@@ -29,6 +28,8 @@ from fabric.training.checkpoint import (
 )
 from fabric.training.machine import Batches, Machine, steps_per_epoch
 from fabric.training.metrics import MetricsLog, peak_bytes
+from fabric.training.rows import Rows
+from fabric.training.samples import SampleLog
 from fabric.training.schedule import learning_rate
 from fabric.training.settings import TrainSettings, TrainUI
 from fabric.training.team import POLL_S, Run, Team
@@ -70,20 +71,21 @@ class Loop:
     must be there before any checkpoint: as soon as it can, or (True) after waiting for that; whether it is there."""
 
     def __init__(
-        self, machine: Machine, train: list[Example], val: list[Example], directory: Path, ui: TrainUI, start: int,
+        self, machine: Machine, rows: Rows, directory: Path, ui: TrainUI, start: int,
         totals: Totals, spans: Spans, record: Callable[[bool], bool], ranks: Ranks,
     ) -> None:  # fmt: skip
         self.record = record
-        self.machine, self.train, self.val, self.directory, self.ui = machine, train, val, directory, ui
+        self.machine, self.rows, self.directory, self.ui = machine, rows, directory, ui
         self.settings = machine.settings
         self.step, self.totals = start, totals
         self.saved, self.saved_at = start, time.monotonic()
         self.spans, self.last = spans, spans.last
         vocabulary = machine.weights.gguf.tensors[EMBEDDING].shape[0]
         self.guessing = math.log(vocabulary)  # the loss where any token is as likely as another
-        self.batches = Batches(machine, train, ranks.rank, ranks.size)
-        self.team = Team(ranks, machine, self.batches, val)
+        self.batches = Batches(machine, rows.train, ranks.rank, ranks.size)
+        self.team = Team(ranks, machine, self.batches, rows.val)
         self.per_epoch = self.batches.per_epoch
+        self.samples = SampleLog(directory, start) if rows.samples else None
 
     def run(self, metrics: MetricsLog) -> None:
         """Until the last step, a stop, or a loss that is no number; or until validation loses patience. Between steps a
@@ -91,13 +93,14 @@ class Loop:
         try:
             with ThreadPoolExecutor(1, "fabric-step") as worker:
                 if (
-                    self.val
+                    self.rows.val
                     and self.step
                     and self._due(self.settings.eval_every)
                     and self.totals.validated != self.step
                 ):
                     with held():  # the run was stopped inside this validation
                         metrics.amend(self.step, val_loss=self._validate(worker))
+                self._sample()
                 while self.step < self.last and not self._out_of_patience():
                     if self.ui.interrupted():
                         raise Interrupted
@@ -132,12 +135,12 @@ class Loop:
         self.record(False)
         with held():
             record = self._step(worker, feeds, began)
+            self.ui.step(record)
             try:
-                if self._due(s.eval_every) and self.val:
+                if self._due(s.eval_every) and self.rows.val:
                     record["val_loss"] = self._validate(worker)
             finally:
                 metrics.write(record)
-            self.ui.step({**record, "steps": self.last})
             totals, minutes = self.totals, (time.monotonic() - self.saved_at) / 60
             exploded = totals.smooth > max(self.guessing, WORSE * totals.lowest)
             if not exploded and (self._due(s.checkpoint_every) or 0 < s.checkpoint_minutes <= minutes):
@@ -146,13 +149,14 @@ class Loop:
         if exploded:
             what = f"the loss rose from {totals.lowest:.3g} to {totals.smooth:.3g}"
             raise self._diverged(self.step, self.step, what)
+        self._sample()
 
     def _step(self, worker: ThreadPoolExecutor, feeds: list[Feed], began: float) -> dict[str, Any]:
         """An optimizer step; its metrics."""
         s, step = self.settings, self.step + 1
         optimizer = self.machine.optimizer
         optimizer.t, optimizer.lr = step, rate_of(s, step, self.spans)
-        result, tokens, speeds = self.team.step(feeds, self._beside(worker))
+        result, tokens, speeds = self.team.step(feeds, self._beside(worker, "step"))
         if not result.finite and step == 1:
             name = self.machine.weights.gguf.name
             raise DataError(f"{name}: the loss is not a number before any step; the model or an adapter is damaged")
@@ -192,16 +196,17 @@ class Loop:
         """Every so many steps, or (0) at the end of each epoch; and always at the end."""
         return self.spans.ends_at(self.step) or self.step % (every or self.per_epoch) == 0
 
-    def _beside(self, worker: ThreadPoolExecutor) -> Run:
+    def _beside(self, worker: ThreadPoolExecutor, what: str) -> Run:
         """Runs calls into the core in the worker, while this thread shows how far they are."""
 
-        def run(call: Callable[[Progress], T]) -> T:
+        def run(call: Callable[[Progress], T], n: int = 0, calls: int = 1) -> T:
             progress = Progress()
-            return self._wait(worker.submit(call, progress), progress)
+            future = worker.submit(call, progress)
+            return self._wait(future, progress, lambda: self.ui.progress(what, (n + progress.fraction) / calls))
 
         return run
 
-    def _wait(self, future: Future[T], progress: Progress) -> T:
+    def _wait(self, future: Future[T], progress: Progress, show: Callable[[], None]) -> T:
         """What a call into the core comes to. Cancelled where somebody asked to stop, unless it ended before that."""
         try:
             while True:
@@ -210,7 +215,7 @@ class Loop:
                 try:
                     return future.result(timeout=POLL_S)
                 except FutureTimeout:
-                    self.ui.progress(progress.fraction)
+                    show()
         except BaseException:
             progress.cancel()  # or the worker would go on
             raise
@@ -228,14 +233,37 @@ class Loop:
         """Mean loss a trained token over the validation rows; with patience, the best parameters are kept."""
         totals = self.totals
         self.team.settle()
-        loss = self.team.score(self._beside(worker))
+        self.ui.progress("validation", 0.0)
+        loss = self.team.score(self._beside(worker, "validation"))
         totals.val_loss, totals.validated, totals.stale = loss, self.step, totals.stale + 1
-        if self.settings.patience and (totals.best_loss is None or loss < totals.best_loss):
+        if totals.best_loss is None or loss < totals.best_loss:
             totals.best_loss, totals.best_step, totals.stale = loss, self.step, 0
-            self.record(True)
-            params = self.machine.snapshot(self.step, totals)
-            write_snapshot(self.directory / BEST, params._replace(arrays=params.arrays[:1]))
+            if self.settings.patience:
+                self.record(True)
+                params = self.machine.snapshot(self.step, totals)
+                write_snapshot(self.directory / BEST, params._replace(arrays=params.arrays[:1]))
+        self.ui.validated(
+            {"step": self.step, "val_loss": loss, "best_loss": totals.best_loss, "best_step": totals.best_step}
+        )
         return loss
+
+    def _sample(self) -> None:
+        """Answers the samples, where that is due and not done. A request to stop breaks in, and nothing is written."""
+        samples, decoder = self.rows.samples, self.machine.decoder
+        if samples is None or decoder is None or self.samples is None:
+            return
+        if self.samples.step == self.step or not self._due(self.settings.sample_every):
+            return
+
+        def show(fraction: float) -> None:
+            if self.ui.interrupted():
+                raise Interrupted
+            self.ui.progress("samples", fraction)
+
+        found = samples.answers(decoder, self.step, show)
+        with held():
+            self.samples.write(found)
+        self.ui.sampled(found)
 
     def _checkpoint(self) -> None:
         if self.saved == self.step and self.step:

@@ -20,6 +20,7 @@ from fabric.text.encode import Example
 from fabric.training.checkpoint import Checkpoint, Snapshot, Totals
 from fabric.training.noise import dropout_keys, embedding_noise
 from fabric.training.parameters import F32Array, Layout
+from fabric.training.samples import Samples
 from fabric.training.settings import TrainSettings
 
 MOST_TOKENS = (1 << 31) - 1  # of a micro-batch
@@ -56,6 +57,7 @@ class Machine:
     layout: Layout
     alpha: float
     capacities: list[int]
+    samples: Samples | None = None
     arrays: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,11 +106,16 @@ class Machine:
         self.inputs = recorder.inputs
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing, decode=decode)
         self.scorer = Plan(recorder.graph, decode=decode) if s.val else None
+        self.decoder, self.samples_bytes = None, 0
+        if self.samples:
+            sources = self.layout.sources(self.params)
+            self.decoder = self.samples.decoder(self.weights, self.precision, sources, self.alpha, decode)
+            self.samples_bytes = self.decoder.plan_all()
         self.weights_kept = kept if self.plan.stats.constant_bytes else "blocks"  # where nothing is to be decoded
         recorder.graph.close()
 
     def _close_plans(self) -> None:
-        for plan in (self.plan, self.scorer):
+        for plan in (self.plan, self.scorer, self.decoder):
             if plan is not None:
                 plan.close()
 
@@ -142,6 +149,7 @@ class Machine:
             "trained_weights": flat, "gradients": flat, "optimizer_state": (self.arrays - 1) * flat,
             "activations": sum(s.arena_bytes for s in stats), "scratch": sum(s.scratch_bytes for s in stats),
             "inputs": sum(s.input_bytes for s in stats), "decoded_weights": self.plan.stats.constant_bytes,
+            **({"samples": self.samples_bytes} if self.decoder else {}),
         }  # fmt: skip
 
     def planned_bytes(self) -> int:

@@ -43,7 +43,7 @@ class MetricsLog:
         straight = target is not None and writes_straight(target)
         for path in [directory / METRICS, *([] if target is None or straight else [Path(target)])]:
             try:
-                end, begin, last = _records(path, after_step) if after_step else (0, 0, {})
+                end, begin, last = records_until(path, after_step) if after_step else (0, 0, {})
                 file = self.open.enter_context(path.open("ab"))
                 file.truncate(end)
             except OSError as error:
@@ -91,7 +91,7 @@ def _put(record: dict[str, Any], files: list[BinaryIO]) -> None:
         raise OutputError(f"metrics cannot be written: {error.strerror}") from error
 
 
-def _records(path: Path, step: int) -> tuple[int, int, dict[str, Any]]:
+def records_until(path: Path, step: int) -> tuple[int, int, dict[str, Any]]:
     """Of the whole records up to a step's, which come first: where they end, and where the last one begins, and it."""
     end, begin = 0, 0
     last: dict[str, Any] = {}

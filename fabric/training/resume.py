@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric.distributed.ranks import Ranks
-from fabric.errors import DataError, StoppedError, UsageError
+from fabric.errors import DataError, MissingInputError, StoppedError, UsageError
 from fabric.files import STDIO, check_streams, is_stream
 from fabric.interrupts import Interrupted
 from fabric.notices import notice
 from fabric.runs.directory import KEPT, RUN, lock_run, place_of, read_run, write_run
+from fabric.runs.listing import find_run, is_run, no_run
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, newest_checkpoint
 from fabric.training.identity import Inputs
@@ -40,13 +41,16 @@ def resume(
 
     Raises DataError when the base, the rows or the starting adapter are no longer those of the run.
     """
-    directory = Path(run_dir)
+    directory = find_run(run_dir)
+    if not is_run(directory):
+        raise MissingInputError(no_run(directory))
     kept = read_run(directory)
     with lock_run(directory):
         try:
             settings, earlier = _kept_settings(directory, kept)
             settings = _at_home(directory, kept, settings, output, metrics)
-            settings = replace(settings, run_dir=run_dir, threads=settings.threads if threads is None else threads)
+            threads = settings.threads if threads is None else threads
+            settings = replace(settings, run_dir=str(directory), threads=threads)
             check_streams(settings.files.values(), [settings.output, settings.metrics])
             check_writable(settings)
             inputs = Inputs(settings)

@@ -9,11 +9,13 @@ from fabric.data.index import Rows as IndexRows
 from fabric.data.records import read_records
 from fabric.errors import DataError, UsageError
 from fabric.files import shown
+from fabric.generation.model import Text
 from fabric.notices import notice, remark
 from fabric.text.carry import chat_of, end_tokens
 from fabric.text.encode import EncodeReport, Example, encode_rows
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
+from fabric.training.samples import Samples, read_samples
 from fabric.training.settings import TrainSettings
 from fabric.weights.chat import CHAT_TEMPLATE, Chat
 from fabric.weights.gguf import GGUF
@@ -29,6 +31,7 @@ class Rows:
     val: list[Example]
     notes: list[str]
     chat: Chat = field(default_factory=dict)
+    samples: Samples | None = None
 
 
 def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
@@ -74,6 +77,10 @@ def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
         fraction = _fraction(settings)
         val = load(settings.val) if settings.val and fraction is None else None
         chat = _chat(settings, template, tokenizer, kinds, ends) or carried
+        samples = None
+        if settings.sample:
+            samples = read_samples(settings.sample, Text(gguf, tokenizer, template, ()), notes)
+            template.tell(settings.sample)
     finally:
         template.close()
     if val:
@@ -81,9 +88,9 @@ def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
         both = sum(val.index.digest(row) in known for row in each(val.index.all()))
         if both:
             notice(f"{settings.val}: {both:,} of {len(val.rows):,} validation rows also train")
-        return Rows(train.examples(), val.examples(), notes, chat)
+        return Rows(train.examples(), val.examples(), notes, chat, samples)
     if fraction is None:
-        return Rows(train.examples(), [], notes, chat)
+        return Rows(train.examples(), [], notes, chat, samples)
     if len(train.rows) < 2:
         what = "one row cannot be divided, as the windows of a text stay together: name a file with --val"
         raise DataError(f"{settings.data}: {what}")
@@ -91,7 +98,7 @@ def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
     if not len(kept):
         what = f"{len(train.rows):,} rows, equal ones kept together, are too few to hold out a fraction of {fraction:g}"
         raise DataError(f"{settings.data}: {what}")
-    return Rows(train.examples(kept), train.examples(held), notes, chat)
+    return Rows(train.examples(kept), train.examples(held), notes, chat, samples)
 
 
 def _chat(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from fabric.devices.opening import opened
 from fabric.distributed.ranks import Alone, Ranks
@@ -24,8 +24,8 @@ from fabric.interrupts import Interrupted
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
 from fabric.notices import notice
-from fabric.runs.directory import KEPT, RUN, lock_run, place_of, remove_new, write_run
-from fabric.settings import told as history_settings
+from fabric.runs.directory import KEPT, RUN, RUNS, lock_run, place_of, remove_new, write_run
+from fabric.runs.state import recorded
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, Totals
 from fabric.training.follow import Job, enlist, sketch
@@ -34,11 +34,11 @@ from fabric.training.loop import Loop, Spans, total_steps
 from fabric.training.machine import Machine, capacities, steps_per_epoch, time_a_step
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import fill
+from fabric.training.result import write_result
 from fabric.training.rows import Rows, load_rows
 from fabric.training.settings import SILENT, TrainReport, TrainSettings, TrainUI
 from fabric.training.target import Target, target_of
 from fabric.weights.gguf import GGUF
-from fabric.weights.history import Step, step
 
 
 @dataclass
@@ -59,6 +59,8 @@ def train(settings: TrainSettings, ui: TrainUI = SILENT, ranks: Ranks | None = N
     """Trains and writes an adapter or a model to `settings.output`. Raises typed errors; leaves a resumable run. With
     `ranks` this is the first of them, and the others `follow`."""
     check_settings(settings)
+    if settings.name is not None and settings.run_dir is not None:
+        raise UsageError("--name names a folder in .fabric/runs, and --run-dir another place: leave one out")
     directory = Path(settings.run_dir or default_run_dir(settings))
     with _new_run(directory, settings.run_dir is not None):
         check_writable(settings)
@@ -80,7 +82,8 @@ def _new_run(directory: Path, named: bool) -> Iterator[None]:
     existed = directory.exists()
     with lock_run(directory, new=True):
         if (directory / RUN).exists():
-            raise UsageError(f"{directory} holds a run already: fabric resume {directory}, or choose another --run-dir")
+            other = "--run-dir" if named else "--name"
+            raise UsageError(f"{directory} holds a run already: fabric resume {directory}, or choose another {other}")
         try:
             yield
         finally:
@@ -132,10 +135,12 @@ def plan_run(settings: TrainSettings) -> dict[str, Any]:
 
 
 def default_run_dir(settings: TrainSettings) -> str:
-    """.fabric/runs/<time>-<hash of the settings and the process>, so that equal runs can start together."""
+    """.fabric/runs/<name>, or <time>-<hash of the settings and the process>, so that equal runs can start together."""
+    if settings.name is not None:
+        return str(RUNS / settings.name)
     told = json.dumps({**settings.to_json(), "process": os.getpid()}, sort_keys=True)
     tag = hashlib.sha256(told.encode()).hexdigest()[:6]
-    return str(Path(".fabric") / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{tag}")
+    return str(RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{tag}")
 
 
 @contextlib.contextmanager
@@ -204,7 +209,8 @@ def set_up(settings: TrainSettings, profiled: bool = True) -> Iterator[Setup]:
         if not read:
             read.append(load_rows(settings, gguf, target.chat))
         lengths = [[len(e.tokens) for e in part] for part in (read[0].train, read[0].val) if part]
-        machine = Machine(settings, weights, target.layout, target.alpha, capacities(settings, *lengths))
+        room = capacities(settings, *lengths)
+        machine = Machine(settings, weights, target.layout, target.alpha, room, read[0].samples)
         with contextlib.closing(machine):
             yield target, machine
 
@@ -273,68 +279,32 @@ def run_on(
         ui.message(f"{ranks.size} ranks on {hosts} host{'s' * (hosts > 1)} train together: {names}")
     elif settings.sync_every > 1:
         notice("--sync-every has no effect with one rank: it averages the parameters of several")
-    loop = Loop(machine, rows.train, rows.val, directory, ui, step, totals, spans, write_record, ranks)
-    try:
-        with MetricsLog(directory, settings.metrics, step) as metrics:
-            loop.run(metrics)
-        for sentence in inputs.changed():
-            notice(sentence)
-        size, sha256 = _write(settings, setup, directory, inputs, spans)
-    except (DeviceError, OutputError) as error:
-        if record and not record.there:
-            raise  # nothing is kept that could go on
-        told = str(error).rstrip(".")
-        raise type(error)(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
-    except Interrupted:
-        if not write_record(False):
-            raise
-        raise StoppedError(
-            f"stopped before the {setup.target.kind} was written; continue with: fabric resume {directory}"
-        ) from None
+    loop = Loop(machine, rows, directory, ui, step, totals, spans, write_record, ranks)
+    with recorded(directory, spans.last):
+        try:
+            with MetricsLog(directory, settings.metrics, step) as metrics:
+                loop.run(metrics)
+            for sentence in inputs.changed():
+                notice(sentence)
+            size, sha256 = write_result(settings, setup.target, machine, rows.chat, directory, inputs, spans)
+        except (DeviceError, OutputError) as error:
+            if record and not record.there:
+                raise  # nothing is kept that could go on
+            told = str(error).rstrip(".")
+            raise type(error)(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
+        except Interrupted:
+            if not write_record(False):
+                raise
+            raise StoppedError(
+                f"stopped before the {setup.target.kind} was written; continue with: fabric resume {directory}"
+            ) from None
     return TrainReport(
         steps=loop.step, loss=totals.loss, val_loss=totals.best_loss if settings.patience else totals.val_loss,
         best_step=totals.best_step if settings.patience else None, tokens=totals.tokens,
         trained_tokens=totals.trained_tokens, seconds=totals.seconds,
         tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
-        kind=setup.target.kind, device=settings.device, output_bytes=size, run_dir=str(directory),
+        kind=setup.target.kind, model=settings.model, chat=bool(setup.rows.chat), device=settings.device,
+        output_bytes=size, run_dir=str(directory),
         output=settings.output or str(directory / f"{setup.target.kind}.gguf"), metrics=settings.metrics,
         sha256=sha256,
     )  # fmt: skip
-
-
-def _write(settings: TrainSettings, setup: Setup, directory: Path, inputs: Inputs, spans: Spans) -> tuple[int, str]:
-    """Writes the result; returns its size and SHA-256. An adapter stays in the run directory too, a model only where
-    no output was named."""
-    made = _step(settings, setup, inputs, spans)
-    kept = str(directory / f"{setup.target.kind}.gguf")
-    places = [settings.output] if settings.output and settings.full else [settings.output, kept]
-    size, digest = 0, hashlib.sha256()
-    for place in places:
-        if place is not None:
-            digest = hashlib.sha256()
-            with open_output(place) as out:
-                hashed = cast(BinaryIO, _Hashed(out, digest))
-                size = setup.target.write(hashed, setup.machine.params, made, setup.rows.chat)
-    return size, digest.hexdigest()
-
-
-class _Hashed:
-    """An output whose bytes are hashed on their way."""
-
-    def __init__(self, out: BinaryIO, digest: hashlib._Hash) -> None:
-        self.out, self.digest = out, digest
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.digest.update(data)
-        return self.out.write(data)
-
-
-def _step(settings: TrainSettings, setup: Setup, inputs: Inputs, spans: Spans) -> Step:
-    """The history of what this run writes."""
-    told = history_settings(settings, "full" if settings.full else "lora")
-    told["precision"] = setup.machine.precision
-    if setup.machine.weights_kept != "blocks":
-        told["weights"] = setup.machine.weights_kept
-    if len(spans.ends) > 1:
-        told["extended"] = [list(end) for end in spans.ends[:-1]]
-    return step("train", told, inputs.known, settings.seed)

@@ -44,12 +44,21 @@ MODULES = (*ALL_MODULES, "output")
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
 
+FOREIGN_MODULES = {
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up", "down_proj": "ffn_down", "lm_head": "output", "all-linear": "all",
+}  # fmt: skip
+"""Names of Hugging Face, and ours."""
+
+
 def modules_of(text: str) -> tuple[str, ...]:
     """Modules by their names and those of groups. ValueError for one that does not exist, with the nearest."""
     groups = {"all": ALL_MODULES, "attn": ATTENTION_MODULES, "ffn": FFN_MODULES}
     names: list[str] = []
     for name in (part.strip() for part in text.split(",")):
         if name not in groups and name not in MODULES:
+            if name in FOREIGN_MODULES:
+                raise ValueError(f"{name} is called {FOREIGN_MODULES[name]} in a GGUF")
             close = get_close_matches(name, [*groups, *MODULES], 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([*groups, *MODULES])}"
             raise ValueError(f"there is no module {name!r}; {hint}")
@@ -174,6 +183,14 @@ class TrainSettings:
     eval_every: Annotated[
         int, Setting("validate every N steps; 0: after each epoch", "STEPS", low=0, touches="layout", group="Data")
     ] = 0
+    sample: Annotated[
+        str | None,
+        Setting("rows whose prompts are answered while training: the first 4", "FILE", path="in", touches="layout"),
+    ] = None
+    sample_every: Annotated[
+        int, Setting("answer --sample every N steps; 0: after each epoch", "STEPS", low=0, touches="layout")
+    ] = 0
+    """And before the first step, and at the end."""
     patience: Annotated[
         int,
         Setting(
@@ -191,6 +208,9 @@ class TrainSettings:
     run_dir: Annotated[
         str | None,
         Setting("checkpoints; default: a new folder in .fabric/runs", "DIR", path="out", touches="layout"),
+    ] = None
+    name: Annotated[
+        str | None, Setting("name of the run, and of its folder in .fabric/runs", "NAME", touches="task")
     ] = None
     metrics: Annotated[str | None, METRICS] = None
 
@@ -268,11 +288,17 @@ class TrainUI(Protocol):
     def message(self, text: str) -> None:
         """A sentence worth a line: rows cut, rows with nothing to train on, a checkpoint written."""
 
-    def progress(self, fraction: float) -> None:
-        """Often: the part of the current step that is done, 0 .. 1."""
+    def progress(self, what: str, fraction: float) -> None:
+        """Often: the part that is done, 0 .. 1, of a "step", or of the "validation" or the "samples" after it."""
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """After each optimizer step: the metrics record."""
+        """After each optimizer step: the metrics record, before a validation joins it."""
+
+    def validated(self, result: dict[str, Any]) -> None:
+        """After each validation: step, val_loss, and best_step with best_loss, those of the best one so far."""
+
+    def sampled(self, samples: list[dict[str, Any]]) -> None:
+        """After the answers to `sample` rows: step, prompt, answer, and expected where the row has an answer."""
 
     def interrupted(self) -> bool:
         """Asked often; True stops the run at the last whole optimizer step."""
@@ -288,10 +314,16 @@ class Silent:
     def message(self, text: str) -> None:
         """Nothing."""
 
-    def progress(self, fraction: float) -> None:
+    def progress(self, what: str, fraction: float) -> None:
         """Nothing."""
 
     def step(self, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def validated(self, result: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sampled(self, samples: list[dict[str, Any]]) -> None:
         """Nothing."""
 
     def interrupted(self) -> bool:
@@ -319,6 +351,10 @@ class TrainReport:
     peak_bytes: int
     kind: str
     """What was written: "adapter" or "model"."""
+    model: str
+    """The base, by the name that the run has for it."""
+    chat: bool
+    """Whether conversations trained, so that a conversation is what it answers."""
     output_bytes: int
     run_dir: str
     output: str

@@ -24,9 +24,10 @@ _LOSS, _TRAINED, _TOKENS, _SECONDS, _STOP, _FAILED, _COLUMNS = range(7)
 
 
 class Run(Protocol):
-    """Runs a call into the core beside the main thread, which meanwhile listens for a wish to stop."""
+    """Runs a call into the core beside the main thread, which meanwhile listens for a wish to stop. The call is the
+    `n`th of `calls` of a step or a validation."""
 
-    def __call__(self, call: Callable[[Progress], T]) -> T: ...
+    def __call__(self, call: Callable[[Progress], T], n: int = 0, calls: int = 1) -> T: ...
 
 
 class Step(NamedTuple):
@@ -130,9 +131,9 @@ class Team:
 
         def scores() -> tuple[float, float]:
             loss, trained = 0.0, 0
-            for micro in self.val_packs:
+            for n, micro in enumerate(self.val_packs):
                 feed = machine.feed([self.val[i] for i in micro])
-                run(lambda progress, feed=feed: scorer.run(feed, progress))  # type: ignore[misc]
+                run(lambda progress, feed=feed: scorer.run(feed, progress), n, len(self.val_packs))  # type: ignore[misc]
                 loss += float(scorer.read(machine.nll, feed.trained, 1).sum(dtype=np.float64))
                 trained += feed.trained
             return loss, trained

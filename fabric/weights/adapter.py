@@ -72,7 +72,9 @@ def read_adapter(source: str | Path) -> Adapter:
 def adapter_of(gguf: GGUF) -> Adapter:
     """Read the adapter in an open file; its arrays do not refer to the file. Raises DataError."""
     if gguf.get("general.type", str, "model") != "adapter" or gguf.get("adapter.type", str, "lora") != "lora":
-        raise DataError(f"{gguf.name}: not a LoRA adapter (general.type is not 'adapter', or adapter.type not 'lora')")
+        is_model = gguf.get("general.type", str, "model") == "model"
+        what = "but a model: it goes after -m, and an adapter after -a" if is_model else "of a kind that is known"
+        raise DataError(f"{gguf.name}: not a LoRA adapter {what}")
     if "adapter.alora.invocation_tokens" in gguf.metadata:
         raise DataError(f"{gguf.name}: an activated LoRA, which acts after certain tokens only, is not supported")
     alpha = gguf.get("adapter.lora.alpha", float, 0.0)

@@ -23,6 +23,7 @@ import numpy as np
 from fabric.core.blocks import Floats, decode
 from fabric.errors import DataError
 from fabric.files import seekable_input, shown
+from fabric.kinds import instead_of_gguf
 from fabric.mapping import mapped
 from fabric.weights.formats import FORMATS, can_decode, tensor_bytes, type_name
 from fabric.weights.gguf_parts import Part, check_parts, part_number, part_paths
@@ -277,6 +278,8 @@ class _Parser:
     @classmethod
     def of(cls, source: str | Path) -> _Parser:
         """A file, mapped and parsed."""
+        if wrong := instead_of_gguf(source):
+            raise DataError(wrong)
         with seekable_input(source, MAGIC) as handle:
             if os.fstat(handle.fileno()).st_size == 0:
                 raise DataError(f"{shown(source)}: empty, where a GGUF file is expected")

@@ -34,6 +34,11 @@ _LEFT_ALONE = re.compile(
     r"|ssm_conv1d|shortconv\.conv\.weight|attn_rel_b\.weight|indexer\.[kq]_proj\.weight"
     r"|time_mix_(first|lerp_fused|decay_w[12]|[wva][012]|g[12])\.weight"
 )
+_BESIDE = {
+    "adapter": "an adapter, where a model is expected: its base goes after -m, and the adapter after -a",
+    "imatrix": "an importance matrix, where a model is expected: it goes after --imatrix",
+    "mmproj": "the image encoder of a model, where a model is expected: name the model's own file",
+}  # files that go with a model, by general.type
 
 
 @dataclass
@@ -79,10 +84,16 @@ class Rewrite:
         )
 
 
+def check_kind(gguf: GGUF) -> None:
+    """DataError for an adapter or another file that goes with a model."""
+    kind = gguf.get("general.type", str, "model")
+    if kind in _BESIDE:
+        raise DataError(f"{gguf.name}: {_BESIDE[kind]}")
+
+
 def check_model(gguf: GGUF) -> None:
     """Raise DataError unless the file is a whole model."""
-    if gguf.get("general.type", str, "model") == "adapter":
-        raise DataError(f"{gguf.name}: an adapter, where a model is expected")
+    check_kind(gguf)
     if not gguf.tensors:
         raise DataError(f"{gguf.name}: holds a vocabulary, but no weights")
 

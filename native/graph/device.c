@@ -87,7 +87,7 @@ fb_device *fb_device_open(const char *name, const fb_device_options *options) {
         if (options->max_reduction && (!*reduction || options->max_reduction < *reduction)) *reduction = options->max_reduction;
         return device;
     }
-    fb_fail(FB_E_DEVICE, "there is no device '%s' here; 'fabric devices' lists those there are", name);
+    fb_fail(FB_E_DEVICE, "there is no device '%s' here", name);
     return NULL;
 }
 

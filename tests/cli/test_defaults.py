@@ -84,7 +84,7 @@ def test_a_typo_in_the_environment_is_refused_and_a_foreign_variable_told(tmp_pa
     one_sentence(fabric("plot", run, env={"FABRIC_RNAK": "8"}), 2, "FABRIC_RNAK", "FABRIC_RANK")
     told = fabric("plot", run, env={"FABRIC_LEARNING_RATE": "1", "FABRIC_RANK": "8"})
     assert told.code == 0
-    assert told.err == "FABRIC_LEARNING_RATE: no flag is called so, and it is ignored\n"
+    assert told.err == "fabric plot: FABRIC_LEARNING_RATE: no flag is called so, and it is ignored\n"
     assert fabric("plot", run, "-q", env={"FABRIC_LEARNING_RATE": "1"}).err == ""
 
 
@@ -137,7 +137,7 @@ def test_the_environment_decides_nothing_that_is_read_or_written(tiny: Path, tmp
         refused = fabric("train", "x", "-m", tiny, env={variable: "1x"}, cwd=tmp_path)
         one_sentence(refused, 2, f"{variable}: only the command line")
     told = fabric("inspect", tiny, env={"FABRIC_OTHER": "x"})
-    assert told.code == 0 and told.err == "FABRIC_OTHER: no flag is called so, and it is ignored\n"
+    assert told.code == 0 and told.err == "fabric inspect: FABRIC_OTHER: no flag is called so, and it is ignored\n"
 
 
 def test_a_pipe_is_read_whatever_a_file_says(tiny: Path, adapter: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_every_shape_of_row_passes_every_filter(tmp_path: Path) -> None:
         chat("a", "one"), chat("b\n\nc", "two"), chat("d", "three"), chat("e?", "Four.", label="x"),
         chat("caf\u00e9 ?", "five"), chat("h", "six"), chat("i", "seven"), chat("Hi", "Hello", label="x"),
     ]  # fmt: skip
-    assert done.err == "11 rows read, 8 written, 1 duplicates, 1 too short, 1 too long\n"
+    assert done.err == "fabric prepare: 11 rows read, 8 written, 1 duplicates, 1 too short, 1 too long\n"
 
 
 def test_as_many_rows_of_each_value_stay_as_the_rarest_has(tmp_path: Path) -> None:

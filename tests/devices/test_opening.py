@@ -33,10 +33,10 @@ def test_every_command_takes_the_processor_where_there_is_nothing_else_and_says_
     if len(candidates()) > 1:
         pytest.skip("there is an accelerator here")
     trained = train(tmp_path, tiny, rows, {})
-    assert trained.code == 0 and trained.err.splitlines()[0].startswith("on cpu, "), trained.err
+    assert trained.code == 0 and trained.err.splitlines()[0].startswith("fabric train: on cpu, "), trained.err
     assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["device"] == "cpu"
     fixed = train(tmp_path / "fixed", tiny, rows, {"FABRIC_DEVICE": "cpu"})
-    assert not fixed.err.startswith("on cpu")
+    assert "on cpu" not in fixed.err
     assert (tmp_path / "run/adapter.gguf").read_bytes() == (tmp_path / "fixed/run/adapter.gguf").read_bytes()
     for line in (
         ("eval", rows, "-m", tiny),
@@ -44,7 +44,7 @@ def test_every_command_takes_the_processor_where_there_is_nothing_else_and_says_
         ("bench", "-m", tiny, "--ctx", "16", "--steps", "1"),
     ):
         ended = fabric(*line, env=AUTO)
-        assert ended.code == 0 and ended.err.splitlines()[0].startswith("on cpu, "), ended.err
+        assert ended.code == 0 and ended.err.splitlines()[0].startswith(f"fabric {line[0]}: on cpu, "), ended.err
         assert fabric(*line, "-q", env=AUTO).err == ""
         if line[0] != "generate":
             assert "cpu" in json.dumps(json.loads(fabric(*line, "--json", env=AUTO).out))
@@ -58,7 +58,7 @@ def test_an_accelerator_is_taken_and_the_next_device_where_it_does_not_open_or_f
     card = behind(shim, SHIM_NAME="A Real Card", SHIM_DEDICATED="1")
     taken = train(tmp_path / "card", tiny, rows, card, "--json")
     assert taken.code == 0, taken.err
-    assert taken.err.startswith("on vulkan, A Real Card")
+    assert taken.err.startswith("fabric train: on vulkan, A Real Card")
     assert json.loads(taken.out)["device"] == "vulkan"
     memory = {**behind(shim, SHIM_NAME="A Real Card", SHIM_DEDICATED="1", SHIM_FAIL="vkAllocateMemory 1 -2")}
     profiles = tmp_path / "config/fabric/profiles"
@@ -69,7 +69,7 @@ def test_an_accelerator_is_taken_and_the_next_device_where_it_does_not_open_or_f
         ended = train(tmp_path / name, tiny, rows, env, "--json")
         assert ended.code == 0, ended.err
         first = ended.err.splitlines()[0]
-        assert first.startswith("on cpu, ") and "not vulkan: " in first and reason in first, first
+        assert "on cpu, " in first and "not vulkan: " in first and reason in first, first
         assert json.loads(ended.out)["device"] == "cpu"
         asked = train(tmp_path / f"{name}-asked", tiny, rows, {**env, "FABRIC_DEVICE": "vulkan"})
         assert asked.code == 69

@@ -110,9 +110,12 @@ def test_ranks_without_a_row_and_whole_weights(work: Path) -> None:
     alone = fabric("train", "rows.jsonl", "-m", "tiny.gguf", "-o", "full.gguf", "--run-dir", "f", *flags, cwd=work)
     assert alone.code == 0, alone.err
     arguments = ["train", "rows.jsonl", "-m", "tiny.gguf", "-o", "full-3.gguf", "--run-dir", "f3", *flags]
-    ended = finish(start("open-mpi", 3, *arguments, cwd=work))
+    (work / "prompts.jsonl").write_text('{"prompt": "the ferry"}\n')
+    ended = finish(start("open-mpi", 3, *arguments, "--sample", "prompts.jsonl", cwd=work))
     assert ended.code == 0, ended
     same_losses(work / "f3", work / "f")
+    samples = [json.loads(line)["step"] for line in (work / "f3" / "samples.jsonl").read_text().splitlines()]
+    assert samples == [0, 3], "the first rank alone answers"
 
 
 def test_what_one_rank_cannot_do_ends_all_with_its_name(work: Path, tmp_path: Path) -> None:

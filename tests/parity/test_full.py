@@ -14,12 +14,11 @@ pytest.importorskip("transformers", reason="parity needs torch, transformers and
 pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
 
 from fabric.training.run import train as fabric_train  # noqa: E402
-from fabric.training.settings import TrainSettings  # noqa: E402
+from fabric.training.settings import SILENT, TrainSettings  # noqa: E402
 from fabric.weights.gguf import GGUF, decode_tensor  # noqa: E402
 from tests.parity import ours  # noqa: E402
 from tests.parity.reference import Recipe, Reference, train  # noqa: E402
 from tests.parity.rows import Row, batches  # noqa: E402
-from tests.parity.test_training import Quiet  # noqa: E402
 from tests.support.compare import relative_error, rms_error  # noqa: E402
 from tests.support.random_models import SMALL, RopeScaling, Shape, write_model  # noqa: E402
 
@@ -91,7 +90,7 @@ def run_ours(folder: Path, model: Path, shape: Shape, **settings: Any) -> tuple[
             **settings,
         },
     )
-    fabric_train(chosen, Quiet())
+    fabric_train(chosen, SILENT)
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with GGUF.open(folder / "tuned.gguf") as tuned:
         return losses, {name: decode_tensor(tuned, name) for name in tuned.tensors if name != "rope_freqs.weight"}

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="parity needs torch, transformers and
 peft = pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
 
 from fabric.training.run import train as fabric_train  # noqa: E402
-from fabric.training.settings import TrainSettings  # noqa: E402
+from fabric.training.settings import SILENT, TrainSettings  # noqa: E402
 from fabric.weights.adapter import Adapter, LoraPair, read_adapter, write_adapter  # noqa: E402
 from fabric.weights.gguf import GGUF  # noqa: E402
 from tests.parity import ours  # noqa: E402
@@ -24,17 +24,6 @@ from tests.support.random_models import SMALL, RopeScaling, random_pairs, write_
 
 ALPHA, STEPS, VOCAB = 8.0, 20, 320
 SHAPES = {**SMALL, "llama": replace(SMALL["llama"], layers=3, rope_scaling=RopeScaling())}
-
-
-class Quiet:
-    """A run that nobody watches."""
-
-    def start(self, info: dict[str, Any]) -> None: ...
-    def message(self, text: str) -> None: ...
-    def progress(self, fraction: float) -> None: ...
-    def step(self, metrics: dict[str, Any]) -> None: ...
-    def interrupted(self) -> bool:
-        return False
 
 
 def run_ours(folder: Path, model: Path, pairs: Pairs, **settings: Any) -> tuple[list[float], Pairs]:
@@ -52,7 +41,7 @@ def run_ours(folder: Path, model: Path, pairs: Pairs, **settings: Any) -> tuple[
         metrics=str(folder / "metrics.jsonl"),
         **{"batch": 4, "lr": 5e-3, "shuffle": False, "precision": "f32", "threads": 2, "device": "cpu", **settings},
     )
-    fabric_train(chosen, Quiet())
+    fabric_train(chosen, SILENT)
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tuned = read_adapter(folder / "tuned.gguf")
     return losses, {name: (pair.a, pair.b) for name, pair in tuned.pairs.items()}
@@ -100,7 +89,7 @@ def test_a_rank_stabilised_adapter_has_the_scale_of_peft(tmp_path: Path) -> None
     fabric_train(
         TrainSettings(data=str(rows), model=str(model), output=str(out), rank=16, alpha=8.0, rslora=True,
                       modules=("attn_q",), run_dir=str(tmp_path / "run"), device="cpu"),
-        Quiet(),
+        SILENT,
     )  # fmt: skip
     with GGUF.open(out) as file:
         assert file.get("adapter.lora.alpha", float, 0.0) / 16 == pytest.approx(layer.scaling["default"]) == 2.0
