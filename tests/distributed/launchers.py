@@ -70,8 +70,9 @@ def finish(process: subprocess.Popen[bytes], timeout: float = 60) -> Ended:
 
 
 def said(ended: Ended) -> list[str]:
-    """The lines that begin as ours do."""
-    return [line for line in ended.err.splitlines() if line.startswith("fabric")]
+    """The lines that begin as ours do, but for the answer to a signal."""
+    lines = ended.err.replace("\0", "").splitlines()  # a launcher may end what it says with a NUL
+    return [line for line in lines if line.startswith("fabric") and ": stopping: " not in line]
 
 
 def ranks_of(run_tag: str) -> dict[int, int]:

@@ -34,7 +34,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lose(launcher: str, rank: int | None, number: signal.Signals, work: Path, run: Path) -> Ended:
     """Trains on three ranks until a checkpoint is there, then sends a signal to one of them, or to the launcher."""
-    arguments = ["train", "rows.jsonl", "-m", "tiny.gguf", "-o", run / "a.gguf", "--run-dir", run, "--steps", MANY]
+    arguments = [
+        "train",
+        "rows.jsonl",
+        "-m",
+        "tiny.gguf",
+        "-o",
+        run / "a.gguf",
+        "--run-dir",
+        run,
+        "--steps",
+        MANY,
+        "-q",
+    ]
     process = start(launcher, 3, *map(str, arguments), *FLAGS, cwd=work)
     deadline = time.monotonic() + 60
     while not list(run.glob("step-*.ckpt")):
@@ -52,7 +64,7 @@ def lose(launcher: str, rank: int | None, number: signal.Signals, work: Path, ru
     assert not (run / "a.gguf").exists()
     assert newest_checkpoint(run) is not None
     names = [path.name for path in run.iterdir() if not left_over(path)]
-    assert {name.split("-")[0] for name in names} <= {"lock", "run.json", "metrics.jsonl", "step"}, names
+    assert {name.split("-")[0] for name in names} <= {"lock", "run.json", "state.json", "metrics.jsonl", "step"}, names
     return ended
 
 

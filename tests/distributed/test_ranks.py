@@ -119,7 +119,17 @@ def test_ranks_without_a_row_and_whole_weights(work: Path) -> None:
 
 
 def test_what_one_rank_cannot_do_ends_all_with_its_name(work: Path, tmp_path: Path) -> None:
-    train = ["train", work / "rows.jsonl", "-m", "tiny.gguf", "-o", tmp_path / "a.gguf", "--run-dir", tmp_path / "run"]
+    train = [
+        "train",
+        work / "rows.jsonl",
+        "-m",
+        "tiny.gguf",
+        "-o",
+        tmp_path / "a.gguf",
+        "--run-dir",
+        tmp_path / "run",
+        "-q",
+    ]
     elsewhere = finish(start("open-mpi", 3, *train, cwd=work, other="cd /", number=2))
     assert elsewhere.code == 69 and len(said(elsewhere)) == 1, elsewhere
     assert said(elsewhere)[0].startswith("fabric train: rank 2 on ") and "tiny.gguf" in said(elsewhere)[0]
