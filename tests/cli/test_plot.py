@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from fabric.plotting.plot import nice_axis, smoothed, tick_label
 from fabric.plotting.runs import Series
+from fabric.plotting.scales import nice_axis, smoothed, tick_label
 from tests.cli.shell import FABRIC, environment, fabric, on_terminal, one_sentence
 
 
