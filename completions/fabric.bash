@@ -4,7 +4,7 @@ _fabric() {
     local command=${COMP_WORDS[1]} words=""
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "prepare template train resume runs merge quantize eval generate devices convert inspect bench plot completion --help --version" -- "$cur")); return
+        COMPREPLY=($(compgen -W "prepare template train resume runs merge quantize eval generate devices convert inspect bench plot report completion --help --version" -- "$cur")); return
     fi
     case "$command:$prev" in
         prepare:--format) COMPREPLY=($(compgen -W "auto jsonl json csv tsv text paragraphs" -- "$cur")); return ;;
@@ -73,9 +73,11 @@ _fabric() {
         train:--run-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         train:--name) return ;;
         train:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        train:--track) return ;;
         train:--config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:-o|resume:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         resume:--metrics) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        resume:--track) return ;;
         resume:--threads) return ;;
         resume:--epochs) return ;;
         resume:--steps) return ;;
@@ -154,12 +156,16 @@ _fabric() {
         plot:--title) return ;;
         plot:--width) return ;;
         plot:--height) return ;;
+        report:--eval) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        report:-o|report:--output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        report:--title) return ;;
+        report:--port) return ;;
     esac
     case "$command" in
         prepare) words="--format --separator --as --field --keep-fields --system --prompt-template --normalize --no-normalize --min-chars --max-chars --dedup --no-dedup --balance --shuffle --no-shuffle --seed --holdout --stratify --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
         template) words="-m --model --template --tokens --no-tokens --check --ctx --stride --train --on-error -o --output -q --quiet --json --strict --debug -h --help" ;;
-        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --sync-every --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --sample --sample-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --name --metrics --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
-        resume) words="-o --output --metrics --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
+        train) words="-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --sync-every --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --sample --sample-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --name --metrics --track --config --dry-run -q --quiet --json --strict --debug -h --help" ;;
+        resume) words="-o --output --metrics --track --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;;
         runs) words="--compare --prune --keep --dry-run -q --quiet --json --strict --debug -h --help" ;;
         merge) words="-m --model -a --adapter -o --output --type --threads --average --no-average --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
         quantize) words="-o --output --type --output-type --threads --tensor --calibrate --imatrix --save-imatrix --errors --no-errors -q --quiet --json --strict --debug -h --help" ;;
@@ -170,6 +176,7 @@ _fabric() {
         inspect) words="--tensors --no-tensors --chat-template -q --quiet --json --strict --debug -h --help" ;;
         bench) words="-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --weights --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;;
         plot) words="-o --output --svg --no-svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;;
+        report) words="--eval -o --output --title --follow --port -q --quiet --json --strict --debug -h --help" ;;
         completion) words="-q --quiet --json --strict --debug -h --help" ;;
     esac
     case "$cur" in

@@ -1,4 +1,5 @@
-"""Text of strangers as people see it: what would act on a terminal is spelled out, and no message is endless.
+"""Text of strangers as people see it: what would act on a terminal is spelled out, and no message is endless. And sizes
+and times as people read them.
 
 Leans on nothing, so that whatever shows text can use it.
 """
@@ -34,3 +35,20 @@ def shortened(text: str, limit: int) -> str:
         return text
     tail = limit // 3
     return f"{text[: limit - tail]} ... {text[len(text) - tail :]}"
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def human_seconds(seconds: float) -> str:
+    """5400 -> '1.5 h'."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

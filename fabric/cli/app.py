@@ -39,6 +39,7 @@ COMMANDS = {
     "inspect": "say what is inside a GGUF file",
     "bench": "measure training speed and share of the machine's peak",
     "plot": "draw the metrics of training runs",
+    "report": "put runs and evaluations on one page",
     "completion": "print the completion of a shell",
 }
 

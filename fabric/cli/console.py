@@ -18,6 +18,8 @@ from typing import Any
 import click
 
 from fabric.errors import UsageError
+from fabric.printable import human_bytes as human_bytes
+from fabric.printable import human_seconds as human_seconds
 from fabric.printable import one_line, printable, shortened
 
 MOST_CELL_CHARS = 200
@@ -148,26 +150,9 @@ def refuse_terminal(output: str | None) -> None:
         raise UsageError(f"--output {output}: a GGUF file does not belong on a terminal; name a file, or pipe it on")
 
 
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
 def weights_kept(kept: str, decoded: int) -> str:
     """How frozen weights are kept, and what that takes."""
     return f"decoded to 16 bits, {human_bytes(decoded)}" if kept == "16bit" else "as the file has them"
-
-
-def human_seconds(seconds: float) -> str:
-    """5400 -> '1.5 h'."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def cell_text(text: str) -> str:

@@ -101,5 +101,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("two runs as a PNG, with the learning rate below", "fabric plot a.jsonl b.jsonl -c loss,lr -o runs.png"),
         ("everything of a run, for a page", "fabric plot run.jsonl -c loss,lr,grad_norm,tokens_per_s -o run.svg"),
     ],
+    "report": [
+        ("a run and what it came to", "fabric report NAME --eval scores.json -o report.html"),
+        ("two runs beside each other", "fabric report A B -o report.html"),
+        ("a run that goes on, in a browser", "fabric report --follow NAME"),
+    ],
     "completion": [("for this shell only", "source <(fabric completion bash)")],
 }

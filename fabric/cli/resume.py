@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fabric.errors import UsageError
 from fabric.settings import METRICS, THREADS, Setting
-from fabric.training.settings import EPOCHS, OUTPUT, STEPS
+from fabric.training.settings import EPOCHS, OUTPUT, STEPS, TRACK
 
 HELD = "; default: as the run began"
 
@@ -24,6 +24,7 @@ def command(
     ] = None,
     output: Annotated[str | None, replace(OUTPUT, help=f"the adapter or model{HELD}")] = None,
     metrics: Annotated[str | None, replace(METRICS, help=f"{METRICS.help}{HELD}")] = None,
+    track: Annotated[tuple[str, ...] | None, replace(TRACK, help=f"{TRACK.help}{HELD}", written=None)] = None,
     threads: Annotated[int | None, THREADS] = None,
     epochs: Annotated[
         float | None, replace(EPOCHS, help="go on to X passes over the rows in all", touches="task")
@@ -38,4 +39,4 @@ def command(
 
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both say where the run ends: leave one out")
-    run.resume(run_dir, output, metrics, threads, epochs, steps)
+    run.resume(run_dir, output, metrics, threads, epochs, steps, track)

@@ -53,6 +53,7 @@ def resume(
     threads: int | None,
     epochs: float | None,
     steps: int | None,
+    track: tuple[str, ...] | None,
 ) -> None:
     """Runs `resume` under a bar and reports."""
     from fabric.training.resume import resume as run
@@ -61,7 +62,7 @@ def resume(
         if team and team.rank:
             ranks.follow(team)
             return
-        report = run(run_dir or _newest(), ui, output, metrics, threads, epochs, steps, team)
+        report = run(run_dir or _newest(), ui, output, metrics, threads, epochs, steps, team, track)
     tell(report)
 
 

@@ -42,7 +42,7 @@ def read_runs(sources: Iterable[str]) -> list[Run]:
     for run, source in zip(runs, map(metrics_of, sources), strict=True):
         with read_input(source) as lines:
             for number, line in enumerate(lines, 1):
-                _add(run, line, f"{shown(source)}:{number}")
+                add_record(run, line, f"{shown(source)}:{number}")
         if not run.columns:
             raise DataError(f"{shown(source)}: no metrics in it")
     return runs
@@ -66,7 +66,7 @@ def follow_runs(sources: Sequence[str]) -> Iterator[list[Run]]:
             for run, source in zip(runs, files, strict=True):
                 whole = Path(source).read_bytes().split(b"\n")[:-1] if Path(source).exists() else []
                 for number, line in enumerate(whole, 1):
-                    _add(run, line, f"{shown(source)}:{number}")
+                    add_record(run, line, f"{shown(source)}:{number}")
             if any(run.columns for run in runs):
                 yield runs
         time.sleep(POLL_S)
@@ -76,7 +76,7 @@ def _follow_stream(source: str) -> Iterator[list[Run]]:
     run, drawn, fresh = named_runs([source])[0], 0.0, False
     with read_input(source) as lines:
         for number, line in enumerate(iter(lines.readline, b""), 1):
-            _add(run, line, f"{shown(source)}:{number}")
+            add_record(run, line, f"{shown(source)}:{number}")
             fresh = True
             if run.columns and time.monotonic() - drawn > POLL_S:
                 yield [run]
@@ -112,14 +112,15 @@ def differing_parts(names: Sequence[str]) -> list[str]:
     return parts if all(parts) and len(set(parts)) == len(parts) else list(names)
 
 
-def _add(run: Run, line: bytes, where: str) -> None:
+def add_record(run: Run, line: bytes, where: str) -> None:
+    """Adds the numbers of a line of metrics to a run. Raises DataError for a line without a step."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        raise DataError(f"{where}: not a JSON object; plot reads what train writes with --metrics") from None
+        raise DataError(f"{where}: not a JSON object; this is not what train writes with --metrics") from None
     step = record.get("step") if isinstance(record, dict) else None
     if not isinstance(step, (int, float)) or not _is_number(step):
-        raise DataError(f"{where}: no step number; plot reads what train writes with --metrics")
+        raise DataError(f"{where}: no step number; this is not what train writes with --metrics")
     for key, value in record.items():
         if key != "step" and _is_number(value):
             series = run.columns.setdefault(key, Series())

@@ -1,6 +1,6 @@
 """One run directory: the names in it, its lock, and run.json.
 
-run.json             settings and the hashes of data and base
+run.json             settings, the hashes of data and base, and for people: what the run began on
 data.jsonl           rows that came through a pipe; so val.jsonl, prompts.jsonl (of --sample), start.gguf (an adapter)
                      and template.jinja
 metrics.jsonl        one object a step
@@ -129,7 +129,7 @@ def read_run(directory: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not the settings of a run: {error}") from error
     hashes = {f"{name}_sha256" for name in HASHED}
-    known = {"settings", "fingerprints", "extended", "place", *hashes}
+    known = {"settings", "fingerprints", "extended", "place", "about", *hashes}
     if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
         raise DataError(f"{path}: not the settings of a run")
     if unknown := sorted(values.keys() - known):

@@ -7,7 +7,8 @@ from pathlib import Path
 from fabric.errors import UsageError
 from fabric.files import check_streams
 from fabric.settings import check
-from fabric.training.settings import MODULES, TrainSettings
+from fabric.tracking.trackers import check_trackers
+from fabric.training.settings import MODULES, TRACKERS, TrainSettings
 from fabric.weights.merge import KEEP
 from fabric.weights.mix import parse_mix
 
@@ -35,4 +36,7 @@ def check_settings(s: TrainSettings) -> None:
         raise UsageError("--type is of a whole model, so it needs --full; adapters are F32")
     if s.type not in (None, KEEP):
         parse_mix(str(s.type))
+    if unknown := set(s.track) - set(TRACKERS):
+        raise UsageError(f"--track: there is no tracker {min(unknown)!r}; there are {', '.join(TRACKERS)}")
+    check_trackers(s.track)
     check_streams(s.files.values(), [s.output, s.metrics])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from fabric.errors import OutputError
 from fabric.files import open_output, writes_straight
 from fabric.runs.directory import METRICS
 
+Also = Callable[[dict[str, Any]], None]
 _MOST_LINE_BYTES = 1 << 16
 
 
@@ -33,9 +35,11 @@ def peak_bytes() -> int:
 
 
 class MetricsLog:
-    """Appends records; on resume first drops those after the checkpoint's step, so that no step is told twice."""
+    """Appends records; on resume first drops those after the checkpoint's step, so that no step is told twice. `also`
+    gets each record once it is whole."""
 
-    def __init__(self, directory: Path, target: str | None, after_step: int) -> None:
+    def __init__(self, directory: Path, target: str | None, after_step: int, also: Also = lambda record: None) -> None:
+        self.also = also
         self.files: list[tuple[BinaryIO, int]] = []  # with where the last record begins
         self.streams: list[BinaryIO] = []
         self.last: dict[str, Any] = {}
@@ -62,6 +66,7 @@ class MetricsLog:
 
     def stream(self) -> None:
         """The last record to where somebody reads along, who may keep us waiting."""
+        self.also(self.last)
         _put(self.last, self.streams)
 
     def amend(self, step: int, **values: Any) -> None:

@@ -18,6 +18,7 @@ from fabric.interrupts import Interrupted
 from fabric.notices import notice
 from fabric.runs.directory import KEPT, RUN, lock_run, place_of, read_run, write_run
 from fabric.runs.listing import find_run, is_run, no_run
+from fabric.tracking.trackers import check_trackers
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, newest_checkpoint
 from fabric.training.identity import Inputs
@@ -35,6 +36,7 @@ def resume(
     epochs: float | None = None,
     steps: int | None = None,
     ranks: Ranks | None = None,
+    track: Sequence[str] | None = None,
 ) -> TrainReport:
     """Continues a run from its newest valid checkpoint; what it writes is what an uninterrupted run writes. With
     `epochs` or `steps` it goes on to that end instead, on a schedule that reaches there.
@@ -48,11 +50,12 @@ def resume(
     with lock_run(directory):
         try:
             settings, earlier = _kept_settings(directory, kept)
-            settings = _at_home(directory, kept, settings, output, metrics)
+            settings = _at_home(directory, kept, settings, output, metrics, track)
             threads = settings.threads if threads is None else threads
             settings = replace(settings, run_dir=str(directory), threads=threads)
             check_streams(settings.files.values(), [settings.output, settings.metrics])
             check_writable(settings)
+            check_trackers(settings.track)
             inputs = Inputs(settings)
             _check_same(directory, kept, {f"{name}_sha256": value for name, value in inputs.hash_files().items()})
             with set_up(settings, profiled=False) as setup:
@@ -106,8 +109,9 @@ def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings
 
 
 def _at_home(
-    directory: Path, kept: dict[str, Any], settings: TrainSettings, output: str | None, metrics: str | None
-) -> TrainSettings:
+    directory: Path, kept: dict[str, Any], settings: TrainSettings, output: str | None, metrics: str | None,
+    track: Sequence[str] | None,
+) -> TrainSettings:  # fmt: skip
     """The settings with the outputs that were given. Those of run.json hold only where this user made the directory: a
     copy may come from a stranger, and writes to nothing outside itself."""
     own = not hasattr(os, "geteuid") or directory.stat().st_uid == os.geteuid()
@@ -117,10 +121,14 @@ def _at_home(
             if place not in (None, STDIO) and given is None:
                 notice(f"{directory} was not made here, so {place} is not written; --{name} says where to write")
                 settings = replace(settings, **{name: None})  # type: ignore[arg-type]
+        if settings.track and track is None:
+            notice(f"{directory} was not made here, so {', '.join(settings.track)} get no metrics; --track names them")
+            settings = replace(settings, track=())
     return replace(
         settings,
         output=settings.output if output is None else output,
         metrics=settings.metrics if metrics is None else metrics,
+        track=settings.track if track is None else tuple(track),
     )
 
 

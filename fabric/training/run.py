@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fabric import __version__
 from fabric.devices.opening import opened
 from fabric.distributed.ranks import Alone, Ranks
 from fabric.errors import DeviceError, FabricError, OutputError, StoppedError, UsageError
@@ -26,6 +28,7 @@ from fabric.models.recorder import Weights
 from fabric.notices import notice
 from fabric.runs.directory import KEPT, RUN, RUNS, lock_run, place_of, remove_new, write_run
 from fabric.runs.state import recorded
+from fabric.tracking.tracking import tracking
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, Totals
 from fabric.training.follow import Job, enlist, sketch
@@ -38,6 +41,7 @@ from fabric.training.result import write_result
 from fabric.training.rows import Rows, load_rows
 from fabric.training.settings import SILENT, TrainReport, TrainSettings, TrainUI
 from fabric.training.target import Target, target_of
+from fabric.training.tracked import tracked
 from fabric.weights.gguf import GGUF
 
 
@@ -102,6 +106,11 @@ class _Record:
         self.directory, self.hashes, self.there = directory, hashes, False
         settings = _findable(settings)
         self.told = {"settings": settings.to_json(), "fingerprints": settings.fingerprints(), "extended": []}
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """For people and reports; nothing that a resumed run depends on."""
+        began = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.told["about"] = {"version": __version__, "began": began, **about}
 
     def write(self, wait: bool) -> bool:
         """Whether it is there; `wait` until it is."""
@@ -267,7 +276,10 @@ def run_on(
         fill(setup.target.layout, machine.params, setup.target.start)
     for note in setup.notes:
         ui.message(note)
-    ui.start({**_describe(settings, setup, spans), "run_dir": str(directory), "from_step": step})
+    about = _describe(settings, setup, spans)
+    if record:
+        record.describe({**about, "ranks": ranks.size})
+    ui.start({**about, "run_dir": str(directory), "from_step": step})
     write_record = record.write if record else lambda wait: True
     rows = setup.rows
     kept = f"go on from the last checkpoint with: fabric resume {directory}"
@@ -280,9 +292,10 @@ def run_on(
     elif settings.sync_every > 1:
         notice("--sync-every has no effect with one rank: it averages the parameters of several")
     loop = Loop(machine, rows, directory, ui, step, totals, spans, write_record, ranks)
-    with recorded(directory, spans.last):
+    watched = tracking(settings.track, tracked(settings, directory, step, about), ui.message)
+    with watched as trackers, recorded(directory, spans.last):
         try:
-            with MetricsLog(directory, settings.metrics, step) as metrics:
+            with MetricsLog(directory, settings.metrics, step, trackers.log) as metrics:
                 loop.run(metrics)
             for sentence in inputs.changed():
                 notice(sentence)

@@ -40,6 +40,7 @@ ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
 FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
 ALL_MODULES = ATTENTION_MODULES + FFN_MODULES
 MODULES = (*ALL_MODULES, "output")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
@@ -66,6 +67,17 @@ def modules_of(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def trackers_of(text: str) -> tuple[str, ...]:
+    """Trackers by name. ValueError for one that does not exist, with the nearest."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in TRACKERS and names != ("none",):
+            close = get_close_matches(name, TRACKERS, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(TRACKERS)}"
+            raise ValueError(f"there is no tracker {name!r}; {hint}")
+    return () if names == ("none",) else names
+
+
 Rank = Annotated[int, Setting("LoRA rank", "N", low=1, only="lora", always=True)]
 Modules = Annotated[
     tuple[str, ...],
@@ -79,6 +91,10 @@ OUTPUT = Setting(
     "the adapter or model; `-`: stdout; default: in --run-dir", "FILE", short="-o", path="out", touches="place"
 )
 EPOCHS = Setting("passes over the rows", "X", above=0.0, always=True)
+TRACK = Setting(
+    "metrics also to tensorboard, wandb, mlflow, joined by commas; each needs its package", "NAMES", touches="layout",
+    parse=trackers_of, written="none",
+)  # fmt: skip
 STEPS = Setting("optimizer steps, instead of --epochs", "N", low=1, always=True)
 
 
@@ -213,6 +229,7 @@ class TrainSettings:
         str | None, Setting("name of the run, and of its folder in .fabric/runs", "NAME", touches="task")
     ] = None
     metrics: Annotated[str | None, METRICS] = None
+    track: Annotated[tuple[str, ...], TRACK] = ()
 
     @property
     def val_fraction(self) -> float | None:
@@ -247,7 +264,8 @@ class TrainSettings:
         missing = kinds.keys() - values.keys()
         if missing:
             raise DataError(f"the settings {', '.join(sorted(missing))} are missing")
-        return TrainSettings(**{**values, "modules": tuple(values["modules"])})
+        told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return TrainSettings(**told)
 
 
 @dataclass(frozen=True)

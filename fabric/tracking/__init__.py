@@ -1,0 +1,1 @@
+"""Metrics of a run in the tools that people watch runs with, each through its own package, which is optional."""
