@@ -6,6 +6,7 @@ data.jsonl           rows that came through a pipe; so val.jsonl, prompts.jsonl 
 metrics.jsonl        one object a step
 samples.jsonl        answers to prompts, one object each; see fabric/training/samples.py
 state.json           what became of the run; see state.py
+tensorboard          a folder of event files, where --track asks for them
 step-00000042.ckpt   a checkpoint; see fabric/training/checkpoint.py
 best.ckpt            the best parameters, where --patience keeps them
 
@@ -38,6 +39,7 @@ RUNS = Path(".fabric") / "runs"  # where runs lie that were not told where
 HASHED = ("model", "data", "val", "adapter", "template")  # what a result depends on
 RUN, STATE, LOCK, BEST = "run.json", "state.json", "lock", "best.ckpt"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+EVENTS = "tensorboard"  # a folder, of files that TensorBoard reads
 StateName = Literal["running", "finished", "stopped", "failed"]
 RESULTS = ("adapter.gguf", "model.gguf")
 STEP = re.compile(r"step-(\d{8,18})\.ckpt")
@@ -95,6 +97,13 @@ def files_of(directory: Path) -> set[str]:
             what = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a file"
             raise DataError(f"{directory / name} is {what}, where a run keeps a file of its own; remove it")
     return found
+
+
+def events_of(directory: Path) -> list[Path]:
+    """The event files that TensorBoard has of a run."""
+    folder = directory / EVENTS
+    there = [] if folder.is_symlink() or not folder.is_dir() else list(folder.iterdir())
+    return [one for one in there if one.name.startswith("events.") and one.is_file() and not one.is_symlink()]
 
 
 def remove_new(directory: Path) -> None:

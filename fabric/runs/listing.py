@@ -12,7 +12,18 @@ from typing import Any
 
 from fabric.errors import DataError, MissingInputError, OutputError
 from fabric.notices import notice
-from fabric.runs.directory import METRICS, RESULTS, RUN, RUNS, StateName, files_of, lock_run, read_run
+from fabric.runs.directory import (
+    EVENTS,
+    METRICS,
+    RESULTS,
+    RUN,
+    RUNS,
+    StateName,
+    events_of,
+    files_of,
+    lock_run,
+    read_run,
+)
 from fabric.runs.state import is_running, read_state
 
 WINDOWS = 4  # parts of the longest run, of which losses are compared
@@ -192,7 +203,7 @@ def prune(runs: Sequence[Path], dry_run: bool) -> list[Removed]:
     on is named and stays. Raises DataError, OutputError."""
     removed = []
     for path in runs:
-        own = [path / name for name in sorted(files_of(path))]
+        own = [path / name for name in sorted(files_of(path))] + events_of(path)
         output = read_run(path)["settings"].get("output")
         results = [name for name in RESULTS if (path / name).is_file()]
         only = results[0] if results and not (isinstance(output, str) and Path(output).is_file()) else None
@@ -217,6 +228,9 @@ def _remove(path: Path, own: Sequence[Path]) -> None:
         try:
             for one in sorted(own, key=lambda one: one.name != RUN):
                 one.unlink(missing_ok=True)
+            events = path / EVENTS
+            if events.is_dir() and not events.is_symlink() and not any(events.iterdir()):
+                events.rmdir()
             if not any(path.iterdir()):
                 path.rmdir()
                 return

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fabric.errors import DeviceError
 from fabric.printable import shortened
+from fabric.runs.directory import EVENTS
 
 PROJECT = "fabric"  # of runs for which the user's own configuration names none
 _MOST_CHARS = 300  # of an error of a package
@@ -74,7 +75,7 @@ class TensorBoard:
 
     def place(self) -> str:
         """The folder that `tensorboard --logdir` takes."""
-        return str(self.run.directory / "tensorboard")
+        return str(self.run.directory / EVENTS)
 
 
 class WeightsAndBiases:

@@ -169,3 +169,4 @@ def test_tensorboard_reads_what_it_is_given(tiny: Path, rows: Path, tmp_path: Pa
         assert [(one.step, one.value) for one in found.Scalars(name)] == [
             (row["step"], pytest.approx(row[name], rel=1e-6)) for row in kept
         ]
+    assert fabric("runs", "--prune", run).code == 0 and not run.exists()
