@@ -89,7 +89,7 @@ _fabric() {
         train:--device) _fabric_words 'auto' 'cpu' 'cuda' 'metal' 'sycl' 'vulkan'; return ;;
         train:--val) _fabric_files '*.jsonl'; return ;;
         train:--eval-every) _fabric_nothing; return ;;
-        train:--sample) _fabric_files; return ;;
+        train:--sample) _fabric_files '*.jsonl'; return ;;
         train:--sample-every) _fabric_nothing; return ;;
         train:--patience) _fabric_nothing; return ;;
         train:--checkpoint-every) _fabric_nothing; return ;;
@@ -98,11 +98,11 @@ _fabric() {
         train:--run-dir) _fabric_files '*/'; return ;;
         train:--name) _fabric_nothing; return ;;
         train:--metrics) _fabric_files; return ;;
-        train:--track) _fabric_nothing; return ;;
+        train:--track) _fabric_list 'tensorboard' 'wandb' 'mlflow'; return ;;
         train:--config) _fabric_files '*.toml'; return ;;
         resume:-o|resume:--output) _fabric_files; return ;;
         resume:--metrics) _fabric_files; return ;;
-        resume:--track) _fabric_nothing; return ;;
+        resume:--track) _fabric_words 'tensorboard' 'wandb' 'mlflow'; return ;;
         resume:--threads) _fabric_nothing; return ;;
         resume:--epochs) _fabric_nothing; return ;;
         resume:--steps) _fabric_nothing; return ;;
@@ -200,9 +200,9 @@ _fabric() {
         train)
             case $cur in -*) _fabric_words "-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --sync-every --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --sample --sample-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --name --metrics --track --config --dry-run -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '*.jsonl' ;; esac ;;
         resume)
-            case $cur in -*) _fabric_words "-o --output --metrics --track --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files ;; esac ;;
+            case $cur in -*) _fabric_words "-o --output --metrics --track --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '.fabric/runs/*/' ;; esac ;;
         runs)
-            case $cur in -*) _fabric_words "--compare --prune --keep --dry-run -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files ;; esac ;;
+            case $cur in -*) _fabric_words "--compare --prune --keep --dry-run -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '.fabric/runs/*/' '*.jsonl' ;; esac ;;
         merge)
             case $cur in -*) _fabric_words "-m --model -a --adapter -o --output --type --threads --average --no-average --errors --no-errors -q --quiet --json --strict --debug -h --help" ;; *) _fabric_nothing ;; esac ;;
         quantize)
@@ -220,9 +220,9 @@ _fabric() {
         bench)
             case $cur in -*) _fabric_words "-m --model --ctx --batch --rows-at-once --trained-every --rank --modules --precision --weights --checkpointing --no-checkpointing --steps --threads --device --isa -q --quiet --json --strict --debug -h --help" ;; *) _fabric_nothing ;; esac ;;
         plot)
-            case $cur in -*) _fabric_words "-o --output --svg --no-svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files ;; esac ;;
+            case $cur in -*) _fabric_words "-o --output --svg --no-svg -c --columns --follow --smooth --title --width --height -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '.fabric/runs/*/' '*.jsonl' ;; esac ;;
         report)
-            case $cur in -*) _fabric_words "--eval -o --output --title --follow --port -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files ;; esac ;;
+            case $cur in -*) _fabric_words "--eval -o --output --title --follow --port -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '.fabric/runs/*/' '*.jsonl' ;; esac ;;
         completion)
             case $cur in -*) _fabric_words "-q --quiet --json --strict --debug -h --help" ;; *) _fabric_words 'bash' 'zsh' 'fish' ;; esac ;;
         help) _fabric_words "prepare template train resume runs merge quantize eval generate devices convert inspect bench plot report completion" ;;

@@ -30,9 +30,9 @@ _NAMED = {
     "DATA": ROWS,
     "PROMPTS": ROWS,
     "FILE|FRACTION": ROWS,
-    "METRICS...": ROWS,
+    "RUN...": (".fabric/runs/*/", *ROWS),
     "DIR": FOLDERS,
-    "RUN_DIR": (".fabric/runs/*/",),
+    "RUN": (".fabric/runs/*/",),
     "TOML": ("*.toml",),
 }  # names of files, by what stands behind a flag
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, get_type_hints
 from fabric.errors import DataError
 from fabric.settings import (
     METRICS,
+    ROWS,
     STRIDE,
     Checkpointing,
     Context,
@@ -93,7 +94,7 @@ OUTPUT = Setting(
 EPOCHS = Setting("passes over the rows", "X", above=0.0, always=True)
 TRACK = Setting(
     "metrics also to tensorboard, wandb, mlflow, joined by commas; each needs its package", "NAMES", touches="layout",
-    parse=trackers_of, written="none",
+    parse=trackers_of, written="none", group="Output", completes=TRACKERS,
 )  # fmt: skip
 STEPS = Setting("optimizer steps, instead of --epochs", "N", low=1, always=True)
 
@@ -201,10 +202,14 @@ class TrainSettings:
     ] = 0
     sample: Annotated[
         str | None,
-        Setting("rows whose prompts are answered while training: the first 4", "FILE", path="in", touches="layout"),
-    ] = None
+        Setting(
+            "rows whose prompts are answered while training: the first 4", "FILE", path="in", touches="layout",
+            group="Data", completes=ROWS,
+        ),
+    ] = None  # fmt: skip
     sample_every: Annotated[
-        int, Setting("answer --sample every N steps; 0: after each epoch", "STEPS", low=0, touches="layout")
+        int,
+        Setting("answer --sample every N steps; 0: after each epoch", "STEPS", low=0, touches="layout", group="Data"),
     ] = 0
     """And before the first step, and at the end."""
     patience: Annotated[
@@ -226,7 +231,8 @@ class TrainSettings:
         Setting("checkpoints; default: a new folder in .fabric/runs", "DIR", path="out", touches="layout"),
     ] = None
     name: Annotated[
-        str | None, Setting("name of the run, and of its folder in .fabric/runs", "NAME", touches="task")
+        str | None,
+        Setting("name of the run, and of its folder in .fabric/runs", "NAME", touches="task", group="Output"),
     ] = None
     metrics: Annotated[str | None, METRICS] = None
     track: Annotated[tuple[str, ...], TRACK] = ()
