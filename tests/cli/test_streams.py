@@ -273,9 +273,10 @@ def test_a_stopped_reader_of_rows_ends_at_once_and_leaves_nothing(
 def test_a_killed_merge_leaves_no_file_behind(tiny: Path, tmp_path: Path) -> None:
     read, write = os.pipe()
     process = subprocess.Popen([*FABRIC, "quantize", "-", "-o", "q.gguf"], cwd=tmp_path, env=environment(), stdin=read)
-    os.close(read)
     os.write(write, tiny.read_bytes()[:1000])
-    time.sleep(0.5)
+    while struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, bytes(4)))[0]:  # until it has read them
+        time.sleep(0.02)
+    os.close(read)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     os.close(write)
