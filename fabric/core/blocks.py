@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from typing import TypeAlias
 
 import numpy as np
@@ -14,18 +16,15 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
 
 
-def block_of(type: int) -> tuple[int, int] | None:
-    """Elements and bytes of a block; None where the core does not decode the type."""
-    found = lib.fb_format_get(type)
-    return None if found == ffi.NULL else (found.block, found.block_bytes)
-
-
-def can_encode(type: int) -> bool:
-    """Whether the core writes a type: one encoded block proves it."""
-    if (found := block_of(type)) is None:
-        return False
-    source, target = ffi.new("float[]", found[0]), ffi.new("uint8_t[]", found[1])
-    return bool(lib.fb_encode(type, source, target, len(target), 1, found[0], ffi.NULL) == lib.FB_OK)
+def types() -> Iterator[tuple[int, str, int, int, int | None, bool, bool]]:
+    """Every tensor type of GGUF: number, name, elements and bytes of a block, file type, whether the core reads and
+    writes it."""
+    for i in count():
+        if (row := lib.fb_format_at(i)) == ffi.NULL:
+            return
+        file_type = None if row.file_type < 0 else row.file_type
+        name = ffi.string(row.name).decode()
+        yield row.type, name, row.block, row.block_bytes, file_type, bool(row.decodes), bool(row.encodes)
 
 
 def decode(type: int, data: Bytes, n: int) -> Floats:
@@ -42,9 +41,9 @@ def encode(type: int, values: Floats, importance: Floats | None = None) -> memor
     """
     values = np.ascontiguousarray(values, np.float32)
     rows, cols = values.shape
-    if (found := block_of(type)) is None:
+    if (row := lib.fb_format_get(type)) == ffi.NULL:
         raise FabricError(f"type {type} cannot be encoded")
-    out = np.empty(rows * (cols // found[0]) * found[1], np.uint8)
+    out = np.empty(rows * (cols // row.block) * row.block_bytes, np.uint8)
     source = ffi.from_buffer("float[]", values)
     weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", importance)
     if importance is not None and (importance.shape != (cols,) or importance.dtype != np.float32):

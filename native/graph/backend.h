@@ -5,6 +5,14 @@
 #include <stddef.h>
 #include "../include/fabric.h"
 #include "operands.h"
+#include "../quant/formats.h"
+
+/* FB_Q8_0 ...; those of the public header are compared. */
+#define FB_NUMBERED(NAME, name, number, block, bytes, file_type, encoders) FB_##NAME = number,
+#define FB_NUMBER_IS(NAME, name, number, block, bytes, file_type, encoders) \
+    _Static_assert(FB_##NAME == number, "number of " #NAME);
+FB_PLAIN_FORMATS(FB_NUMBER_IS)
+enum { FB_BLOCK_FORMATS(FB_NUMBERED) };
 
 #define FB_MAX_OPERANDS 12
 

@@ -34,35 +34,21 @@ enum {
 /* The last failure of this thread, as one sentence. */
 const char *fb_error(void);
 
-/* ---- block formats; numbers are GGUF's own ---- */
-enum {
-    FB_F32 = 0,
-    FB_F16 = 1,
-    FB_Q4_0 = 2,
-    FB_Q4_1 = 3,
-    FB_Q5_0 = 6,
-    FB_Q5_1 = 7,
-    FB_Q8_0 = 8,
-    FB_Q2_K = 10,
-    FB_Q3_K = 11,
-    FB_Q4_K = 12,
-    FB_Q5_K = 13,
-    FB_Q6_K = 14,
-    FB_IQ4_NL = 20,
-    FB_I32 = 26,
-    FB_BF16 = 30,
-    FB_TQ1_0 = 34,
-    FB_TQ2_0 = 35,
-    FB_MXFP4 = 39
-};
+/* ---- tensor types; numbers are GGUF's own, and quant/formats.h has them all ---- */
+enum { FB_F32 = 0, FB_F16 = 1, FB_I32 = 26, FB_BF16 = 30 };
 
 typedef struct fb_format {
     const char *name;    /* "Q8_0" */
-    int32_t type;        /* FB_Q8_0 */
+    int32_t type;        /* its number */
     int32_t block;       /* elements a block */
     int32_t block_bytes; /* bytes a block */
+    int32_t file_type;   /* general.file_type of a file of such tensors; -1: there is none */
+    int32_t decodes;     /* 1: the core reads it */
+    int32_t encodes;     /* 1: and writes it */
 } fb_format;
 
+/* The i-th type that GGUF has, decoded or not; NULL behind the last. */
+const fb_format *fb_format_at(int32_t i);
 /* NULL when the core cannot decode that type. */
 const fb_format *fb_format_get(int32_t type);
 /* src: n elements in whole blocks, which take `src_bytes`; dst: n floats. */

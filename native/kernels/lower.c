@@ -522,16 +522,6 @@ static lowering *const ROWS[FB_OP_COUNT] = {
     [FB_OP_NORM] = norm, [FB_OP_ADAMW] = adamw, [FB_OP_SGD] = sgd,
 };
 
-/* The formats that blocks.prelude decodes. */
-static int decodable(int32_t type) {
-    static const int32_t known[] = {FB_F32, FB_F16, FB_BF16, FB_Q4_0, FB_Q4_1, FB_Q5_0,
-                                    FB_Q5_1, FB_Q8_0, FB_Q2_K, FB_Q3_K, FB_Q4_K, FB_Q5_K, FB_Q6_K,
-                                    FB_IQ4_NL, FB_TQ1_0, FB_TQ2_0, FB_MXFP4};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (known[i] == type) return 1;
-    return 0;
-}
-
 static int alone(fb_kernel_id kernel) {
     return kernel == FB_KERNEL_elements || kernel == FB_KERNEL_gate || kernel == FB_KERNEL_update || kernel == FB_KERNEL_rope ||
            kernel == FB_KERNEL_rows || kernel == FB_KERNEL_parts || kernel == FB_KERNEL_matrix_pack;
@@ -559,8 +549,6 @@ static int describe(dispatch *d) {
         if (!v->mem) continue;
         *has |= 1u << k;
         if (!blocks && v->type == FB_BF16) *types |= 1u << k;
-        if (blocks && !decodable(v->type))
-            return fb_fail(FB_E_DEVICE, "this device has no decoder for tensors of type %d yet", (int)v->type);
     }
     return FB_OK;
 }

@@ -4,6 +4,7 @@
 #define FB_QUANT_H
 #include <stdint.h>
 #include <string.h>
+#include "formats.h"
 
 /* src: n blocks; dst: n * block floats. */
 typedef void fb_decoder(const uint8_t *src, float *dst, int64_t n);
@@ -12,14 +13,14 @@ typedef void fb_encoder(const float *src, uint8_t *dst, int64_t n);
 /* The same for one row, with a weight >= 0 for the squared error of each element; fb_encode_*: or NULL. */
 typedef void fb_weighing_encoder(const float *src, uint8_t *dst, int64_t n, const float *importance);
 
-fb_decoder fb_decode_f32, fb_decode_f16, fb_decode_bf16;
-fb_encoder fb_encode_f32, fb_encode_f16, fb_encode_bf16;
-fb_decoder fb_decode_q4_0, fb_decode_q4_1, fb_decode_q5_0, fb_decode_q5_1, fb_decode_q8_0;
-fb_encoder fb_encode_q4_0, fb_encode_q4_1, fb_encode_q5_0, fb_encode_q5_1, fb_encode_q8_0;
-fb_weighing_encoder fb_weigh_q4_0, fb_weigh_q4_1, fb_weigh_q5_0, fb_weigh_q5_1;
-fb_decoder fb_decode_q2_k, fb_decode_q3_k, fb_decode_q4_k, fb_decode_q5_k, fb_decode_q6_k;
-fb_weighing_encoder fb_encode_q4_k, fb_encode_q5_k, fb_encode_q6_k;
-fb_decoder fb_decode_iq4_nl, fb_decode_mxfp4, fb_decode_tq1_0, fb_decode_tq2_0;
+#define FB_NONE_ENCODERS(name)
+#define FB_PLAIN_ENCODERS(name) extern fb_encoder fb_encode_##name;
+#define FB_FITTED_ENCODERS(name) extern fb_weighing_encoder fb_encode_##name;
+#define FB_BOTH_ENCODERS(name) FB_PLAIN_ENCODERS(name) extern fb_weighing_encoder fb_weigh_##name;
+#define FB_FUNCTIONS(NAME, name, number, block, bytes, file_type, encoders) \
+    extern fb_decoder fb_decode_##name; \
+    FB_##encoders##_ENCODERS(name)
+FB_FORMATS(FB_FUNCTIONS)
 
 extern const int8_t fb_table_iq4_nl[16], fb_table_mxfp4[16];
 

@@ -17,8 +17,8 @@ static const fb_backend *backend = &fb_backend_cpu;
 static int matrix_units; /* attention rounds its weights to 16 bits, as products do */
 static int few_variants; /* each format with one kind of activations a shape: where every combination is compiled anew */
 static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"};
-static const int WEIGHTS[] = {FB_Q8_0, FB_F32,  FB_F16,  FB_BF16, FB_Q4_0,   FB_Q4_1,  FB_Q5_0,  FB_Q5_1, FB_Q2_K,
-                              FB_Q3_K, FB_Q4_K, FB_Q5_K, FB_Q6_K, FB_IQ4_NL, FB_TQ1_0, FB_TQ2_0, FB_MXFP4};
+#define NUMBER(NAME, name, number, block, bytes, file_type, encoders) number,
+static const int WEIGHTS[] = {FB_Q8_0, FB_FORMATS(NUMBER)};
 static const int THREADS[] = {1, 2, 5};
 enum { MOST_SHAPES = 12, N_ISAS = 6, N_WEIGHTS = sizeof WEIGHTS / sizeof *WEIGHTS, N_THREADS = 3 };
 

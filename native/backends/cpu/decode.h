@@ -129,36 +129,30 @@ UNIT(tq2_0) {
     return u;
 }
 
-/* What every block format has: type, name, bytes a block, units a block. */
-#define BLOCK_FORMATS(ROW)                                                                                     \
-    ROW(FB_Q8_0, q8_0, 34, 1) ROW(FB_Q4_0, q4_0, 18, 1) ROW(FB_Q4_1, q4_1, 20, 1) ROW(FB_Q5_0, q5_0, 22, 1)    \
-    ROW(FB_Q5_1, q5_1, 24, 1) ROW(FB_IQ4_NL, iq4_nl, 18, 1) ROW(FB_MXFP4, mxfp4, 17, 1)                        \
-    ROW(FB_Q2_K, q2_k, 84, 8) ROW(FB_Q3_K, q3_k, 110, 8) ROW(FB_Q4_K, q4_k, 144, 8) ROW(FB_Q5_K, q5_k, 176, 8) \
-    ROW(FB_Q6_K, q6_k, 210, 8) ROW(FB_TQ1_0, tq1_0, 54, 8) ROW(FB_TQ2_0, tq2_0, 66, 8)
-
 /* Units g .. end of a row as floats. */
-#define DECODER(TYPE, NAME, BYTES, UNITS)                                                                           \
-    static void decode_##NAME(const uint8_t *restrict row, int64_t g, int64_t end, float *restrict dst) {           \
+#define DECODER(NAME, name, number, block, bytes, file_type, encoders)                                              \
+    static void decode_##name(const uint8_t *restrict row, int64_t g, int64_t end, float *restrict dst) {           \
+        enum { UNITS = block / 32 };                                                                                \
         while (g < end) {                                                                                           \
-            const uint8_t *b = row + g / UNITS * BYTES;                                                             \
+            const uint8_t *b = row + g / UNITS * bytes;                                                             \
             const int64_t to = g / UNITS * UNITS + UNITS;                                                           \
             for (const int64_t stop = to < end ? to : end; g < stop; g++, dst += 32) {                              \
-                unit u = unit_##NAME(b, (int)(g % UNITS));                                                          \
+                unit u = unit_##name(b, (int)(g % UNITS));                                                          \
                 EACH(j) v_store(dst + j, u.w[j / VW]);                                                              \
             }                                                                                                       \
         }                                                                                                           \
     }
-BLOCK_FORMATS(DECODER)
+FB_BLOCK_FORMATS(DECODER)
 #undef DECODER
 
 /* Elements first .. first + n of a row of any type the core knows; for block formats both are multiples of 32. */
 static void decode(int32_t type, const char *row, int64_t first, int64_t n, float *dst) {
     const uint8_t *src = (const uint8_t *)row;
     switch (type) {
-#define ROW(TYPE, NAME, BYTES, UNITS) \
-    case TYPE: decode_##NAME(src, first / 32, (first + n) / 32, dst); return;
-        BLOCK_FORMATS(ROW)
-#undef ROW
+#define CASE(NAME, name, number, block, bytes, file_type, encoders) \
+    case FB_##NAME: decode_##name(src, first / 32, (first + n) / 32, dst); return;
+        FB_BLOCK_FORMATS(CASE)
+#undef CASE
     case FB_F16:
         for (; n >= VW; n -= VW, first += VW, dst += VW) v_store(dst, v_half(src + 2 * first));
         for (; n; n--, first++) *dst++ = load_half(src + 2 * first);

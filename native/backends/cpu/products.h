@@ -424,41 +424,41 @@ static void dots_plain(const uint8_t *row, int32_t type, int64_t n, const float 
 
 /* The same without a buffer between. Rows are read one after the other, which is what memory is quickest at; for one
  * row of x, shifts by constants pay. */
-#define BLOCK_DOTS(TYPE, NAME, BYTES, UNITS)                                                                          \
-    static inline __attribute__((always_inline)) void unit_dots_##NAME(const uint8_t *row, int g, const float *x,     \
+#define BLOCK_DOTS(NAME, name, number, block, bytes, file_type, encoders)                                             \
+    static inline __attribute__((always_inline)) void unit_dots_##name(const uint8_t *row, int g, const float *x,     \
                                                                        int64_t n, const int nt, vf sum[][2]) {        \
-        unit u = unit_##NAME(row, g);                                                                                 \
+        unit u = unit_##name(row, g);                                                                                 \
         for (int t = 0; t < nt; t++)                                                                                  \
             EACH(j) sum[t][j / VW % 2] = v_fma(u.w[j / VW], v_load(x + t * n + j), sum[t][j / VW % 2]);               \
     }                                                                                                                 \
-    static inline __attribute__((always_inline)) void some_##NAME(const uint8_t *row, int64_t n, const float *x,      \
+    static inline __attribute__((always_inline)) void some_##name(const uint8_t *row, int64_t n, const float *x,      \
                                                                   int64_t rows, const int nt, float *y) {             \
         vf sum[FEW][2];                                                                                               \
         for (int t = 0; t < nt; t++) sum[t][0] = sum[t][1] = v_set(0);                                                \
-        for (int64_t b = n / (32 * UNITS); b; b--, row += BYTES)                                                      \
+        for (int64_t b = n / block; b; b--, row += bytes)                                                             \
             if (nt > 1)                                                                                               \
-                _Pragma("GCC unroll 1") for (int g = 0; g < UNITS; g++, x += 32)                                      \
-                    unit_dots_##NAME(row, g, x, n, nt, sum);                                                          \
+                _Pragma("GCC unroll 1") for (int g = 0; g < block / 32; g++, x += 32)                                 \
+                    unit_dots_##name(row, g, x, n, nt, sum);                                                          \
             else                                                                                                      \
-                _Pragma("GCC unroll 8") for (int g = 0; g < UNITS; g++, x += 32)                                      \
-                    unit_dots_##NAME(row, g, x, n, nt, sum);                                                          \
+                _Pragma("GCC unroll 8") for (int g = 0; g < block / 32; g++, x += 32)                                 \
+                    unit_dots_##name(row, g, x, n, nt, sum);                                                          \
         for (int t = 0; t < nt && t < rows; t++) y[t * OUTPUTS] = v_sum(sum[t][0] + sum[t][1]);                       \
     }                                                                                                                 \
-    static void dots_##NAME(const uint8_t *row, int32_t type, int64_t n, const float *x, int64_t rows, float *y) {    \
+    static void dots_##name(const uint8_t *row, int32_t type, int64_t n, const float *x, int64_t rows, float *y) {    \
         (void)type;                                                                                                   \
-        if (rows == 1) some_##NAME(row, n, x, rows, 1, y);                                                            \
-        else if (rows <= 4) some_##NAME(row, n, x, rows, 4, y);                                                       \
-        else some_##NAME(row, n, x, rows, FEW, y);                                                                    \
+        if (rows == 1) some_##name(row, n, x, rows, 1, y);                                                            \
+        else if (rows <= 4) some_##name(row, n, x, rows, 4, y);                                                       \
+        else some_##name(row, n, x, rows, FEW, y);                                                                    \
     }
-BLOCK_FORMATS(BLOCK_DOTS)
+FB_BLOCK_FORMATS(BLOCK_DOTS)
 #undef BLOCK_DOTS
 
 static row_dots *row_dots_of(int32_t type) {
     switch (type) {
-#define ROW(TYPE, NAME, BYTES, UNITS) \
-    case TYPE: return dots_##NAME;
-        BLOCK_FORMATS(ROW)
-#undef ROW
+#define CASE(NAME, name, number, block, bytes, file_type, encoders) \
+    case FB_##NAME: return dots_##name;
+        FB_BLOCK_FORMATS(CASE)
+#undef CASE
     default: return dots_plain;
     }
 }
