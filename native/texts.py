@@ -4,8 +4,21 @@ import sys
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
-FOLDERS = tuple(NATIVE / name for name in ("kernels", "backends/cuda", "backends/metal", "backends/sycl", "graph", "quant"))
-NAMES = ("*.kernel", "*.prelude", "*.cu", "*.metal", "args.h", "formats.h", "names.h", "operands.h", "shim.h", "shim.cpp")
+FOLDERS = tuple(
+    NATIVE / name for name in ("kernels", "backends/cuda", "backends/metal", "backends/sycl", "graph", "quant")
+)
+NAMES = (
+    "*.kernel",
+    "*.prelude",
+    "*.cu",
+    "*.metal",
+    "args.h",
+    "formats.h",
+    "names.h",
+    "operands.h",
+    "shim.h",
+    "shim.cpp",
+)
 
 LOOKUP = """#include <string.h>
 const char *fb_text(const char *name) {

@@ -17,7 +17,7 @@ from fabric.errors import DataError
 from fabric.fields import Fields, named, short
 from fabric.notices import notice
 from fabric.text.pretokenize import find_pre
-from fabric.text.vocabulary import BytePairs, ScoredPieces, Vocabulary
+from fabric.text.vocabulary import BytePairs, PlainPairs, ScoredPieces, Vocabulary
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 # Names under which models spell the tokens that end an answer, for files whose metadata name only one of them or
@@ -31,6 +31,15 @@ _TAGS = frozenset(("<|EOT|>", "</s>"))  # these end answers only in models that 
 _PART, _WHOLE = "<|end|>", ("<|return|>", "<|calls|>")  # where one of these ends an answer, that ends only a part of it
 # What stock llama.cpp does to a whole text or to what it samples, and nothing here does.
 _UNUSED = tuple(f"tokenizer.ggml.{name}" for name in ("add_eos_token", "add_sep_token", "suppress_tokens"))
+# Of tokenizer.ggml.model, what stock llama.cpp reads and nothing here does.
+_OTHER_KINDS = {
+    "bert": "WordPiece, as BERT's",
+    "t5": "unigrams, as T5's",
+    "rwkv": "RWKV's longest matches",
+    "plamo2": "PLaMo 2's",
+    "hybriddna": "bases of DNA",
+    "whitespace": "words between spaces",
+}
 _MOST_NESTED = 64  # groups inside groups of a pattern
 _SPACES = re.compile(r"[ \t-\r]+")
 
@@ -97,9 +106,14 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """From the `tokenizer.*` keys of a GGUF's metadata; DataError where they are missing, wrong or unsupported."""
         model = metadata.get("tokenizer.ggml.model")
-        if model not in ("gpt2", "llama"):
-            known = "has no tokenizer (tokenizer.ggml.model)" if model is None else f"has a tokenizer of kind {model!r}"
-            raise DataError(f"the model {known}; byte-level BPE ('gpt2') and SentencePiece ('llama') are supported")
+        if model not in ("gpt2", "gemma4", "llama"):
+            known = f"has a tokenizer of kind {model!r}"
+            if model is None:
+                known = "has no tokenizer (tokenizer.ggml.model)"
+            elif model in _OTHER_KINDS:
+                known = f"has a tokenizer of {_OTHER_KINDS[model]} ({model!r})"
+            supported = "byte pairs ('gpt2', 'gemma4') and SentencePiece ('llama')"
+            raise DataError(f"the model {known}; {supported} are supported")
         tokens = _strings(metadata, "tokenizer.ggml.tokens")
         types = [1] * len(tokens)
         if "tokenizer.ggml.token_type" in metadata:
@@ -122,17 +136,20 @@ class Tokenizer:
         def flag(name: str, default: bool) -> bool:
             return fields.flag(f"tokenizer.ggml.{name}", default)
 
-        if model == "gpt2":
-            pre = str(metadata.get("tokenizer.ggml.pre", "default"))
-            vocabulary: Vocabulary = BytePairs(tokens, _strings(metadata, "tokenizer.ggml.merges"), pre)
-            add_bos, spaced = find_pre(pre).add_bos, False
+        always_bos = False
+        if model != "llama":
+            pre = "gemma4" if model == "gemma4" else str(metadata.get("tokenizer.ggml.pre", "default"))
+            row = find_pre(pre)
+            kind = PlainPairs if row.plain else BytePairs
+            vocabulary: Vocabulary = kind(tokens, _strings(metadata, "tokenizer.ggml.merges"), pre)
+            add_bos, always_bos, spaced = row.add_bos, row.always_bos, False
         else:
             scores = _numbers(metadata, "tokenizer.ggml.scores", (int, float), len(tokens))
             unreachable = frozenset(_special(tokens, types)[0].values())
             vocabulary = ScoredPieces(tokens, scores, unreachable)
             add_bos, spaced = True, flag("add_space_prefix", True)
         ids = {name: token_id(name) for name in ("bos", "eos", "eot", "eom", "padding")}
-        add_bos = flag("add_bos_token", add_bos)
+        add_bos = flag("add_bos_token", add_bos) or always_bos
         if outside:
             told = named(f"{key} {value}" for key, value in outside.items())
             if add_bos and "tokenizer.ggml.bos_token_id" in outside:

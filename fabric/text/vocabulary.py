@@ -1,6 +1,7 @@
-"""Plain text to ids, the two ways models do it: byte-level byte pairs (GPT-2's) and SentencePiece's scored pieces.
+"""Plain text to ids, the ways models do it: byte-level byte pairs (GPT-2's), the same of plain characters, and
+SentencePiece's scored pieces.
 
-Both cut text into words that no token reaches across and merge symbols inside each, best pair first; what a frequent
+All cut text into words that no token reaches across and merge symbols inside each, best pair first; what a frequent
 word became is remembered. Special tokens are `tokenizer.py`'s business.
 """
 
@@ -54,6 +55,40 @@ class BytePairs:
     def _encode_word(self, word: str) -> list[int]:
         word = word.encode().decode("latin-1").translate(BYTE_TO_CHAR)
         return [self._whole[word]] if word in self._whole else self._word(word)
+
+
+class PlainPairs:
+    """Ranked pairs of plain characters, as of Gemma 4; what is no token falls back to the tokens of its bytes, where
+    there are such. Where spaces are spelled U+2581, that character itself is spelled in bytes, so that every text comes
+    back.
+    """
+
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: str) -> None:
+        row = find_pre(pre)
+        self._tokens, self._spelled = tokens, row.spelled
+        by_text = {text: i for i, text in enumerate(tokens)}
+        byte_ids = [by_text.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+        self._bytes = {i: byte for byte, i in enumerate(byte_ids) if i >= 0}
+        split = ((merge, merge.find(" ", 1)) for merge in merges)
+        pairs = (f"{self._text(merge[:at])}\0{self._text(merge[at + 1 :])}" for merge, at in split)
+        usable = {self._text(text): i for text, i in by_text.items() if i not in self._bytes}
+        none, merged = np.full(len(merges), -1), np.full(len(usable), -1)
+        ranks, ids = np.append(np.arange(len(merges)), merged), np.append(none, np.fromiter(usable.values(), np.int64))
+        self._word = Words([*pairs, *usable], ranks, ids, joint="\0", byte_ids=byte_ids)
+        self._line_ends = {text: i for text, i in usable.items() if row.line_ends and not text.strip("\n")}
+        self.encode = remembering(Splitter(row), self._encode_word)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for."""
+        if token_id in self._bytes:
+            return bytes([self._bytes[token_id]])
+        return self._text(self._tokens[token_id]).encode("utf-8", "surrogateescape")
+
+    def _text(self, spelling: str) -> str:
+        return spelling.replace("▁", " ") if self._spelled else spelling
+
+    def _encode_word(self, word: str) -> list[int]:
+        return [self._line_ends[word]] if word in self._line_ends else self._word(word)
 
 
 class ScoredPieces:

@@ -211,7 +211,8 @@ def pair_divisor(gguf: GGUF, name: str) -> float:
 def check_decodable(gguf: GGUF, info: TensorInfo) -> None:
     """Raise DataError when the core cannot decode a tensor's type."""
     if not can_decode(info.type):
-        raise DataError(f"{gguf.name}: the tensor {info.name} is {info.type_name}, which cannot be decoded here")
+        reason = "a type that holds no weights" if info.type in FORMATS else "which cannot be decoded here"
+        raise DataError(f"{gguf.name}: the tensor {info.name} is {info.type_name}, {reason}")
 
 
 class _Metadata(Mapping[str, Any]):

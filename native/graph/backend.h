@@ -14,6 +14,15 @@
 FB_PLAIN_FORMATS(FB_NUMBER_IS)
 enum { FB_BLOCK_FORMATS(FB_NUMBERED) };
 
+/* quant/grids.c */
+extern const uint32_t fb_grids[FB_GRID_ENTRIES / 2];
+/* Whether codes of a type point into it. */
+static inline int fb_has_grid(int32_t type) {
+#define FB_IS(NAME, name, number, block, bytes, file_type, encoders) type == number ||
+    return FB_GRID_FORMATS(FB_IS) 0;
+#undef FB_IS
+}
+
 #define FB_MAX_OPERANDS 12
 
 /* Memory of a device: `host` where its kernels read the host's own, else a handle. */
@@ -147,6 +156,7 @@ FB_VIEWS_OF_OPS(FB_VIEWS_OF)
 typedef struct fb_launch {
     fb_op op;
     fb_attr attr;
+    const fb_mem *grids; /* fb_grids; may be NULL where no operand's codes point into it */
     union {
         fb_view v[FB_MAX_OPERANDS];
         FB_VIEWS_OF_OPS(FB_VIEWS_IN_LAUNCH)

@@ -129,7 +129,8 @@ struct fb_plan {
     fb_program program;
     fb_folded *constants;
     int32_t n_constants, n_weights;
-    fb_buffer **weights; /* the memory of the caller that the program reads */
+    fb_buffer **weights; /* the memory of the caller that the program reads, and the grids where a weight needs them */
+    fb_buffer *grids;    /* NULL: none does */
     fb_plan_options options;
     int32_t tokens, trained, n_inputs;
     fb_tensor *inputs;

@@ -32,6 +32,7 @@ int fb_plan_launch(const fb_plan *plan, const fb_program *p, const fb_node *n, f
     memset(out, 0, sizeof *out);
     out->op = n->op;
     out->attr = n->attr;
+    out->grids = plan->grids ? plan->grids->parts : NULL;
     for (int k = 0; k < FB_MAX_OPERANDS; k++) {
         const fb_operand *v = &n->v[k];
         fb_view *view = &out->v[k];
@@ -117,11 +118,20 @@ static int check_flat(const fb_graph *g, const fb_buffer *params, const fb_buffe
     return FB_OK;
 }
 
+/* The grids, where some weight of the recorded program needs them: it may be decoded to a constant. */
+static int find_grids(fb_plan *plan) {
+    int needed = 0;
+    for (int32_t t = 0; t < plan->program.n_tensors; t++) needed |= fb_has_grid(plan->program.tensors[t].type);
+    if (needed) plan->grids = fb_buffer_wrap(plan->device, fb_grids, sizeof fb_grids, NULL, 0);
+    return needed && !plan->grids;
+}
+
 /* The memory of the caller that the program reads, each buffer once. */
 static int find_weights(fb_plan *plan) {
     const fb_program *p = &plan->program;
-    plan->weights = malloc(sizeof *plan->weights * ((size_t)p->n_tensors + 1));
+    plan->weights = malloc(sizeof *plan->weights * ((size_t)p->n_tensors + 2));
     if (!plan->weights) return fb_fail(FB_E_MEMORY, "out of memory while planning");
+    if (plan->grids) plan->weights[plan->n_weights++] = plan->grids;
     for (int32_t i = 0; i < p->n_nodes; i++)
         for (int k = 0; k < FB_MAX_OPERANDS; k++) {
             fb_buffer *buffer = p->nodes[i].v[k].tensor < 0 ? NULL : p->tensors[p->nodes[i].v[k].tensor].buffer;
@@ -174,7 +184,7 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
     fb_program_hold(&plan->program);
     bound_inputs(plan);
     if (options->decode && fb_decode_weights(&plan->program)) goto fail;
-    if (fb_fold_constants(plan) || find_weights(plan)) goto fail;
+    if (find_grids(plan) || fb_fold_constants(plan) || find_weights(plan)) goto fail;
     if (fb_tile_program(&plan->program, &g->device->info)) goto fail;
     if (fb_plan_memory(&plan->program, &plan->arena_bytes)) goto fail;
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
@@ -277,6 +287,7 @@ void fb_plan_free(fb_plan *plan) {
     if (!plan) return;
     release(plan);
     fb_release_constants(plan);
+    fb_buffer_free(plan->grids);
     fb_program_release(&plan->program);
     fb_program_free(&plan->program);
     if (plan->options.params) fb_buffer_release(plan->options.params);

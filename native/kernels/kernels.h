@@ -71,7 +71,7 @@ typedef struct fb_dispatch {
 typedef struct fb_kernel {
     const char *name;
     uint32_t operands, arguments;     /* how many */
-    uint32_t written, blocks, halves; /* a bit an operand */
+    uint32_t written, blocks, halves, grids; /* a bit an operand */
     uint32_t tiles;                   /* a bit a constant: it is the size of an array */
 } fb_kernel;
 extern const fb_kernel fb_kernels[FB_KERNEL_COUNT];

@@ -473,17 +473,18 @@ LOWER(rope) {
     }
 static void lists_are_in_order(void) { FB_KERNEL_NAMES(CHECKED) FB_MATRIX_KERNEL_NAMES(CHECKED) }
 
-enum { IS_READ = 0, IS_WRITTEN = 1, IS_ACT = 0, IS_WORDS = 0, IS_BLOCKS = 1, IS_HALVES = 2 };
+enum { IS_READ = 0, IS_WRITTEN = 1, IS_ACT = 0, IS_WORDS = 0, IS_BLOCKS = 1, IS_HALVES = 2, IS_GRIDS = 3 };
 #define ONE(n, name, kind, role) +1
 #define WRITTEN_BIT(n, name, kind, role) | (uint32_t)IS_##role << n
 #define BLOCKS_BIT(n, name, kind, role) | (uint32_t)(IS_##kind == IS_BLOCKS) << n
 #define HALVES_BIT(n, name, kind, role) | (uint32_t)(IS_##kind == IS_HALVES) << n
+#define GRIDS_BIT(n, name, kind, role) | (uint32_t)(IS_##kind == IS_GRIDS) << n
 #define NO_BIT(n, name)
 #define TILE_BIT(n, name, most) | 1u << n
 #define LISTED(list, kernel)                                                                                            \
     [FB_KERNEL_##kernel] = {#kernel, 0 list##_OPERANDS(ONE), sizeof(struct fb_##list##_arguments) / 4,                  \
                             0 list##_OPERANDS(WRITTEN_BIT), 0 list##_OPERANDS(BLOCKS_BIT), 0 list##_OPERANDS(HALVES_BIT), \
-                            0 list##_CONSTANTS(NO_BIT, TILE_BIT)},
+                            0 list##_OPERANDS(GRIDS_BIT), 0 list##_CONSTANTS(NO_BIT, TILE_BIT)},
 #define KERNEL(name) LISTED(name, name)
 #define F16_KERNEL(name) LISTED(name, name##_f16)
 const fb_kernel fb_kernels[FB_KERNEL_COUNT] = {
@@ -538,10 +539,15 @@ static int reachable(const fb_view *v, int blocks) {
                    blocks ? "B" : " elements");
 }
 
-/* Fills in the constants that say which operands there are and of which types. */
-static int describe(dispatch *d) {
+/* Fills in the grids, and the constants that say which operands there are and of which types. */
+static int describe(dispatch *d, const fb_mem *grids) {
     uint32_t *types = &d->constant.at[1], *has = &d->constant.at[2];
     const fb_kernel *kernel = &fb_kernels[d->kernel];
+    int needed = 0;
+    for (uint32_t k = 0; k < kernel->operands; k++) needed |= kernel->blocks >> k & 1u && fb_has_grid(d->operand.at[k].type);
+    for (uint32_t k = 0; k < kernel->operands && needed; k++)
+        if (kernel->grids >> k & 1u)
+            d->operand.at[k] = (fb_view){.mem = grids, .rows = 1, .cols = FB_GRID_ENTRIES / 2, .ld = FB_GRID_ENTRIES / 2};
     for (uint32_t k = 0; k < kernel->operands; k++) {
         const fb_view *v = &d->operand.at[k];
         const int blocks = (int)(kernel->blocks >> k & 1u), code = v->mem ? reachable(v, blocks) : FB_OK;
@@ -565,7 +571,7 @@ int fb_lower(const fb_launch *launch, const fb_mem *scratch, const fb_kernel_lim
         dispatch *d = &out[i];
         /* Where threads need not meet, large workgroups are started sooner than many. */
         if (alone(d->kernel) && limits->threads >= 256) d->constant.at[0] = 256, d->groups = up(d->groups, 4);
-        if (describe(d)) return 0;
+        if (describe(d, launch->grids)) return 0;
         if (d->groups * d->constant.at[0] > UINT32_MAX) {
             fb_fail(FB_E_LIMIT, "A launch of %s needs %.0f threads, and kernels count them in 32 bits; use a smaller context.",
                     fb_kernels[d->kernel].name, (double)d->groups * d->constant.at[0]);

@@ -6,6 +6,7 @@
  *                              WORDS   F32 or I32
  *                              BLOCKS  rows of any format that can be decoded; addressed in bytes
  *                              HALVES  rows of 16-bit floats, read and written by eight
+ *                              GRIDS   fb_grids, there where a format of BLOCKS points into it; fb_lower adds it
  *   name_CONSTANTS(SPEC, TILE) what changes the code. SPEC(id, NAME): a condition; TILE(id, NAME, most): the size of an
  *                              array too. 0, 1 and 2 are every kernel's: THREADS of a workgroup, and a bit an operand in
  *                              TYPES (it is BF16) and HAS (it is there)
@@ -25,7 +26,8 @@
     BIND(3, U, ACT, READ)       /* (M, R) */ \
     BIND(4, B, WORDS, READ)     /* F32: (N, R), or (R, N) */ \
     BIND(5, ACC, ACT, READ)     /* (M, N) */ \
-    BIND(6, BIAS, WORDS, READ)  /* F32 (1, N) */
+    BIND(6, BIAS, WORDS, READ)  /* F32 (1, N) */ \
+    BIND(7, GRIDS, GRIDS, READ)
 #define product_CONSTANTS(SPEC, TILE) \
     SPEC(3, OP) /* 0 y (M, N) = x (M, K) w (N, K)^T; 1 dx (M, N) = dy (M, K) w (K, N); 2 dw (M, N) = dy (K, M)^T x (K, N) */ \
     SPEC(4, WTYPE) \
@@ -153,7 +155,8 @@
     ARG(uint, COUNT) ARG(float, LR_SCALE) ARG(float, DECAY) ARG(float, EPS) \
     ARG(float, BETA1) ARG(float, REST1) ARG(float, BETA2) ARG(float, REST2) /* rest: 1 - beta */
 
-#define rows_OPERANDS(BIND) BIND(0, OUT, ACT, WRITTEN) BIND(1, W, BLOCKS, READ) BIND(2, IDS, WORDS, READ)
+#define rows_OPERANDS(BIND) BIND(0, OUT, ACT, WRITTEN) BIND(1, W, BLOCKS, READ) BIND(2, IDS, WORDS, READ) \
+    BIND(3, GRIDS, GRIDS, READ)
 #define rows_CONSTANTS(SPEC, TILE) \
     SPEC(3, OP) /* 0 out[r] = scale w[ids[r] - first], other ids left alone; 1 out[ids[r]] = w[r]; 2 out = w */ \
     SPEC(4, WTYPE)
@@ -192,7 +195,8 @@
 #define matrix_pack_OPERANDS(BIND) \
     BIND(0, OUT, HALVES, WRITTEN) /* (OUT_ROWS, WIDE) */ \
     BIND(1, W, BLOCKS, READ)      /* (ROWS, COLS) */ \
-    BIND(2, B, WORDS, READ)       /* F32: (ROWS, R), or (R, COLS) */
+    BIND(2, B, WORDS, READ)       /* F32: (ROWS, R), or (R, COLS) */ \
+    BIND(3, GRIDS, GRIDS, READ)
 #define matrix_pack_CONSTANTS(SPEC, TILE) \
     SPEC(3, AS_ROWS) /* where B goes: behind W as columns, or as rows */ \
     SPEC(4, WTYPE) SPEC(5, F16)

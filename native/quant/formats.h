@@ -29,27 +29,40 @@
     FORMAT(IQ4_NL, iq4_nl, 20, 32, 18, 25, NONE) \
     FORMAT(TQ1_0, tq1_0, 34, 256, 54, 36, NONE) \
     FORMAT(TQ2_0, tq2_0, 35, 256, 66, 37, NONE) \
-    FORMAT(MXFP4, mxfp4, 39, 32, 17, 38, NONE)
+    FORMAT(MXFP4, mxfp4, 39, 32, 17, 38, NONE) \
+    FORMAT(NVFP4, nvfp4, 40, 64, 36, 39, NONE) \
+    FORMAT(Q1_0, q1_0, 41, 128, 18, 40, NONE) \
+    FORMAT(IQ4_XS, iq4_xs, 23, 256, 136, 30, NONE) \
+    FB_GRID_FORMATS(FORMAT)
+
+/* Those whose codes point into fb_grids, an array of entries of 16 bits, and where the grid of each begins there. */
+#define FB_GRID_FORMATS(FORMAT) \
+    FORMAT(IQ2_XXS, iq2_xxs, 16, 256, 66, 19, NONE) \
+    FORMAT(IQ2_XS, iq2_xs, 17, 256, 74, 20, NONE) \
+    FORMAT(IQ2_S, iq2_s, 22, 256, 82, 28, NONE) \
+    FORMAT(IQ3_XXS, iq3_xxs, 18, 256, 98, 23, NONE) \
+    FORMAT(IQ3_S, iq3_s, 21, 256, 110, 26, NONE) \
+    FORMAT(IQ1_S, iq1_s, 19, 256, 50, 24, NONE) \
+    FORMAT(IQ1_M, iq1_m, 29, 256, 56, 31, NONE)
+#define FB_GRID_IQ2_XXS 0u
+#define FB_GRID_IQ2_XS 256u
+#define FB_GRID_IQ2_S 768u
+#define FB_GRID_IQ1 1792u
+#define FB_GRID_IQ3_XXS 3840u
+#define FB_GRID_IQ3_S 4096u
+#define FB_GRID_ENTRIES 4608u
 
 #define FB_FORMATS(FORMAT) FB_PLAIN_FORMATS(FORMAT) FB_BLOCK_FORMATS(FORMAT)
 
-/* Those that are not decoded: TYPE(NAME, number, elements of a block, bytes of a block, file type). */
+/* Those that no weights have: integers, F64, and blocks that stock llama.cpp rounds activations to.
+ * TYPE(NAME, number, elements of a block, bytes of a block, file type) */
 #define FB_OTHER_TYPES(TYPE) \
     TYPE(Q8_1, 9, 32, 40, -1) \
     TYPE(Q8_K, 15, 256, 292, -1) \
-    TYPE(IQ2_XXS, 16, 256, 66, 19) \
-    TYPE(IQ2_XS, 17, 256, 74, 20) \
-    TYPE(IQ3_XXS, 18, 256, 98, 23) \
-    TYPE(IQ1_S, 19, 256, 50, 24) \
-    TYPE(IQ3_S, 21, 256, 110, 26) \
-    TYPE(IQ2_S, 22, 256, 82, 28) \
-    TYPE(IQ4_XS, 23, 256, 136, 30) \
     TYPE(I8, 24, 1, 1, -1) \
     TYPE(I16, 25, 1, 2, -1) \
     TYPE(I32, 26, 1, 4, -1) \
     TYPE(I64, 27, 1, 8, -1) \
-    TYPE(F64, 28, 1, 8, -1) \
-    TYPE(IQ1_M, 29, 256, 56, 31) \
-    TYPE(NVFP4, 40, 64, 36, 39) \
-    TYPE(Q1_0, 41, 128, 18, 40)
+    TYPE(F64, 28, 1, 8, -1)
+
 #endif

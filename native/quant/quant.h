@@ -23,6 +23,7 @@ typedef void fb_weighing_encoder(const float *src, uint8_t *dst, int64_t n, cons
 FB_FORMATS(FB_FUNCTIONS)
 
 extern const int8_t fb_table_iq4_nl[16], fb_table_mxfp4[16];
+extern const uint32_t fb_grids[FB_GRID_ENTRIES / 2];
 
 /* A fused multiply-add would round once where the formats' definitions round twice. gcc -std=c11 never fuses. */
 #if defined(__clang__)
@@ -77,6 +78,13 @@ static inline void fb_store_half(uint8_t *p, float x) {
 /* 2^(e - 128), the scale of a block of MXFP4: subnormal for e < 2. */
 static inline float fb_power_of_two(uint8_t e) { return fb_float(e < 2 ? 0x00200000u << e : (e - 1u) << 23); }
 
+/* Half of an unsigned E4M3, the scale of 16 elements of NVFP4; its NaN counts as 0. */
+static inline float fb_half_e4m3(uint8_t x) {
+    const uint32_t bits = x & 127u;
+    if (x == 127) return 0;
+    return bits < 8 ? (float)bits * 0x1p-10f : fb_float((bits << 20) + 0x3b800000u);
+}
+
 static inline uint32_t fb_load_bits(const uint8_t *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
@@ -89,6 +97,11 @@ static inline int fb_k_min(const uint8_t *p, int g) { return g < 4 ? p[g + 4] & 
 /* Scale g (0 .. 15) of a Q3_K, 6 bits in 12 bytes, less 32: a nibble of bytes 0 .. 7, and 2 bits of bytes 8 .. 11. */
 static inline int fb_q3_k_scale(const uint8_t *p, int g) {
     return ((p[g % 8] >> g / 8 * 4 & 15) | (p[8 + g % 4] >> g / 4 * 2 & 3) << 4) - 32;
+}
+
+/* Scale g (0 .. 7) of an IQ4_XS: 2 high bits each in two bytes, then nibbles in four, less 32. */
+static inline int fb_iq4_xs_scale(const uint8_t *p, int g) {
+    return ((p[2 + g / 2] >> g % 2 * 4 & 15) | (p[g / 4] >> g % 4 * 2 & 3) << 4) - 32;
 }
 
 #endif

@@ -204,7 +204,8 @@ static int32_t emit(const fb_words *w, const char *text, int32_t n, int32_t *ids
         ids[count++] = id;
     } else if (w->by_byte) {
         for (int32_t i = 0; i < n; i++)
-            ids[count++] = w->byte_ids[(uint8_t)text[i]];
+            if (w->byte_ids[(uint8_t)text[i]] >= 0)
+                ids[count++] = w->byte_ids[(uint8_t)text[i]];
     } else {
         for (int32_t i = 0, step; i < n; i += step) {
             step = character(text + i, n - i);

@@ -136,4 +136,4 @@ def test_a_tokenizer_that_is_not_known_is_refused_in_one_sentence(tmp_path: Path
     path = write_tiny_model(tmp_path / "m.gguf", {**values, "tokenizer.ggml.pre": "klingon"})
     one_sentence(fabric("template", chats, "-m", path), 65, "the pre-tokenizer 'klingon' is not supported")
     path = write_tiny_model(tmp_path / "m.gguf", {**values, "tokenizer.ggml.model": "bert"})
-    one_sentence(fabric("eval", chats, "-m", path), 65, "tokenizer of kind 'bert'")
+    one_sentence(fabric("eval", chats, "-m", path), 65, "WordPiece, as BERT's ('bert')")

@@ -57,7 +57,9 @@ static int random_blocks(int type, const float *row, char *bytes, int cols) {
         float scale;
     } rows[] = {{FB_Q2_K, 80, 82, 0.02f}, {FB_Q3_K, 108, 108, 0.01f}, {FB_Q4_K, 0, 2, 0.001f}, {FB_Q5_K, 0, 2, 0.0005f},
                 {FB_Q6_K, 208, 208, 0.0003f}, {FB_IQ4_NL, 0, 0, 0.008f}, {FB_TQ1_0, 52, 52, 1}, {FB_TQ2_0, 64, 64, 1},
-                {FB_MXFP4, 0, 0, 0}};
+                {FB_MXFP4, 0, 0, 0}, {FB_NVFP4, 0, 0, 0}, {FB_Q1_0, 0, 0, 1}, {FB_IQ4_XS, 0, 0, 0.0003f},
+                {FB_IQ2_XXS, 0, 0, 0.006f}, {FB_IQ2_XS, 0, 0, 0.006f}, {FB_IQ2_S, 0, 0, 0.006f}, {FB_IQ3_XXS, 0, 0, 0.002f},
+                {FB_IQ3_S, 0, 0, 0.002f}, {FB_IQ1_S, 0, 0, 0.06f}, {FB_IQ1_M, 48, 50, 0.06f}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (rows[i].type != type) continue;
         if (below(2) && !encode_row(type, row, bytes, cols)) return 1;
@@ -67,6 +69,10 @@ static int random_blocks(int type, const float *row, char *bytes, int cols) {
             float d = (float)uniform(-rows[i].scale, rows[i].scale), dmin = (float)uniform(-rows[i].scale, rows[i].scale);
             encode_row(FB_F16, &dmin, block + rows[i].also, 1), encode_row(FB_F16, &d, block + rows[i].at, 1);
             if (type == FB_MXFP4) block[0] = (char)(120 + below(6)), block[1] = (char)random_bits();
+            for (int i = 0; type == FB_NVFP4 && i < 4; i++) block[i] = (char)(below(2) ? 12 + below(16) : below(8) ? below(8) : 127);
+            uint16_t bits;
+            memcpy(&bits, block + rows[i].at, 2);
+            for (int i = 0; type == FB_IQ1_M && i < 4; i++) block[49 + 2 * i] = (char)((bits >> 4 * i & 15) << 4 | below(16));
         }
         return 1;
     }

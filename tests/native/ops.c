@@ -109,7 +109,7 @@ static void counted(const char *letters, fb_launch *l, int spare, int32_t counts
 /* Runs the case, whose counted operands have `spare` rows of NaN behind those in use; the outputs' bytes come back in one new
  * block, or NULL where any of those rows was written. With `empty` no row is in use. */
 static char *launch(void *device, test_case *t, const char *letters, int spare, int empty, uint64_t *size) {
-    fb_mem mem[FB_MAX_OPERANDS] = {{0}}, scratch = {0};
+    fb_mem mem[FB_MAX_OPERANDS] = {{0}}, scratch = {0}, grids = {0};
     fb_launch l = t->launch;
     int32_t counts[FB_COUNTS] = {0};
     int spilled = 0;
@@ -133,6 +133,9 @@ static char *launch(void *device, test_case *t, const char *letters, int spare, 
     }
     if (spare) counted(letters, &l, spare, counts);
     if (empty) memset(counts, 0, sizeof counts);
+    MUST(backend->alloc(device, sizeof fb_grids, &grids));
+    MUST(backend->write(device, &grids, 0, fb_grids, sizeof fb_grids));
+    l.grids = &grids;
     need = backend->scratch(device, &l);
     if (need) {
         MUST(backend->alloc(device, need, &scratch));
@@ -158,6 +161,7 @@ static char *launch(void *device, test_case *t, const char *letters, int spare, 
         backend->free(device, &mem[i]);
     }
     if (need) backend->free(device, &scratch);
+    backend->free(device, &grids);
     if (!spilled) return bytes;
     free(bytes);
     return NULL;

@@ -15,13 +15,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf.quants import dequantize
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional
 
 from tests.parity.architectures import ARCHITECTURES, MODULES
 from tests.parity.rows import Row
+from tests.support.decoded import decoded
 
 Array = npt.NDArray[np.float32]
 Pairs = Mapping[str, tuple[Array, Array]]
@@ -43,7 +43,7 @@ class Reference:
 
     def __init__(self, path: str | Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> None:
         reader = gguf.GGUFReader(str(path))
-        weights = {t.name: np.array(dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
+        weights = {t.name: decoded(np.array(t.data), t.tensor_type) for t in reader.tensors}
 
         field = reader.get_field("general.architecture")
         assert field is not None

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="parity needs torch, transformers an
 pytest.importorskip("transformers", reason="parity needs torch, transformers and peft")
 pytest.importorskip("peft", reason="parity needs torch, transformers and peft")
 
+from fabric.weights.formats import BY_NAME, FORMATS  # noqa: E402
 from tests.parity import ours  # noqa: E402
 from tests.parity.biomedical import SUBJECTS, Subject  # noqa: E402
 from tests.parity.reference import Reference  # noqa: E402
@@ -32,8 +33,6 @@ SHAPES = {
     "gemma3_heads_of_256": Shape(64, 6, 2, 1, 256, 96, window=16, architecture="gemma3"),
 }
 WHOLE_BLOCKS = Shape(hidden=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn=512)
-TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")
-SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0")
 ALPHA = 8.0
 
 
@@ -59,9 +58,9 @@ def test_small_models_agree_with_pytorch(name: str, tmp_path: Path) -> None:
     check(write_model(tmp_path / "m.gguf", SHAPES[name]), SHAPES[name])
 
 
-@pytest.mark.parametrize("kind", [*TYPES, *SUPER_BLOCKS])
+@pytest.mark.parametrize("kind", [row.name for row in FORMATS.values() if row.decodes and row.name != "F32"])
 def test_block_formats_agree_with_pytorch(kind: str, tmp_path: Path) -> None:
-    shape = WHOLE_BLOCKS if kind in SUPER_BLOCKS else Shape()
+    shape = WHOLE_BLOCKS if BY_NAME[kind].block > 32 else Shape()
     check(write_model(tmp_path / "m.gguf", shape, kind), shape)
 
 

@@ -23,6 +23,17 @@ class _Params(ctypes.Structure):
     _fields_ = [("words", ctypes.c_int32 * 128)]
 
 
+class _Traits(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("interleaved", ctypes.c_int64),
+        ("bytes", ctypes.c_size_t),
+        ("quantized", ctypes.c_bool),
+        ("decode", ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)),
+    ]
+
+
 class _Batch(ctypes.Structure):
     _fields_ = [
         ("n_tokens", ctypes.c_int32),
@@ -75,6 +86,7 @@ def _lib() -> ctypes.CDLL:
         ("llama_set_adapters_lora", i32, p, ctypes.POINTER(p), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)),
         ("llama_free", None, p),
         ("llama_model_free", None, p),
+        ("ggml_get_type_traits", ctypes.POINTER(_Traits), ctypes.c_int),
         ("ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, p, p, *[ctypes.c_int64] * 3, p),
     ):
         function = getattr(lib, name)
@@ -93,6 +105,13 @@ def encode(type: int, values: npt.NDArray[np.float32], room: int, importance: np
     if done != room:
         raise RuntimeError(f"llama.cpp encodes to {done} bytes, not {room}")
     return out.raw
+
+
+def decode(type: int, data: bytes, n: int) -> npt.NDArray[np.float32]:
+    """`n` elements as stock llama.cpp decodes them."""
+    out = np.empty(n, np.float32)
+    _lib().ggml_get_type_traits(type).contents.decode(data, out.ctypes.data, n)
+    return out
 
 
 def _context_params(lib: ctypes.CDLL, n_ctx: int) -> _Params:

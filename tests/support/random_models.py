@@ -20,7 +20,9 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-from gguf.quants import dequantize, quantize
+from gguf.quants import NVFP4, quantize
+
+from tests.support.decoded import decoded
 
 Array = npt.NDArray[np.float32]
 
@@ -38,7 +40,10 @@ _SCALES = {
     "Q4_K": (0, 2, 7.5),
     "Q5_K": (0, 2, 15.5),
     "Q6_K": (208, None, 0.0),
-    "IQ4_NL": (0, None, 0.0),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"), (0, None, 0.0)),
+    "Q1_0": (0, None, 0.0),
+    "IQ1_M": (48, None, 0.0),
+    "NVFP4": (0, None, 0.0),
 }
 _CHUNK = 1 << 22  # elements made at a time
 _CORPUS = (
@@ -323,12 +328,20 @@ def blocks(
     raw = rng.integers(0, 256, (rows, cols // block, block_bytes), np.uint8)
 
     def scaled(d: float) -> npt.NDArray[np.uint8]:
-        raw[:, :, at : at + 2] = np.frombuffer(np.float16(d).tobytes(), np.uint8)
+        half = np.float16(d).tobytes()
+        if kind.name == "IQ1_M":  # a nibble of it on top of each four scales
+            word = int.from_bytes(half, "little")
+            raw[:, :, at + 1 : at + 8 : 2] = [16 * (word >> shift & 15) for shift in (0, 4, 8, 12)]
+        elif kind.name == "NVFP4":  # the nearest of its 8-bit scales
+            known = NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8)) * 2
+            raw[:, :, at : at + 4] = abs(known - d).argmin()
+        else:
+            raw[:, :, at : at + 2] = np.frombuffer(half, np.uint8)
         if at_min is not None:
             raw[:, :, at_min : at_min + 2] = np.frombuffer(np.float16(d * ratio).tobytes(), np.uint8)
         return raw.reshape(rows, -1)
 
-    return scaled(std / float(dequantize(scaled(1.0), kind).std()))
+    return scaled(std / float(decoded(scaled(1.0), kind).std()))
 
 
 Maker = Callable[[], Iterator[npt.NDArray[np.generic]]]
@@ -343,7 +356,8 @@ def write_model(
     vocabulary: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the file and returns its path. `types`: a GGUF type for all matrices, or by module ("attn_q",
-    "token_embd", ...; "default" for the rest). `repeat`: rows repeat in large matrices, which is quick to write.
+    "token_embd", ...; "default" for the rest) or matrix ("blk.0.attn_q").
+    `repeat`: rows repeat in large matrices, which is quick to write.
     `vocabulary`: another file's metadata of its tokenizer, of `shape.vocab` tokens.
     """
     chosen = {"default": types} if isinstance(types, str) else {"default": "F32", **types}
@@ -357,7 +371,9 @@ def write_model(
         makers.append(lambda: iter([values]))
 
     def matrix(name: str, module: str, rows: int, cols: int, std: float) -> None:
-        kind = gguf.GGMLQuantizationType[chosen.get(module, chosen["default"])]
+        kind = gguf.GGMLQuantizationType[
+            chosen.get(name.removesuffix(".weight"), chosen.get(module, chosen["default"]))
+        ]
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         if cols % block:
             raise ValueError(f"{name}: rows of {cols} do not divide into {kind.name} blocks of {block}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.text.tokenizer import Tokenizer
+from fabric.text.vocabulary import BYTE_TO_CHAR
 from fabric.weights.gguf import GGUF
 from tests.support.paths import gemma3, shared, smollm2
 
@@ -40,6 +41,25 @@ def shortened(values: Mapping[str, Any], pre: str, merges: int = 4000) -> dict[s
     for key in ("tokens", "token_type"):
         kept[f"tokenizer.ggml.{key}"] = values[f"tokenizer.ggml.{key}"][: extra + merges]
     return kept
+
+
+def in_plain_characters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A vocabulary of bytes as one of characters: U+2581 for a space and a token for each byte, as in Gemma 4's."""
+    bytes_of = {character: byte for byte, character in BYTE_TO_CHAR.items()}
+
+    def plain(text: str) -> str:
+        """Empty for what is no characters."""
+        return bytes(bytes_of[c] for c in text).decode(errors="ignore").replace(" ", "▁")
+
+    kinds: dict[str, int] = {}
+    for text, kind in zip(values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"], strict=True):
+        kinds.setdefault(text if kind != 1 else plain(text), kind)
+    kinds.pop("", None)
+    kinds |= {f"<0x{byte:02X}>": 6 for byte in range(256)}
+    pairs = (tuple(map(plain, merge.split(" "))) for merge in values["tokenizer.ggml.merges"])
+    merges = [f"{left} {right}" for left, right in pairs if left and right and left + right in kinds]
+    made = {"tokens": [*kinds], "token_type": [*kinds.values()], "merges": merges}
+    return {**values, **{f"tokenizer.ggml.{key}": value for key, value in made.items()}}
 
 
 def write_tiny_model(path: Path, values: Mapping[str, Any], architecture: str = "llama") -> Path:

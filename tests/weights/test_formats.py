@@ -5,7 +5,6 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from gguf.quants import dequantize
 from gguf.quants import quantize as reference_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from fabric.core.blocks import decode, encode
 from fabric.weights.formats import BY_NAME, FORMATS, encodable, tensor_bytes
 from fabric.weights.gguf import GGUF, decode_tensor
 from tests.support import llama_cpp
+from tests.support.decoded import decoded
 from tests.support.paths import gemma3
 
 ffi, lib = _native.ffi, _native.lib
@@ -24,7 +24,8 @@ TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 BLOCKS = [name for name in TYPES if BY_NAME[name].block > 1]
 FITTED = ["Q4_K", "Q5_K", "Q6_K"]  # encoders of our own; what must not differ is what is lost
 WEIGHED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1"]  # fitted like those where importance is given
-DECODED = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "TQ1_0", "TQ2_0"]
+DECODED = [row.name for row in FORMATS.values() if row.decodes and row.name not in TYPES]
+NO_WEIGHTS = ["Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"]  # which no engine multiplies with
 SCALES_AT = {
     "Q2_K": (80, 82),
     "Q3_K": (108,),
@@ -40,8 +41,7 @@ quick = settings(deadline=None, max_examples=60)
 
 def reference_decode(name: str, data: bytes) -> np.ndarray:
     with np.errstate(all="ignore"):
-        raw = np.frombuffer(data, np.uint8).reshape(1, -1)
-        return dequantize(raw, gguf.GGMLQuantizationType[name]).astype(np.float32).ravel()
+        return decoded(np.frombuffer(data, np.uint8).reshape(1, -1), gguf.GGMLQuantizationType[name]).ravel()
 
 
 def reference_bytes(name: str, values: np.ndarray) -> bytes:
@@ -69,6 +69,19 @@ def test_any_bytes_decode_as_everywhere_else(name: str, data: st.DataObject) -> 
     assert same_floats(decode(row.type, raw, blocks * row.block), reference_decode(name, raw))
 
 
+@pytest.mark.parametrize("kind", gguf.GGMLQuantizationType)
+def test_every_type_that_gguf_names_is_decoded_or_no_weight(kind: gguf.GGMLQuantizationType) -> None:
+    assert FORMATS[int(kind)].decodes != (kind.name in NO_WEIGHTS)
+
+
+@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in ("F32", *NO_WEIGHTS)])
+def test_stock_llama_cpp_decodes_the_same(name: str) -> None:
+    row = BY_NAME[name]
+    raw = np.random.default_rng(6).integers(0, 256, 99 * row.block_bytes, np.uint8).tobytes()
+    assert same_floats(decode(row.type, raw, 99 * row.block), llama_cpp.decode(row.type, raw, 99 * row.block))
+
+
 @pytest.mark.parametrize("name", ["F16", "BF16"])
 def test_every_16_bit_number_decodes_exactly(name: str) -> None:
     raw = np.arange(1 << 16, dtype="<u2").tobytes()
@@ -82,6 +95,8 @@ def test_scales_that_are_nan_infinite_or_tiny_decode_as_everywhere_else(name: st
     raw = bytearray(np.random.default_rng(scale).integers(0, 256, row.block_bytes, np.uint8).tobytes())
     for at in SCALES_AT.get(name, (0,)):
         raw[at : at + 2] = scale.to_bytes(2, "little")
+    if name == "IQ1_M":  # a nibble on top of each four scales
+        raw[49:56:2] = [16 * (scale >> shift & 15) + 5 for shift in (0, 4, 8, 12)]
     assert same_floats(decode(row.type, raw, row.block), reference_decode(name, bytes(raw)))
 
 

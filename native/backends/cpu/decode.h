@@ -2,6 +2,7 @@
 #ifndef FB_CPU_DECODE_H
 #define FB_CPU_DECODE_H
 #include "simd.h"
+#include "../../quant/grid.h"
 
 static inline float load_half(const uint8_t *p) {
     uint16_t h;
@@ -55,6 +56,22 @@ static inline __attribute__((always_inline)) unit looked_up(const uint8_t *qs, c
 }
 UNIT(iq4_nl) { return (void)g, looked_up(b + 2, fb_table_iq4_nl, load_half(b)); }
 UNIT(mxfp4) { return (void)g, looked_up(b + 1, fb_table_mxfp4, fb_power_of_two(b[0])); }
+UNIT(iq4_xs) { return looked_up(b + 8 + 16 * g, fb_table_iq4_nl, load_half(b) * (float)fb_iq4_xs_scale(b + 2, g)); }
+UNIT(nvfp4) { /* nibbles in the order of their elements */
+    unit u;
+    uint8_t q[32];
+    for (int j = 0; j < 32; j++) q[j] = b[4 + 16 * g + j / 16 * 8 + j % 8] >> j % 16 / 8 * 4 & 15;
+    EACH(j) u.w[j / VW] = v_set(fb_half_e4m3(b[2 * g + j / 16])) * v_float(v_lookup(fb_table_mxfp4, v_u8(q + j)));
+    return u;
+}
+
+UNIT(q1_0) {
+    unit u;
+    const uint32_t bits = fb_load_bits(b + 2 + 4 * g);
+    const vf d = v_set(load_half(b));
+    EACH(j) u.w[j / VW] = d * v_float(v_add_where(v_iset(-1), bits >> j, 2));
+    return u;
+}
 
 UNIT(q2_k) {
     unit u;
@@ -128,6 +145,16 @@ UNIT(tq2_0) {
     EACH(j) u.w[j / VW] = d * v_float((v_u8(b + g / 4 * 32 + j) >> g % 4 * 2 & 3) - 1);
     return u;
 }
+
+#define GRID_UNIT(NAME, name, number, block, bytes, file_type, encoders)                                       \
+    UNIT(name) {                                                                                               \
+        unit u;                                                                                                \
+        const fb_grid_unit from = fb_unit_##name(b, g);                                                        \
+        EACH(j) u.w[j / VW] = v_set(from.d[j / 16]) * (v_float(v_i8(from.v + j)) * v_set(FB_GRID_STEP(number))); \
+        return u;                                                                                              \
+    }
+FB_GRID_FORMATS(GRID_UNIT)
+#undef GRID_UNIT
 
 /* Units g .. end of a row as floats. */
 #define DECODER(NAME, name, number, block, bytes, file_type, encoders)                                              \

@@ -29,7 +29,7 @@ typedef struct cu_args {
 } cu_args;
 
 /* The operands of a product: out (m, n) = scale * x w + u b + bias + acc. */
-enum { CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS, CU_SUMS };
+enum { CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS, CU_SUMS, CU_GRIDS /* of decode.cu */ };
 enum { CU_ARRIVALS = 4096 };
 /* Of product_mma: floats from a row to the next where an operand lies in shared memory as F32, and bytes of a stage. */
 #define CU_RAW_LINE(across, size) ((across) ? (size) + 4 : 72)

@@ -23,6 +23,7 @@ typedef struct lowering {
     int failed;
     room left;
     uint64_t most; /* bytes of scratch, so far */
+    const fb_mem *grids;
 } lowering;
 
 /* A matrix in the scratch; one without memory where it does not suffice. */
@@ -235,6 +236,7 @@ static void packed(lowering *s, const fb_view *from, const fb_view *x, fb_view *
         step(s, up((uint64_t)out->rows * (uint64_t)(out->cols / 8), 256), 256, 0, "decode -DWTYPE=%du", (int)from->type);
     if (!l) return;
     l->args.v[CU_OUT] = view_of(out), l->args.v[CU_W] = view_of(from), l->args.v[CU_X] = view_of(x);
+    if (s->grids) l->args.v[CU_GRIDS] = view_of(&(fb_view){.mem = s->grids});
     l->args.depth = (int)fb_type_bytes(from->type, from->ld);
 }
 
@@ -481,7 +483,8 @@ static int reachable(const fb_launch *l) {
 
 int cu_lower(const cuda *c, const fb_launch *launch, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes) {
     const fb_mem any = {.bytes = UINT64_MAX / 2}, none = {0};
-    lowering s = {.c = c, .out = out, .left = {bytes ? &any : scratch ? scratch : &none, 0, UINT64_MAX}};
+    lowering s = {.c = c, .out = out, .left = {bytes ? &any : scratch ? scratch : &none, 0, UINT64_MAX},
+                  .grids = launch->grids};
     s.failed = reachable(launch);
     if (!s.failed) lower(&s, launch);
     if (bytes) *bytes = s.most;
