@@ -14,8 +14,8 @@
     FORMAT(F16, f16, 1, 1, 2, 1, PLAIN) \
     FORMAT(BF16, bf16, 30, 1, 2, 32, PLAIN)
 
-/* In blocks of whole 32s, the unit of decoding. */
-#define FB_BLOCK_FORMATS(FORMAT) \
+/* In blocks of whole 32s, the unit of decoding: first those whose codes are numbers, or point into a table of 16. */
+#define FB_CODE_FORMATS(FORMAT) \
     FORMAT(Q4_0, q4_0, 2, 32, 18, 2, BOTH) \
     FORMAT(Q4_1, q4_1, 3, 32, 20, 3, BOTH) \
     FORMAT(Q5_0, q5_0, 6, 32, 22, 8, BOTH) \
@@ -32,8 +32,7 @@
     FORMAT(MXFP4, mxfp4, 39, 32, 17, 38, NONE) \
     FORMAT(NVFP4, nvfp4, 40, 64, 36, 39, NONE) \
     FORMAT(Q1_0, q1_0, 41, 128, 18, 40, NONE) \
-    FORMAT(IQ4_XS, iq4_xs, 23, 256, 136, 30, NONE) \
-    FB_GRID_FORMATS(FORMAT)
+    FORMAT(IQ4_XS, iq4_xs, 23, 256, 136, 30, NONE)
 
 /* Those whose codes point into fb_grids, an array of entries of 16 bits, and where the grid of each begins there. */
 #define FB_GRID_FORMATS(FORMAT) \
@@ -52,6 +51,7 @@
 #define FB_GRID_IQ3_S 4096u
 #define FB_GRID_ENTRIES 4608u
 
+#define FB_BLOCK_FORMATS(FORMAT) FB_CODE_FORMATS(FORMAT) FB_GRID_FORMATS(FORMAT)
 #define FB_FORMATS(FORMAT) FB_PLAIN_FORMATS(FORMAT) FB_BLOCK_FORMATS(FORMAT)
 
 /* Those that no weights have: integers, F64, and blocks that stock llama.cpp rounds activations to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,18 @@ from tests.support import llama_cpp
 from tests.support.paths import smollm2
 from tests.text.vocabularies import in_plain_characters, metadata, shortened, write_tiny_model
 
-STOCK = (
-    "default minicpm5 llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano deepseek-llm "
-    "deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt starcoder gpt-2 phi-2 jina-es jina-de gigachat "
-    "jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jais-2 gemma4 granite-embed-multi-311m sarvam-moe "
-    "jina-v1-en jina-v2-code roberta-bpe whitespace refact command-r qwen2 deepseek-r1-qwen kormo f2llmv2 qwen35 "
-    "stablelm2 olmo dbrx smaug-bpe poro-chat glm4 glm5 chatglm-bpe viking jais tekken smollm codeshell bloom "
-    "gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b megrez gpt-4o llama4 kanana2 talkie granite- "
-    "embed-multi-97m tiny_aya cohere2moe superbpe trillion granite-docling bailingmoe bailingmoe2 llada-moe seed- "
-    "coder hunyuan hunyuan-dense hy_v4 joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open "
-    "mellum2 "
-).split()  # noqa: SIM905
+STOCK = re.findall(
+    r"\S+",
+    "default minicpm5 llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano "
+    "deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt starcoder gpt-2 phi-2 jina-es jina-de "
+    "gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jais-2 gemma4 granite-embed-multi-311m "
+    "sarvam-moe jina-v1-en jina-v2-code roberta-bpe whitespace refact command-r qwen2 deepseek-r1-qwen kormo "
+    "f2llmv2 qwen35 stablelm2 olmo dbrx smaug-bpe poro-chat glm4 glm5 chatglm-bpe viking jais tekken smollm "
+    "codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b megrez gpt-4o llama4 "
+    "kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe trillion granite-docling bailingmoe "
+    "bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense hy_v4 joyai-llm kimi-k2 ufakzeka grok-2 afmoe "
+    "laguna minimax-m2 solar-open mellum2",
+)
 # An encoder's, whose text is changed before it is cut: a space comes in front of every line.
 REFUSED = {"mmbert"}
 
@@ -41,26 +43,8 @@ TEXTS = (
     "IMGIMGABIZ <sentinel:12> /usr/bin/x.y?z=1&w=2 http://a.b/c_d-e",
 )
 PIECES = ["  ", "    ", "'s", "'LL", "1234567 ", "\n\n", "\r\n", "I'M", " a b c", "١٢٣", "hello", "ß", "中"]
-    "  ",
-    "    ",
-    "'s",
-    "'LL",
-    "1234567 ",
-    "\n\n",
-    "\r\n",
-    "I'M",
-    " a b c",
-    "١٢٣",
-    "hello",
-    "World",
-    "ß",
-    "中",
-    "\u0301",
-]
 LETTERS = " \n\t\r'\"!,.?/-_+~^`$#(){}<>|0123456789abcXYZé\u0301\u093c😀文字한"
 LETTERS += "ぁカ、。！…ไǅʰ٣²Ⅷ\x04\x1c\x85\xa0\u3000\u200d"
-    " \n\t\r'\"!,.?/-_+~^`$#(){}<>|0123456789abcXYZé\u0301\u093c😀文字한ぁカ、。！…ไǅʰ٣²Ⅷ\x04\x1c\x85\xa0\u3000\u200d"
-)
 
 
 def mixed(count: int) -> list[str]:

@@ -422,8 +422,8 @@ static void dots_plain(const uint8_t *row, int32_t type, int64_t n, const float 
     for (int t = 0; t < rows; t++) y[t * OUTPUTS] = v_sum(sum[t]);
 }
 
-/* The same without a buffer between. Rows are read one after the other, which is what memory is quickest at; for one
- * row of x, shifts by constants pay. */
+/* The same without a buffer between, for formats that look up no grids. Rows are read one after the other, which is what
+ * memory is quickest at; for one row of x, shifts by constants pay. */
 #define BLOCK_DOTS(NAME, name, number, block, bytes, file_type, encoders)                                             \
     static inline __attribute__((always_inline)) void unit_dots_##name(const uint8_t *row, int g, const float *x,     \
                                                                        int64_t n, const int nt, vf sum[][2]) {        \
@@ -450,14 +450,14 @@ static void dots_plain(const uint8_t *row, int32_t type, int64_t n, const float 
         else if (rows <= 4) some_##name(row, n, x, rows, 4, y);                                                       \
         else some_##name(row, n, x, rows, FEW, y);                                                                    \
     }
-FB_BLOCK_FORMATS(BLOCK_DOTS)
+FB_CODE_FORMATS(BLOCK_DOTS)
 #undef BLOCK_DOTS
 
 static row_dots *row_dots_of(int32_t type) {
     switch (type) {
 #define CASE(NAME, name, number, block, bytes, file_type, encoders) \
     case FB_##NAME: return dots_##name;
-        FB_BLOCK_FORMATS(CASE)
+        FB_CODE_FORMATS(CASE)
 #undef CASE
     default: return dots_plain;
     }
