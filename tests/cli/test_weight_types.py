@@ -50,9 +50,8 @@ def test_a_model_of_every_type_is_what_its_f32_copy_is(backend: str, rows: Path,
     plain = decoded_copy(mixed, tmp_path / "plain.gguf")
     told = json.loads(fabric("inspect", mixed, "--json").out)["types"]
     assert {*told, "F32"} == {*types, "F32"} and all(row["supported"] for row in told.values())
-    assert losses(tmp_path, rows, mixed, "m", device) == pytest.approx(
-        losses(tmp_path, rows, plain, "p", device), rel=1e-6
-    )
+    ours, theirs = (losses(tmp_path, rows, model, model.stem, device) for model in (mixed, plain))
+    assert ours == pytest.approx(theirs, rel=1e-6)
     answers = [
         fabric("generate", "-m", model, "--prompt", "the dog", "--raw", "--max-tokens", "8", "--temperature", "0",
                "--precision", "f32", "--device", device, "-a", tmp_path / "mixed-adapter.gguf", timeout=200)

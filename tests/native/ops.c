@@ -135,8 +135,11 @@ static char *launch(void *device, test_case *t, const char *letters, int spare, 
     }
     if (spare) counted(letters, &l, spare, counts);
     if (empty) memset(counts, 0, sizeof counts);
-    MUST(backend->alloc(device, sizeof fb_grids, &grids));
-    MUST(backend->write(device, &grids, 0, fb_grids, sizeof fb_grids));
+    if (backend->wrap) MUST(backend->wrap(device, fb_grids, sizeof fb_grids, &grids));
+    else {
+        MUST(backend->alloc(device, sizeof fb_grids, &grids));
+        MUST(backend->write(device, &grids, 0, fb_grids, sizeof fb_grids));
+    }
     l.grids = &grids;
     need = backend->scratch(device, &l);
     if (need) {

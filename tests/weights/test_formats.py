@@ -82,6 +82,13 @@ def test_stock_llama_cpp_decodes_the_same(name: str) -> None:
     assert same_floats(decode(row.type, raw, 99 * row.block), llama_cpp.decode(row.type, raw, 99 * row.block))
 
 
+@pytest.mark.parametrize("name", [name for name in DECODED if name.startswith(("IQ1", "IQ2", "IQ3"))])
+def test_every_code_of_a_grid_decodes_as_everywhere_else(name: str) -> None:
+    row = BY_NAME[name]
+    raw = np.random.default_rng(8).integers(0, 256, 1500 * row.block_bytes, np.uint8).tobytes()  # 48,000 codes or more
+    assert same_floats(decode(row.type, raw, 1500 * row.block), reference_decode(name, raw))
+
+
 @pytest.mark.parametrize("name", ["F16", "BF16"])
 def test_every_16_bit_number_decodes_exactly(name: str) -> None:
     raw = np.arange(1 << 16, dtype="<u2").tobytes()

@@ -4,6 +4,8 @@
 #include "common.prelude"
 #include "common.cu"
 
+#undef OFF
+#define OFF(name) 0u /* of GRIDS, which begins where its pointer points */
 struct blocks {
     const uint *const W, *const GRIDS;
 #include "blocks.prelude"
