@@ -42,15 +42,15 @@ def test_matrices_that_fall_back_are_told_once_a_reason(tiny: Path, tmp_path: Pa
     assert "and 10 more: Q5_0, because its rows of 64 are not whole Q4_K blocks" in told.err
 
 
-def test_blocks_that_cannot_be_decoded_end_in_a_sentence(tmp_path: Path) -> None:
+def test_blocks_that_hold_no_weights_end_in_a_sentence(tmp_path: Path) -> None:
     from fabric.weights.formats import BY_NAME
     from fabric.weights.gguf import TensorSpec, write_gguf
 
     path = tmp_path / "m.gguf"
     with path.open("wb") as out:
-        spec = TensorSpec("blk.0.ffn_up.weight", BY_NAME["IQ2_XXS"].type, (2, 256))
-        write_gguf(out, {"general.architecture": "llama"}, [spec], [bytes(132)])
-    one_sentence(fabric("quantize", path, "-o", tmp_path / "q.gguf"), 65, "blk.0.ffn_up.weight", "IQ2_XXS", "decoded")
+        spec = TensorSpec("blk.0.ffn_up.weight", BY_NAME["Q8_K"].type, (2, 256))
+        write_gguf(out, {"general.architecture": "llama"}, [spec], [bytes(584)])
+    one_sentence(fabric("quantize", path, "-o", tmp_path / "q.gguf"), 65, "blk.0.ffn_up.weight", "Q8_K", "no weights")
     assert "cannot be trained from" in fabric("inspect", path).out.decode()
 
 

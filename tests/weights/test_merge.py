@@ -408,11 +408,11 @@ def test_files_that_are_no_whole_model_are_refused(tmp_path: Path, tuned: Path) 
     vocabulary = write_raw(tmp_path / "vocabulary.gguf", {}, **{"general.type": "model"})
     unknown = tmp_path / "unknown.gguf"
     with unknown.open("wb") as out:
-        write_gguf(out, {}, [TensorSpec("a.weight", BY_NAME["IQ2_XXS"].type, (2, 256))], [bytes(132)])
+        write_gguf(out, {}, [TensorSpec("a.weight", BY_NAME["Q8_K"].type, (2, 256))], [bytes(584)])
     for path, sentence in (
         (vocabulary, "no weights"),
         (tuned, "an adapter"),
-        (unknown, r"a\.weight is IQ2_XXS, which cannot be decoded"),
+        (unknown, r"a\.weight is Q8_K, a type that holds no weights"),
     ):
         with pytest.raises(DataError, match=sentence):
             quantized(tmp_path, path, "q8_0")
