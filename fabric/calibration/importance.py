@@ -61,10 +61,12 @@ class _Watched(Recorder):
         super().__init__(weights, tokens, tokens, precision, {})
         self.fed: dict[str, Tensor] = {}
 
-    def linear(self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT) -> Tensor:
+    def linear(
+        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None
+    ) -> Tensor:
         """As in a Recorder."""
         self.fed[f"{name}.weight"] = self.graph.keep(x)
-        return super().linear(x, name, residual, scaled)
+        return super().linear(x, name, residual, scaled, rows)
 
 
 def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None = None) -> Importance:

@@ -20,16 +20,14 @@ Loras = Mapping[str, Source]
 Done = Callable[[int], None]  # called with the tokens of each feed that ran
 
 
-def score(
-    model: Model, loras: Loras, examples: Sequence[Example], capacity: int, done: Done
-) -> npt.NDArray[np.float64]:
-    """Negative log likelihood of the trained tokens of each example, summed. Feeds have at most `capacity` tokens, or
+def score(model: Model, loras: Loras, examples: Sequence[Example], context: int, done: Done) -> npt.NDArray[np.float64]:
+    """Negative log likelihood of the trained tokens of each example, summed. Feeds have at most `context` tokens, or
     one row."""
     lengths = [len(example.tokens) for example in examples]
-    packs = pack_in_order(lengths, max(capacity, *lengths))
+    packs = pack_in_order(lengths, max(context, *lengths))
     tokens = max(sum(lengths[i] for i in pack) for pack in packs)
     trained = max(sum(examples[i].trained for i in pack) for pack in packs)
-    scorer = Scorer(model.weights, tokens, model.precision, loras, trained)
+    scorer = Scorer(model.weights, tokens, model.precision, loras, trained, context)
     sums = np.zeros(len(examples))
     try:
         for pack in packs:
@@ -69,17 +67,17 @@ class Choice:
         return sorted({ids[n] for ids in self.candidates if len(ids) > n and ids[:n] == beginning})
 
 
-def costs(model: Model, loras: Loras, choices: Sequence[Choice], capacity: int, done: Done) -> list[list[float]]:
+def costs(model: Model, loras: Loras, choices: Sequence[Choice], context: int, done: Done) -> list[list[float]]:
     """Negative log likelihood of each candidate of each choice. A prompt runs once, its candidates on top of it."""
     room = [len(choice.prompt) + max(map(len, choice.heads), default=0) for choice in choices]
     groups: list[list[int]] = []
     for i, size in enumerate(room):
-        if not groups or sum(room[j] for j in groups[-1]) + size > capacity:
+        if not groups or sum(room[j] for j in groups[-1]) + size > context:
             groups.append([])
         groups[-1].append(i)
     rows = max(sum(room[i] for i in group) for group in groups)
     outputs = max(sum(max(1, room[i] - len(choices[i].prompt)) for i in group) for group in groups)
-    decoder = Decoder(model.weights, rows, rows, outputs, model.precision, loras)
+    decoder = Decoder(model.weights, rows, rows, outputs, model.precision, loras, context)
     found: list[dict[tuple[Ids, int], float]] = [{} for _ in choices]
     try:
         for group in groups:

@@ -40,7 +40,9 @@ def generate(
         tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in prompts)))
 
         def decoding(model: Model) -> contextlib.closing[Decoder]:
-            return contextlib.closing(Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras))
+            return contextlib.closing(
+                Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras, limit)
+            )
 
         with open_model(text, settings, decoding) as (model, decoder):
             for sentence in model.notes:

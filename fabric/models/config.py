@@ -13,6 +13,7 @@ from fabric.errors import DataError
 from fabric.models.keys import Keys
 from fabric.weights.gguf import GGUF
 
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"  # LongRoPE's divisors of frequencies
 _BLOCK = re.compile(r"blk\.\d+\.(.+)")
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
@@ -48,10 +49,12 @@ def read_plain(gguf: GGUF, row_norms: bool = False) -> DecoderConfig:
 
 
 def read_decoder(
-    gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", "swish"), row_norms: bool = False
-) -> DecoderConfig:
+    gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", "swish"), row_norms: bool = False,
+    fused: bool = False,
+) -> DecoderConfig:  # fmt: skip
     """The configuration of a llama-like decoder. `activation`: names of the one that its gate has. `row_norms`: norms
-    of queries and keys are over whole rows, not over heads.
+    of queries and keys are over whole rows, not over heads. `fused`: queries, keys and values are rows of one matrix,
+    gate and up of another.
 
     Raises DataError where keys are missing, do not fit together, or ask for what is not supported.
     """
@@ -79,7 +82,7 @@ def read_decoder(
         rms_eps=keys.number("attention.layer_norm_rms_epsilon", most=1.0),
         inv_freq=inv_freq, magnitude=magnitude, vocab_size=_vocab_size(gguf), context_length=context_length,
     )  # fmt: skip
-    check_shapes(gguf, config, row_norms)
+    check_shapes(gguf, config, row_norms, fused)
     return config
 
 
@@ -100,7 +103,7 @@ def _rope(keys: Keys, n_rot: int, context_length: int) -> tuple[npt.NDArray[np.f
     """Inverse frequencies (n_rot / 2,) and the factor of queries and keys. A factor alone means linear scaling."""
     plain = inverse_frequencies(keys, "rope.freq_base", n_rot)
     kind = keys.text("rope.scaling.type", "")
-    known = ("", "none", "linear") if keys.windows else ("", "none", "linear", "yarn")
+    known = ("", "none", "linear", *(() if keys.windows else ("yarn",)), *(("longrope",) if keys.longrope else ()))
     if kind not in known:
         names = ", ".join(f"'{name}'" for name in known[1:])
         raise keys.error("rope.scaling.type", f"is '{kind}', which is not supported here; supported are {names}")
@@ -145,10 +148,10 @@ def _vocab_size(gguf: GGUF) -> int:
     return embedding.shape[0]
 
 
-def check_shapes(gguf: GGUF, config: DecoderConfig, row_norms: bool) -> None:
+def check_shapes(gguf: GGUF, config: DecoderConfig, row_norms: bool, fused: bool) -> None:
     """DataError for the first tensor of another shape than its model's, of those that a decoder here reads.
-    `row_norms`: queries and keys are normed as whole rows."""
-    whole, block = _expected(gguf, config, row_norms)
+    `row_norms`, `fused`: as in `read_decoder`."""
+    whole, block = _expected(gguf, config, row_norms, fused)
     for name, info in gguf.tensors.items():
         inside = _BLOCK.fullmatch(name)
         shape, why = block.get(inside[1], ((), "")) if inside else whole.get(name, ((), ""))
@@ -161,7 +164,7 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool) -> tuple[Shapes, Shapes]:
+def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool, fused: bool) -> tuple[Shapes, Shapes]:
     """Shapes, and what asks for them: of the tensors outside blocks, and of those of a block."""
     arch, q, kv = gguf.architecture, c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     width, heads = f"{arch}.embedding_length", f"{arch}.attention.head_count"
@@ -172,11 +175,14 @@ def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool) -> tuple[Shapes, Sh
         "output.weight": ((c.vocab_size, c.width), "token_embd.weight"),
         "output.bias": ((c.vocab_size,), "token_embd.weight"),
         "output_norm.weight": ((c.width,), width),
-        "rope_freqs.weight": ((c.inv_freq.size,), f"RoPE of {2 * c.inv_freq.size} dimensions"),
+        **dict.fromkeys(
+            ("rope_freqs.weight", LONG, SHORT), ((c.inv_freq.size,), f"RoPE of {2 * c.inv_freq.size} dimensions")
+        ),
     }
     block: Shapes = {
         "attn_q.weight": ((q, c.width), by_heads),
         "attn_q.bias": ((q,), by_heads),
+        "attn_qkv.weight": ((q + 2 * kv, c.width), f"{by_heads} and {by_kv}"),
         "attn_output.weight": ((c.width, q), by_heads),
         "attn_output.bias": ((c.width,), width),
     }
@@ -194,5 +200,7 @@ def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool) -> tuple[Shapes, Sh
         why = f"{arch}.feed_forward_length"
         for part in ("ffn_gate", "ffn_up"):
             block |= {f"{part}.weight": ((ffn, c.width), why), f"{part}.bias": ((ffn,), why)}
+        if fused:
+            block["ffn_up.weight"] = ((2 * ffn, c.width), why)
         block |= {"ffn_down.weight": ((c.width, ffn), why), "ffn_down.bias": ((c.width,), width)}
     return whole, block

@@ -42,7 +42,7 @@ def pick_precision(device: Device, precision: str) -> str:
 
 
 class Scorer:
-    """Scores feeds of at most `tokens` tokens and `trained` targets (default: as many)."""
+    """Scores feeds of at most `tokens` tokens and `trained` targets (default: as many). `context`: as in a Recorder."""
 
     def __init__(
         self,
@@ -51,11 +51,13 @@ class Scorer:
         precision: str = "auto",
         loras: Mapping[str, Source] | None = None,
         trained: int | None = None,
+        context: int = 0,
     ) -> None:
         self.tokens, self.weights = tokens, weights  # the plan reads their memory
         arch = architecture_of(weights.gguf)
         precision = pick_precision(weights.device, precision)
-        recorder = Recorder(weights, tokens, tokens if trained is None else trained, precision, loras or {})
+        trained = tokens if trained is None else trained
+        recorder = Recorder(weights, tokens, trained, precision, loras or {}, context=context)
         self.nll_tensor = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
         recorder.check()
         self.inputs, self.plan = recorder.inputs, Plan(recorder.graph)
@@ -88,7 +90,7 @@ class Decoder:
 
     A sequence takes a contiguous range of the cache: token t of a feed is written to slot `slots[t]` and sees the slots
     lo[t] .. hi[t]-1, so several sequences decode together. A feed runs on the plan of the least room for it; those for
-    few tokens are made when they are first needed.
+    few tokens are made when they are first needed. `context`: as in a Recorder.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Decoder:
         loras: Mapping[str, Source] | None = None,
         alpha: float = 0.0,
         decode: bool = False,
+        context: int = 0,
     ) -> None:
         """`loras` may also take the place of weights; their scale is `alpha` / rank, or 1 without it. `decode`: frozen
         weights are read decoded to 16 bits."""
@@ -108,7 +111,7 @@ class Decoder:
         self._build, self._config, self._loras = arch.build, arch.read_config(weights.gguf), loras or {}
         self.tokens, self.outputs, self.vocab_size = tokens, outputs, self._config.vocab_size
         self.cache_rows = cache_rows
-        self.weights = weights  # the plans read their memory
+        self.weights, self._context = weights, context  # the plans read the weights' memory
         self._precision, self._alpha, self._decode = pick_precision(weights.device, precision), alpha, decode
         self._feeders: dict[int, _Feeder] = {}
         self.plan = self._feeder(tokens).plan
@@ -118,7 +121,7 @@ class Decoder:
             few = bool(self._feeders)
             recorder = Recorder(
                 self.weights, tokens, min(tokens, self.outputs) if few else self.outputs, self._precision, self._loras,
-                self.cache_rows, self._alpha, caches=self.caches if few else (),
+                self.cache_rows, self._alpha, caches=self.caches if few else (), context=self._context,
             )  # fmt: skip
             logits = recorder.logits(self._build(recorder, self._config))
             if not few:

@@ -31,7 +31,9 @@ from fabric.core import (
 )
 from fabric.errors import DataError, FabricError
 from fabric.fields import named
+from fabric.models.config import LONG, SHORT
 from fabric.notices import notice
+from fabric.weights.formats import tensor_bytes
 from fabric.weights.gguf import GGUF, check_decodable, decode_tensor, product_scale
 
 EMBEDDING = "token_embd.weight"
@@ -103,7 +105,8 @@ class Recorder:
     those of another recorder.
 
     A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files. `dropout` is of what the pairs see,
-    and `noise` is added to embeddings; either is one more input of a feed: keys (T, 1), numbers (T, width).
+    and `noise` is added to embeddings; either is one more input of a feed: keys (T, 1), numbers (T, width). `context`:
+    tokens of the longest row that there may be, by which LongRoPE chooses its frequencies.
     """
 
     def __init__(
@@ -118,14 +121,17 @@ class Recorder:
         dropout: float = 0.0,
         noise: bool = False,
         caches: Sequence[Buffer] = (),
+        context: int = 0,
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
         self.sources, self.cache_rows, self.alpha, self.dropout = sources, cache_rows, alpha, dropout
+        self.context = context
         self.caches: list[Buffer] = []
         self.given = list(caches)
         self.softcap = 0.0  # of logits: the model sets it
         self.leaves: dict[str, Tensor] = {}
+        self.parted: set[str] = set()  # matrices of which rows are leaves
         self.read: set[str] = set()  # tensors of the file that are read without being leaves
         self._names: list[str] = []
         self.tokens = self._input("tokens", I32, TOKENS)
@@ -148,24 +154,38 @@ class Recorder:
         """What a feed of this graph has to hold."""
         return Inputs(tuple(self._names))
 
-    def source(self, name: str) -> Tensor:
-        """A matrix of the sources."""
-        if name not in self.leaves:
-            s = self.sources[name]
-            self.leaves[name] = self.graph.leaf(s.kind, s.buffer, s.offset, F32, s.rows, s.cols)
-        return self.leaves[name]
+    def source(self, name: str, rows: range | None = None) -> Tensor:
+        """A matrix of the sources, or some rows of it."""
+        s = self.sources[name]
+        return self._leaf(name, rows, s.kind, s.buffer, s.offset, F32, s.rows, s.cols)
 
-    def weight(self, name: str) -> Tensor:
-        """A matrix of the file, in its own block format, or what takes its place."""
+    def weight(self, name: str, rows: range | None = None) -> Tensor:
+        """A matrix of the file in its own block format, or what takes its place, or some rows of it, without a copy."""
         if name in self.sources:
-            return self.source(name)
-        if name not in self.leaves:
-            buffer, info = self.weights.buffer(name), self.gguf.tensors[name]
-            rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
-            if len(info.shape) > 2:
-                raise DataError(f"{self.gguf.path}: tensor {name} has {len(info.shape)} dimensions, not one or two")
-            self.leaves[name] = self.graph.leaf(FROZEN, buffer, 0, info.type, rows, cols)
-        return self.leaves[name]
+            return self.source(name, rows)
+        buffer, info = self.weights.buffer(name), self.gguf.tensors[name]
+        if len(info.shape) > 2:
+            raise DataError(f"{self.gguf.path}: tensor {name} has {len(info.shape)} dimensions, not one or two")
+        n, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+        return self._leaf(name, rows, FROZEN, buffer, 0, info.type, n, cols)
+
+    def _leaf(
+        self, name: str, rows: range | None, kind: int, buffer: Buffer, offset: int, type: int, n: int, cols: int
+    ) -> Tensor:
+        """A matrix (n, cols) of a buffer, or those of its rows."""
+        key = name
+        if rows is not None:
+            key, n = f"{name}[{rows.start}:{rows.stop}]", len(rows)
+            offset += tensor_bytes(type, (rows.start, cols))
+            self.parted.add(name)
+        if key not in self.leaves:
+            self.leaves[key] = self.graph.leaf(kind, buffer, offset, type, n, cols)
+        return self.leaves[key]
+
+    @property
+    def used(self) -> set[str]:
+        """Names of matrices and vectors that the graph computes with."""
+        return self.leaves.keys() | self.parted
 
     def vector(self, name: str) -> Tensor:
         """A norm's weight or a bias, as F32."""
@@ -181,13 +201,14 @@ class Recorder:
         row = np.asarray(values, np.float32)
         return self.graph.leaf(FROZEN, self.weights.constant(row), 0, F32, 1, row.size)
 
-    def lora(self, name: str, product_scale: float = 1.0) -> Lora:
-        """The pair beside a weight, if it has one; its input is already multiplied by `product_scale`."""
+    def lora(self, name: str, product_scale: float = 1.0, rows: range | None = None) -> Lora:
+        """The pair beside a weight, or beside some of its rows, if it has one; its input is already multiplied by
+        `product_scale`."""
         a, b = f"{name}.lora_a", f"{name}.lora_b"
         if a not in self.sources:
             return NO_LORA
         scale = self.alpha / self.sources[a].rows if self.alpha else 1.0
-        return Lora(self.source(a), self.source(b), scale / product_scale, self.dropout, self.keys)
+        return Lora(self.source(a), self.source(b, rows), scale / product_scale, self.dropout, self.keys)
 
     def embed(self, scale: float = 1.0) -> Tensor:
         """(T, width) F32."""
@@ -204,25 +225,35 @@ class Recorder:
             self.read.add(factors)
         return self.graph.rope_table(self.positions, self.constant(inv_freq), magnitude)
 
+    def longrope_table(self, inv_freq: npt.NDArray[np.float32], magnitude: float, original: int) -> Tensor:
+        """The same with one of LongRoPE's two sets of divisors, where the file has them: the short ones for a context
+        of up to `original` tokens. Ding et al. 2024, https://arxiv.org/abs/2402.13753
+        """
+        self.read |= {LONG, SHORT}
+        return self.rope_table(inv_freq, magnitude, LONG if self.context > original else SHORT)
+
     def rms_norm(self, x: Tensor, name: str, eps: float) -> Tensor:
         """With the weight `name`.weight."""
         return self.graph.rms_norm(x, self.vector(f"{name}.weight"), eps)
 
-    def linear(self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT) -> Tensor:
+    def linear(
+        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None
+    ) -> Tensor:
         """With `name`.weight, `name`.bias where the file has one, and its LoRA pair. `scaled`: what `name`.scale
-        multiplies where the file has one, the `PRODUCT` with the weight or the `SUM` of product, bias and pair.
+        multiplies where the file has one, the `PRODUCT` with the weight or the `SUM` of product, bias and pair. `rows`:
+        those of the weight alone, of a matrix that holds several layers and has no bias.
         """
-        bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.gguf.tensors else -1
+        bias = self.vector(f"{name}.bias") if rows is None and f"{name}.bias" in self.gguf.tensors else -1
         scale = product_scale(self.gguf, f"{name}.weight") if scaled else 1.0
         if scaled:
             self.read.add(f"{name}.scale")
-        weight = self.weight(f"{name}.weight")
+        weight, lora = self.weight(f"{name}.weight", rows), self.lora(f"{name}.weight", rows=rows)
         if scale == 1.0:
-            return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight"), residual)
+            return self.graph.linear(x, weight, bias, lora, residual)
         if scaled == PRODUCT:
             x = self.graph.scale(x, scale)
-            return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight", scale), residual)
-        y = self.graph.scale(self.graph.linear(x, weight, bias, self.lora(f"{name}.weight")), scale)
+            return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight", scale, rows), residual)
+        y = self.graph.scale(self.graph.linear(x, weight, bias, lora), scale)
         return y if residual < 0 else self.graph.add(residual, y)
 
     def qkv(self, h: Tensor, block: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,11 +297,11 @@ class Recorder:
 
     def check(self) -> None:
         """DataError where a pair belongs to no linear layer of this model, or nothing reads a tensor of the file."""
-        unused = sorted(set(self.sources) - set(self.leaves))
+        unused = sorted(set(self.sources) - self.used)
         if unused:
             name = unused[0].removesuffix(".lora_a")
             raise DataError(f"no layer of this model can carry a LoRA pair for {name}")
-        unread = [name for name in self.gguf.tensors if name not in self.leaves and name not in self.read]
+        unread = [name for name in self.gguf.tensors if name not in self.used | self.read]
         inert = [name for name in unread if name.endswith(_INERT_TENSORS)]
         if len(unread) > len(inert):
             raise DataError(

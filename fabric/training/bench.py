@@ -104,7 +104,7 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
     def planned(settings: BenchSettings, weights: Weights) -> Iterator[tuple[TrainSettings, Machine]]:
         train = TrainSettings(
             data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
-            weights=settings.weights, checkpointing=settings.checkpointing,
+            weights=settings.weights, checkpointing=settings.checkpointing, ctx=settings.ctx,
         )  # fmt: skip
         with contextlib.closing(Machine(train, weights, layout, train.alpha, [at_once * settings.ctx])) as machine:
             machine.check_fits(settings.batch * (settings.ctx * TOKEN_BYTES + ROW_BYTES))
@@ -179,7 +179,7 @@ def _decoding(
 
     @contextlib.contextmanager
     def decoding(settings: BenchSettings, weights: Weights) -> Iterator[Decoder]:
-        with contextlib.closing(Decoder(weights, DECODED, 1, 1, precision)) as decoder:
+        with contextlib.closing(Decoder(weights, DECODED, 1, 1, precision, context=DECODED)) as decoder:
             yield decoder
 
     with opened(settings, gguf, decoding, timed=profile) as found:

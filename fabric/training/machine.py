@@ -98,7 +98,7 @@ class Machine:
         self.capacity, self.checkpointing, decode = capacity, checkpointing, kept == "16bit"
         recorder = Recorder(
             self.weights, capacity, capacity, self.precision, self.layout.sources(self.params),
-            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0,
+            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0, context=s.ctx,
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check()

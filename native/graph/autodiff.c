@@ -113,7 +113,9 @@ static void grad_linear(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     if (needs(d, x)) {
         fb_tensor dx = fresh_grad(d, x);
         if (u >= 0 && seen >= 0) {
-            EMIT(FB_OP_LINEAR_DX, d->grads[seen] = fresh_grad(d, seen), du, a);
+            fb_tensor dseen = fresh_grad(d, seen);
+            EMIT(FB_OP_LINEAR_DX, dseen, du, a, FB_NONE, FB_NONE, d->grads[seen]);
+            d->grads[seen] = dseen;
             du = FB_NONE;
         }
         EMIT(FB_OP_LINEAR_DX, dx, dy[0], w, du, du < 0 ? FB_NONE : a, d->grads[x])->attr.scale = n->attr.scale;
@@ -306,7 +308,11 @@ static void find_what_needs_gradients(fb_autodiff *d) {
             any |= d->needs[n->v[k].tensor];
             d->readers[n->v[k].tensor]++;
         }
-        if (n->op == FB_OP_LINEAR && n->v[4].tensor >= 0 && n->lora_x < 0) d->readers[n->v[1].tensor]--; /* its u read x: one gradient */
+        if (n->op == FB_OP_LINEAR && n->v[4].tensor >= 0) {
+            const int first = d->readers[n->v[4].tensor] == 1; /* of the layers that share a u */
+            if (first && n->lora_x < 0) d->readers[n->v[1].tensor]--; /* its u read x: one gradient */
+            if (!first && n->lora_x >= 0) d->readers[n->lora_x]++; /* another share of that gradient */
+        }
         for (int k = 0; k < FB_MAX_OPERANDS; k++)
             if (n->v[k].tensor >= 0 && fb_is_written(n->op, k)) d->needs[n->v[k].tensor] |= (char)any;
     }

@@ -247,6 +247,18 @@ static fb_tensor dropped(fb_graph *g, fb_tensor x, fb_lora lora) {
     return done(g, y);
 }
 
+/* The layer of this block that computed the same x a^T, with the same elements dropped, as another one of rows of the same
+ * matrix does; NULL: there is none. */
+static const fb_node *same_pair(const fb_graph *g, fb_tensor x, fb_lora lora) {
+    for (int32_t i = g->program.n_nodes - 1; i >= 0 && g->program.nodes[i].block == g->block && lora.a >= 0; i--) {
+        const fb_node *n = &g->program.nodes[i];
+        if (n->op == FB_OP_LINEAR && n->lora_a == lora.a && n->v[1].tensor == x && n->lora_scale == lora.scale &&
+            (n->lora_x >= 0) == (lora.dropout > 0))
+            return n;
+    }
+    return NULL;
+}
+
 static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_tensor residual,
                         int32_t type) {
     const fb_tensor_info *a = get_act(g, x, "x"), *w = get_weight(g, weight, "the weight");
@@ -265,6 +277,7 @@ static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bi
         REQUIRE(r->cols == outputs && same_rows(r, a), "a residual must have the output's shape");
     }
     fb_tensor u = FB_NONE, seen = x;
+    const fb_node *before = same_pair(g, x, lora);
     if (lora.a >= 0 || lora.b >= 0) {
         const fb_tensor_info *la = get_f32(g, lora.a, "lora a"), *lb = get_f32(g, lora.b, "lora b");
         if (!la || !lb) return -FB_E_ARGUMENT;
@@ -272,10 +285,15 @@ static fb_tensor linear(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bi
                 "a LoRA pair of (%d, %d) and (%d, %d) beside a weight of %d x %d", (int)la->rows, (int)la->cols,
                 (int)lb->rows, (int)lb->cols, (int)outputs, (int)inputs);
         int32_t rank = la->rows;
-        seen = dropped(g, x, lora);
-        if (seen < 0) return seen;
-        u = output(g, x, rank, FB_F32);
-        record(g, FB_OP_LINEAR, 3, (fb_tensor[]){u, seen, lora.a})->attr.scale = lora.scale;
+        if (before) {
+            u = before->v[4].tensor;
+            seen = before->lora_x < 0 ? x : before->lora_x;
+        } else {
+            seen = dropped(g, x, lora);
+            if (seen < 0) return seen;
+            u = output(g, x, rank, FB_F32);
+            record(g, FB_OP_LINEAR, 3, (fb_tensor[]){u, seen, lora.a})->attr.scale = lora.scale;
+        }
     }
     fb_tensor y = output(g, x, outputs, type);
     fb_node *node = record(g, FB_OP_LINEAR, 7,

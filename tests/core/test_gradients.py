@@ -60,6 +60,17 @@ def dropout(lab: Lab) -> int:
     return lab.graph.loss(y, lab.param(13, 5), lab.index, lab.targets, head)
 
 
+def rows_of_one_matrix(lab: Lab, dropout: float) -> int:
+    """Two layers that are rows of one, so that they share the first matrix of its pair, and one with another pair."""
+    x = lab.graph.linear(lab.param(T, 6), lab.param(8, 6))
+    keys, a = lab.ints(np.arange(T) * 77777), lab.param(2, 8)
+    parts = [
+        lab.graph.linear(x, lab.param(5, 8), lora=Lora(one, lab.param(5, 2), 0.7, dropout, keys))
+        for one in (a, a, lab.param(2, 8))
+    ]
+    return lab.loss(lab.graph.add(lab.graph.glu(parts[0], parts[1], SILU), parts[2]), 5)
+
+
 def rope(lab: Lab, layout: int) -> int:
     frequencies = lab.frozen(np.array([[0.9, 0.3]], np.float32))
     table = lab.graph.rope_table(lab.ints(np.arange(T) * 3), frequencies, 1.0)
@@ -109,6 +120,8 @@ OPS: dict[str, Callable[[Lab], int]] = {
     "linear_with_lora": linear_with_lora,
     "two_linears_of_one_input": two_linears_of_one_input,
     "dropout": dropout,
+    "rows_of_one_matrix": lambda lab: rows_of_one_matrix(lab, 0.0),
+    "rows_of_one_matrix_with_dropout": lambda lab: rows_of_one_matrix(lab, 0.4),
     "rope_pairs": lambda lab: rope(lab, PAIRS),
     "rope_halves": lambda lab: rope(lab, HALVES),
     "attention": attention,

@@ -129,11 +129,13 @@ def test_dropout_takes_its_share_in_training_and_nothing_elsewhere() -> None:
     keys, one = lab.ints(np.arange(100) * 9973), lab.frozen(np.ones((100, 64), np.float32))
     zero, eye = lab.frozen(np.zeros((64, 64), np.float32)), np.eye(64, dtype=np.float32)
     pairs = [Lora(lab.frozen(eye), lab.frozen(eye), 1.0, share, keys) for _ in range(2)]
+    pairs.append(pairs[1]._replace(b=lab.frozen(eye)))  # other rows of the same matrix
     left = [lab.graph.keep(lab.graph.linear(one, zero, lora=pair)) for pair in pairs]
-    lab.loss(lab.graph.add(lab.graph.add(*left), lab.param(100, 64)), 64)
+    lab.loss(lab.graph.add(lab.graph.add(*left[:2]), lab.graph.add(left[2], lab.param(100, 64))), 64)
     training, scoring = lab.plan(), Plan(lab.graph)
     training.run(lab.feed())
-    a, b = (training.read(t, 100, 64) for t in left)
+    a, b, again = (training.read(t, 100, 64) for t in left)
+    assert np.array_equal(b, again), "a pair sees its input once"
     for part in (a, b):
         assert set(np.unique(part)) == {0, np.float32(1 / (1 - np.float32(share)))}
         assert abs((part == 0).mean() - share) < 0.03 and (part == 0).mean(0).max() < 0.5 > (part == 0).mean(1).max()
