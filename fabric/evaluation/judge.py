@@ -142,7 +142,7 @@ def check_judge(settings: EvalSettings, rows: Sequence[Asked]) -> str:
         room = max(settings.ctx, min(judge.limit, longest + _ANSWERS * _SLACK * settings.max_tokens))
 
         def trial(model: Model) -> contextlib.closing[Decoder]:
-            return contextlib.closing(Decoder(model.weights, room, room, len(LETTERS), model.precision))
+            return contextlib.closing(Decoder(model.weights, room, room, len(LETTERS), model.precision, context=room))
 
         with open_model(judge.text, settings, trial) as (model, decoder):
             return f"{judge.text.gguf.name} judges {memory(judge.text, model, decoder)}, once the others are closed"

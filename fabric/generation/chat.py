@@ -101,7 +101,7 @@ def open_chat(settings: GenerateSettings) -> Iterator[Chat]:
 
         def decoding(model: Model) -> contextlib.closing[Decoder]:
             return contextlib.closing(
-                Decoder(model.weights, limit, min(FEED_TOKENS, limit), 1, model.precision, model.loras, limit)
+                Decoder(model.weights, limit, min(FEED_TOKENS, limit), 1, model.precision, model.loras, context=limit)
             )
 
         with open_model(text, settings, decoding) as (model, decoder):

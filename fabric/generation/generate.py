@@ -41,7 +41,7 @@ def generate(
 
         def decoding(model: Model) -> contextlib.closing[Decoder]:
             return contextlib.closing(
-                Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras, limit)
+                Decoder(model.weights, lanes * room, tokens, lanes, model.precision, model.loras, context=limit)
             )
 
         with open_model(text, settings, decoding) as (model, decoder):

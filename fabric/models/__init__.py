@@ -1,7 +1,8 @@
 """One file an architecture, named as GGUF names it, written as graph-building code over a Recorder.
 
 An architecture module has two functions: `read_config(gguf) -> Config` and
-`build(recorder, config) -> Tensor`, the normed hidden states (T, width) that the head reads.
+`build(recorder, config) -> Tensor`, the normed hidden states (T, width) that the head reads. `MODULES` names its linear
+layers where they are not the usual ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from fabric.errors import DataError
 
 if TYPE_CHECKING:
     from fabric.weights.gguf import GGUF
+
+MODULES = {"attn": ("attn_q", "attn_k", "attn_v", "attn_output"), "ffn": ("ffn_gate", "ffn_up", "ffn_down")}
+"""Linear layers of a block by group, of an architecture whose file does not say otherwise in a MODULES of its own."""
 
 PLUMBING = {"config", "inference", "keys", "recorder"}
 
@@ -35,3 +39,8 @@ def architecture_of(gguf: GGUF) -> ModuleType:
             f"{gguf.path}: architecture '{name}' is not supported; use one of: {', '.join(architectures())}"
         )
     return importlib.import_module(f"fabric.models.{name}")
+
+
+def modules_of(gguf: GGUF) -> dict[str, tuple[str, ...]]:
+    """Linear layers of a model's blocks by group: what LoRA pairs can stand beside."""
+    return dict(getattr(architecture_of(gguf), "MODULES", MODULES))

@@ -8,7 +8,7 @@ from fabric.errors import UsageError
 from fabric.files import check_streams
 from fabric.settings import check
 from fabric.tracking.trackers import check_trackers
-from fabric.training.settings import MODULES, TRACKERS, TrainSettings
+from fabric.training.settings import TRACKERS, TrainSettings
 from fabric.weights.merge import KEEP
 from fabric.weights.mix import parse_mix
 
@@ -16,8 +16,6 @@ from fabric.weights.mix import parse_mix
 def check_settings(s: TrainSettings) -> None:
     """UsageError for values that make no sense, each by itself or together."""
     check(s)
-    if unknown := set(s.modules) - set(MODULES):
-        raise UsageError(f"--modules: there is no module {min(unknown)!r}; there are {', '.join(MODULES)}")
     if not 0 <= s.lr_min <= s.lr:
         raise UsageError(f"--lr-min must lie between 0 and --lr {s.lr}, not {s.lr_min}")
     if s.stride is not None and not 0 < s.stride < s.ctx:

@@ -5,8 +5,10 @@ how it begins. A matrix goes by the name of the tensor that it becomes in the fi
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +16,15 @@ import numpy.typing as npt
 from fabric.core import PARAM, Buffer, Range
 from fabric.core.blocks import decode
 from fabric.errors import DataError, UsageError
-from fabric.models import architecture_of
+from fabric.models import architecture_of, modules_of
 from fabric.models.recorder import Recorder, Source, Weights
-from fabric.training.settings import MODULES
+from fabric.training.settings import ALL
 from fabric.weights.adapter import Adapter
 from fabric.weights.gguf import GGUF
 
 F32Array = npt.NDArray[np.float32]
+HEAD = "output"
+_MODULE = re.compile(rf"(?:blk\.\d+\.(.+)|({HEAD}))\.weight")
 ALIGN = 16  # elements: every matrix starts on a cache line
 _PIECE_ELEMENTS = 1 << 20
 
@@ -82,22 +86,31 @@ class Layout:
 
 
 def lora_layout(gguf: GGUF, modules: tuple[str, ...], rank: int) -> Layout:
-    """Pairs beside `blk.N.MODULE.weight` (and `output.weight`) for every module named.
+    """Pairs beside `blk.N.MODULE.weight` (and `output.weight`) for every module named, alone or by its group.
 
-    Raises UsageError for a module unknown or in no layer, and for `output` where the head is tied to the embedding.
+    Raises UsageError for a module that the model does not have, and for `output` where the head is tied to the
+    embedding.
     """
-    if "output" in modules and "output.weight" not in gguf.tensors:
-        raise UsageError("module 'output' cannot train here: this model's head is tied to its embedding")
-    names = []
-    for name in gguf.tensors:
-        parts = name.split(".")
-        layer = len(parts) == 4 and parts[0] == "blk" and parts[2] in modules
-        if parts[-1] == "weight" and (layer or ("output" in modules and name == "output.weight")):
-            names.append(name)
-    for module in modules:
-        if module not in MODULES or not any(module in name.split(".") for name in names):
-            raise UsageError(f"no layer of this model has a module '{module}'; choose from {', '.join(MODULES)}")
-    return _place(_pairs(gguf, ((name, rank) for name in names)))
+    found = {name: found[1] or HEAD for name in gguf.tensors if (found := _MODULE.fullmatch(name))}
+    wanted = _modules(gguf, modules, set(found.values()))
+    return _place(_pairs(gguf, ((name, rank) for name, module in found.items() if module in wanted)))
+
+
+def _modules(gguf: GGUF, names: tuple[str, ...], present: set[str]) -> set[str]:
+    """Modules by their names and those of groups; `present`: those that some layer of the file has."""
+    groups = modules_of(gguf)
+    groups = {ALL: tuple(module for group in groups.values() for module in group), **groups}
+    known = [*groups, *groups[ALL], HEAD]
+    wanted: set[str] = set()
+    for name in names:
+        if name == HEAD and HEAD not in present:
+            raise UsageError("module 'output' cannot train here: this model's head is tied to its embedding")
+        if name not in known or (name not in groups and name not in present):
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close and close[0] != name else f"there are {', '.join(known)}"
+            raise UsageError(f"--modules: there is no module {name!r} in this {gguf.architecture} model; {hint}")
+        wanted |= set(groups.get(name, (name,)))
+    return wanted
 
 
 def adapter_layout(gguf: GGUF, adapter: Adapter) -> Layout:
@@ -111,7 +124,7 @@ def full_layout(weights: Weights) -> Layout:
     recorder = Recorder(weights, 1, 1, "f32", {})
     recorder.loss(arch.build(recorder, arch.read_config(gguf)))
     recorder.graph.close()
-    read = [info for name, info in gguf.tensors.items() if name in recorder.leaves]
+    read = [info for name, info in gguf.tensors.items() if name in recorder.used]
     return _place((info.name, info.n_elements // info.shape[-1], info.shape[-1]) for info in read)
 
 

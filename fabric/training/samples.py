@@ -41,7 +41,7 @@ class Samples:
         """One that reads what trains where it lies."""
         lanes = len(self.prompts)
         tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in self.prompts)))
-        return Decoder(weights, lanes * self.room, tokens, lanes, precision, trained, alpha, decode)
+        return Decoder(weights, lanes * self.room, tokens, lanes, precision, trained, alpha, decode, self.room)
 
     def answers(self, decoder: Decoder, step: int, show: Callable[[float], None]) -> list[dict[str, Any]]:
         """The records of a step: prompt, answer, and what was expected where the row says that. `show` is called with

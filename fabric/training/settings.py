@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
 from fabric.errors import DataError
@@ -37,10 +36,7 @@ from fabric.settings import (
 )
 from fabric.weights.settings import TYPES
 
-ATTENTION_MODULES = ("attn_q", "attn_k", "attn_v", "attn_output")
-FFN_MODULES = ("ffn_gate", "ffn_up", "ffn_down")
-ALL_MODULES = ATTENTION_MODULES + FFN_MODULES
-MODULES = (*ALL_MODULES, "output")
+ALL = "all"  # every linear layer of a model's blocks
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
@@ -48,23 +44,21 @@ Schedule = Literal["constant", "linear", "cosine", "exponential"]
 
 FOREIGN_MODULES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up", "down_proj": "ffn_down", "lm_head": "output", "all-linear": "all",
+    "up_proj": "ffn_up", "down_proj": "ffn_down", "qkv_proj": "attn_qkv", "gate_up_proj": "ffn_up", "lm_head": "output",
+    "all-linear": "all",
 }  # fmt: skip
 """Names of Hugging Face, and ours."""
 
 
 def modules_of(text: str) -> tuple[str, ...]:
-    """Modules by their names and those of groups. ValueError for one that does not exist, with the nearest."""
-    groups = {"all": ALL_MODULES, "attn": ATTENTION_MODULES, "ffn": FFN_MODULES}
-    names: list[str] = []
-    for name in (part.strip() for part in text.split(",")):
-        if name not in groups and name not in MODULES:
-            if name in FOREIGN_MODULES:
-                raise ValueError(f"{name} is called {FOREIGN_MODULES[name]} in a GGUF")
-            close = get_close_matches(name, [*groups, *MODULES], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([*groups, *MODULES])}"
-            raise ValueError(f"there is no module {name!r}; {hint}")
-        names += groups.get(name, (name,))
+    """Names of modules and of groups; which of them there are depends on the model. ValueError for an empty one, and
+    for one of Hugging Face's."""
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise ValueError("a name is missing between the commas")
+    for name in names:
+        if name in FOREIGN_MODULES:
+            raise ValueError(f"{name} is called {FOREIGN_MODULES[name]} in a GGUF")
     return tuple(dict.fromkeys(names))
 
 
@@ -84,7 +78,7 @@ Modules = Annotated[
     tuple[str, ...],
     Setting(
         "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas", "NAMES", only="lora", always=True,
-        parse=modules_of, written="all", completes=("all", "attn", "ffn", *MODULES),
+        parse=modules_of, written="all", completes=("attn", "ffn", *dict.fromkeys(FOREIGN_MODULES.values())),
     ),
 ]  # fmt: skip
 Batch = Annotated[int, Setting("rows per optimizer step", "ROWS", low=1, always=True)]
@@ -122,7 +116,7 @@ class TrainSettings:
     dropout: Annotated[
         float, Setting("share of the LoRA pairs' input that is dropped", "SHARE", low=0.0, high=0.999, only="lora")
     ] = 0.0
-    modules: Modules = ALL_MODULES
+    modules: Modules = (ALL,)
     seed: Seed = 42
     adapter: Annotated[
         str | None,

@@ -74,7 +74,6 @@ def test_a_typo_is_answered_with_the_nearest_name() -> None:
     one_sentence(fabric("trian"), 2, "'trian'", "'train'")
     one_sentence(fabric("plot", "--outptu", "x"), 2, "--outptu", "--output")
     one_sentence(fabric("train", "x", "-m", "y", "--schedule", "cosin"), 2, "cosin", "Did you mean 'cosine'")
-    one_sentence(fabric("train", "x", "-m", "y", "--modules", "attn_qq"), 2, "attn_qq", "attn_q")
 
 
 def test_no_arguments_show_the_commands() -> None:
