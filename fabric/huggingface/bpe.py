@@ -27,10 +27,16 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT4O = (
+    TEKKEN.replace(r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]+", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _ENDING)
+    .replace(r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _ENDING)
+    .replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+)
 # (how words are cut, whether a word that is a token is taken as it is): tokenizer.ggml.pre
 _PRE = {
     ("gpt2", False): "gpt-2", ("digits", False): "smollm", (LLAMA3, True): "llama-bpe", (LLAMA3, False): "smaug-bpe",
-    (QWEN2, False): "qwen2", (TEKKEN, True): "tekken",
+    (QWEN2, False): "qwen2", (TEKKEN, True): "tekken", (GPT4O, False): "gpt-4o",
 }  # fmt: skip
 _MOST_STEPS = 16  # of a normalizer or a pre-tokenizer
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fabric.core.blocks import Floats
-from fabric.fields import Fields, named, short
+from fabric.fields import Fields
+from fabric.huggingface.inert import OF_IMAGES, name_unknown
 from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
+from fabric.huggingface.rope import read_rope
 from fabric.notices import notice
 
+Tensors = dict[str, Floats]
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
@@ -22,39 +23,10 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Settings of every class that change nothing that is computed here: housekeeping, training, generation, other tasks.
-_INERT = _names(
-    """
-    _attn_implementation_autoset _name_or_path _sliding_window_pattern add_cross_attention architectures
-    attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
-    do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label
-    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length max_window_layers min_length
-    model_max_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
-    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
-    problem_type pruned_heads remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
-    top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
-    transformers_weights use_cache
-    """
-)
-_OF_IMAGES = _names(
-    """
-    boi_token_index eoi_token_index image_token_index mm_tokens_per_image text_config vision_config
-    boi_token_id eoi_token_id image_token_id
-    """
-)
-
-
 @dataclass(frozen=True)
 class Settings:
     """What config.json says of the text model: sizes, which modules have biases, the metadata of its architecture, and
-    the factors of Llama-3's RoPE scaling where it has them."""
+    tensors that stand for settings, as the factors of RoPE's frequencies do."""
 
     family: Family
     fields: Fields
@@ -68,7 +40,7 @@ class Settings:
     tied: bool
     biases: frozenset[str]
     metadata: dict[str, Any]
-    rope_factors: Floats | None
+    tensors: dict[str, Floats]
     weights: str | None  # the file of weights that it names
 
     @property
@@ -83,6 +55,8 @@ class Settings:
             "attn_q": (q, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, q), "ffn_gate": (f, d),
             "ffn_up": (f, d), "ffn_down": (d, f),
         }  # fmt: skip
+        if "mlp.gate_up_proj" in self.family.names:
+            linear |= {"attn_qkv": (q + 2 * kv, d), "ffn_up": (2 * f, d)}
         whole = self.family.row_norms
         norms = {"attn_q_norm": (q if whole else self.head_dim,), "attn_k_norm": (kv if whole else self.head_dim,)}
         found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, d)}
@@ -104,7 +78,7 @@ def read_settings(config: Fields) -> Settings:
         text = config.child("text_config")
         told, prefix = {**text.values, "tie_word_embeddings": config.flag("tie_word_embeddings", True)}, text.prefix
         _refuse_foreign(config)
-        _name_unknown(config, _OF_IMAGES)
+        name_unknown(config, OF_IMAGES)
     return _settings(family, Fields({**family.defaults, **told}, config.where, prefix), config)
 
 
@@ -143,24 +117,16 @@ def _settings(family: Family, c: Fields, top: Fields) -> Settings:
     }
     if family.architecture == "llama":
         arch |= {"rope.dimension_count": head_dim, "vocab_size": c.size("vocab_size")}
-    factors = _OWN.get(family.architecture, _plain)(c, family, arch)
+    tensors = _OWN.get(family.architecture, _plain)(c, family, arch)
     settings = Settings(
         family=family, fields=c, n_layers=n_layers, width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
         ffn=c.size("intermediate_size"), vocab_size=c.size("vocab_size"), tied=c.flag("tie_word_embeddings", False),
-        biases=_biases(c, family), rope_factors=factors,
+        biases=_biases(c, family), tensors=tensors,
         metadata={f"{family.architecture}.{key}": value for key, value in arch.items()},
         weights=top.text("transformers_weights") if "transformers_weights" in top else None,
     )  # fmt: skip
-    _name_unknown(c, frozenset())
+    name_unknown(c, frozenset())
     return settings
-
-
-def _name_unknown(c: Fields, known: frozenset[str]) -> None:
-    """Settings that transformers' class does not have either; those that ask for nothing are passed over."""
-    unknown = [key for key in c.rest() if key not in _INERT | known and c.values[key] not in (False, "", [], {})]
-    if unknown:
-        count = "1 setting is" if len(unknown) == 1 else f"{len(unknown)} settings are"
-        notice(f"{c.where}: {count} unknown and not used: {c.prefix}{named(unknown)}")
 
 
 def _biases(c: Fields, family: Family) -> frozenset[str]:
@@ -176,15 +142,14 @@ def _biases(c: Fields, family: Family) -> frozenset[str]:
 # ---- what is an architecture's own ----
 
 
-def _plain(c: Fields, family: Family, arch: dict[str, Any], default_base: float = 10000.0) -> Floats | None:
-    """Windows that GGUF does not have, and one RoPE for all layers; the divisors of its frequencies."""
+def _plain(c: Fields, family: Family, arch: dict[str, Any], default_base: float = 10000.0) -> Tensors:
+    """Windows that GGUF does not have, and one RoPE for all layers."""
     _window(c, family, arch)
     told = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
-    dims = arch["attention.key_length"] if family.rope_factors else 0
-    return _rope(c, c.child(told), arch, dims, default_base)
+    return read_rope(c, c.child(told), family, arch, default_base)
 
 
-def _smollm3(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+def _smollm3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """GGUF's readers take as given which layers know no positions."""
     n_layers = arch["block_count"]
     told = c.get("no_rope_layers")
@@ -200,7 +165,7 @@ def _smollm3(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
     return _plain(c, family, arch, 2e6)
 
 
-def _granite(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+def _granite(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """Four constants."""
     for theirs, key in (
         ("embedding_multiplier", "embedding_scale"), ("residual_multiplier", "residual_scale"),
@@ -210,13 +175,28 @@ def _granite(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
     return _plain(c, family, arch)
 
 
-def _exaone4(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+def _exaone4(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """GGUF's readers know windows in the largest of these models only."""
     c.only("sliding_window", None, why="is not supported in an exaone4 model")
     if any(_layer_types(c, arch["block_count"], lambda _: False)):
         raise c.error("layer_types", f"has {_SLIDING}, but there is no sliding window")
     c.get("sliding_window_pattern")  # without effect where there is no window
     return _plain(c, family, arch)
+
+
+def _phi3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
+    """A part of each head is turned; every layer may have a window."""
+    rope = c.child("rope_scaling" if c.get("rope_scaling") else "rope_parameters")
+    share = rope.number("partial_rotary_factor", c.number("partial_rotary_factor", 1.0), most=1.0)
+    rotated = int(arch["attention.key_length"] * share)
+    if rotated < 2 or rotated % 2:
+        raise rope.error("partial_rotary_factor", f"is {share:g}: {rotated} dimensions of a head cannot be turned")
+    arch |= {
+        "rope.dimension_count": rotated,
+        "rope.scaling.original_context_length": c.size("original_max_position_embeddings"),
+        "attention.sliding_window": c.size("sliding_window", 0, least=0),
+    }
+    return read_rope(c, rope, family, arch, 10000.0)
 
 
 # ---- attention ----
@@ -260,7 +240,7 @@ def _check_gemma(c: Fields, arch: dict[str, Any], layers_of_27b: int) -> None:
     arch["attention.sliding_window"] = c.size("sliding_window")
 
 
-def _gemma2(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
+def _gemma2(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """Windows in every other layer, and soft caps."""
     _check_gemma(c, arch, _LAYERS_OF_GEMMA2_27B)
     n_layers = arch["block_count"]
@@ -272,7 +252,7 @@ def _gemma2(c: Fields, family: Family, arch: dict[str, Any]) -> Floats | None:
     return _plain(c, family, arch)
 
 
-def _gemma3(c: Fields, _: Family, arch: dict[str, Any]) -> Floats | None:
+def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """Windows, and a RoPE for each kind of layer."""
     _check_gemma(c, arch, _LAYERS_OF_27B)
     n_layers = arch["block_count"]
@@ -291,82 +271,18 @@ def _gemma3(c: Fields, _: Family, arch: dict[str, Any]) -> Floats | None:
         raise c.wrong("rope_parameters", f"an object with {_FULL} and {_SLIDING}")
     both = ropes.child(_FULL)
     full_rope = Fields({**both.values, **c.child("rope_scaling").values}, both.where, both.prefix)
-    factors = _rope(c, full_rope, arch, 0, 1e6)
+    tensors = read_rope(c, full_rope, family, arch, 1e6)
     sliding = ropes.child(_SLIDING)
     sliding.only("rope_type", "default", why="GGUF cannot express for layers with a window")
     base = sliding.number("rope_theta", c.number("rope_local_base_freq", 10000.0))
     if base != 10000.0:
         arch["rope.freq_base_swa"] = base
-    _name_unknown(sliding, frozenset({"type"}))
-    _name_unknown(ropes, frozenset())
-    return factors
+    name_unknown(sliding, frozenset({"type"}))
+    name_unknown(ropes, frozenset())
+    return tensors
 
 
-# ---- RoPE ----
-
-
-def _rope(c: Fields, rope: Fields, arch: dict[str, Any], factor_dims: int, default_base: float) -> Floats | None:
-    """Writes base and scaling to `arch`; returns the divisors of frequencies where the scaling is Llama-3's, for heads
-    of `factor_dims` dimensions (0: readers of this architecture know no divisors).
-    """
-    base = rope.number("rope_theta", c.number("rope_theta", default_base))
-    if base < 1:
-        raise c.error("rope_theta", f"is {base:g}, not a valid RoPE base")
-    arch["rope.freq_base"] = base
-    for where in (c, rope):
-        where.only("partial_rotary_factor", 1.0, why="cannot be expressed in GGUF")
-    old = rope.get("type")
-    kind = rope.text("rope_type", old if isinstance(old, str) else "default")
-    if old is not None and not isinstance(old, str):
-        raise rope.wrong("type", "a text")
-    factors = None
-    if kind == "linear":
-        arch |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
-    elif kind == "yarn" and "attention.sliding_window" not in arch:
-        _yarn(c, rope, arch)
-    elif kind == "llama3" and factor_dims:
-        factors = _llama3_factors(c, rope, base, factor_dims, arch["context_length"])
-    elif kind != "default":
-        raise rope.error("rope_type", f"is {short(kind)}, which cannot be converted for a model of this architecture")
-    _name_unknown(rope, frozenset())
-    return factors
-
-
-def _yarn(c: Fields, rope: Fields, arch: dict[str, Any]) -> None:
-    """Scaling by YaRN: GGUF holds what the magnitude is multiplied by beyond the one that follows from the factor."""
-    factor, key = rope.number("factor"), "original_max_position_embeddings"
-    for name, usual in (("truncate", True), ("beta_fast", 32.0), ("beta_slow", 1.0)):
-        rope.only(name, usual, why="cannot be expressed in GGUF")
-    some, every = (rope.number(name, 0.0, above=-1.0) for name in ("mscale", "mscale_all_dim"))
-    magnitude = own = 1.0 + 0.1 * np.log(max(factor, 1.0))
-    if some and every:
-        magnitude = (1.0 + some * (own - 1.0)) / (1.0 + every * (own - 1.0))
-    arch |= {
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": factor,
-        "rope.scaling.original_context_length": c.size(key, rope.size(key, arch["context_length"])),
-        "rope.scaling.attn_factor": float(rope.number("attention_factor", magnitude) / own),
-    }
-
-
-def _llama3_factors(c: Fields, rope: Fields, base: float, head_dim: int, context: int) -> Floats:
-    """What each frequency is divided by: long wavelengths by `factor`, short ones by 1, a blend between.
-
-    The Llama 3 Herd of Models, https://arxiv.org/abs/2407.21783
-    """
-    factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    if high <= low:
-        raise rope.error("high_freq_factor", f"is {high:g}, not above low_freq_factor, {low:g}")
-    wavelengths = 2 * np.pi * base ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    key = "original_max_position_embeddings"
-    turns = c.size(key, rope.size(key, context)) / wavelengths
-    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors = np.asarray(1.0 / ((1.0 - share) / factor + share), np.float32)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise rope.error("factor", f"is {factor:g}, beyond what F32 holds")
-    return factors
-
-
-_OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Floats | None]] = {
-    "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3,
+_OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
+    "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "phi3": _phi3,
+    "smollm3": _smollm3,
 }  # fmt: skip

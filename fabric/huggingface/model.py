@@ -64,10 +64,7 @@ def convert_model(path: Path, output: str, type: str = "keep", progress: Progres
             **settings.metadata, **tokenizer_metadata(folder, settings.vocab_size, settings.fields),
         }  # fmt: skip
     tensors = [_tensor(name, source, type) for name, source in read.tensors.items()]
-    if settings.rope_factors is not None:
-        tensors.append(
-            _Tensor(TensorSpec("rope_freqs.weight", F32, settings.rope_factors.shape), settings.rope_factors)
-        )
+    tensors += [_Tensor(TensorSpec(name, F32, made.shape), made) for name, made in settings.tensors.items()]
     elements: dict[int, int] = {}
     for tensor in tensors:
         elements[tensor.spec.type] = elements.get(tensor.spec.type, 0) + math.prod(tensor.spec.shape)

@@ -35,6 +35,10 @@ _NORMS_AFTER = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_FUSED = {
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ""),
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+}  # fmt: skip
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.]+)\.(weight|bias)")
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 QKV = frozenset({"attn_q", "attn_k", "attn_v"})
@@ -69,6 +73,7 @@ class Family:
     pairs_rope: bool = False  # GGUF holds the rows of q and k for rotation in pairs, transformers for halves
     row_norms: bool = False  # norms of queries and keys are over whole rows, not over heads
     rope_factors: bool = False  # whether GGUF's readers divide frequencies by rope_freqs.weight
+    longrope: bool = False  # a part of each head is turned, with frequencies that depend on the context
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
 
     @property
@@ -179,6 +184,12 @@ FAMILIES = (
         "olmo2", ("Olmo2ForCausalLM",), ("olmo2",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, row_norms=True,
         defaults={**_LLAMA, "attention_bias": False, "vocab_size": 50304, "rms_norm_eps": 1e-5, "bos_token_id": None,
                   "eos_token_id": 50279, "pad_token_id": 1},
+    ),
+    Family(
+        "phi3", ("Phi3ForCausalLM",), ("phi3",), layer=_FUSED, longrope=True,
+        defaults={**_COMMON, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "rms_norm_eps": 1e-5,
+                  "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "sliding_window": None,
+                  "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000},
     ),
     Family(
         "exaone4", ("Exaone4ForCausalLM",), ("exaone4",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, rope_factors=True,

@@ -38,13 +38,14 @@ class Mix:
     file_type: int | None  # None: by the type that most elements have
     more: Format | None = None
     rule: _Rule = _spread
+    fused: Format | None = None  # of every matrix that holds queries, keys and values
 
 
 MIXES = {
     "q4_k_s": Mix(_Q4_K, 14, _Q5_K, _early),
-    "q4_k_m": Mix(_Q4_K, 15, _Q6_K, _spread),
+    "q4_k_m": Mix(_Q4_K, 15, _Q6_K, _spread, _Q5_K),
     "q5_k_s": Mix(_Q5_K, 16),
-    "q5_k_m": Mix(_Q5_K, 17, _Q6_K, _spread),
+    "q5_k_m": Mix(_Q5_K, 17, _Q6_K, _spread, _Q6_K),
 }
 _PLAIN_FILE_TYPES = {"Q4_K": 14, "Q5_K": 16}
 
@@ -103,6 +104,8 @@ def choose_type(
 
 
 def _raised(gguf: GGUF, info: TensorInfo, mix: Mix) -> Format:
+    if mix.fused and info.name.endswith(".attn_qkv.weight"):
+        return mix.fused
     found = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", info.name)
     if not found:
         return mix.base

@@ -17,6 +17,10 @@ LLAMA3_SCALING = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.5, 1.9, 2.4], "long_factor": [1.0, 1.6, 2.5, 6.0, 14.0, 32.0],
+}  # fmt: skip
 VOCAB = 400
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -49,6 +53,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 4.0,
         },
     ),
+    "phi3": (
+        "Phi3",
+        {
+            "max_position_embeddings": 1024,
+            "original_max_position_embeddings": 512,
+            "rope_parameters": LONGROPE,
+        },
+    ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 16, "query_pre_attn_scalar": 16}),
 }
@@ -59,10 +71,10 @@ def tokenizer(folder: Path, kind: str = "llama3") -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from fabric.huggingface.bpe import LLAMA3, QWEN2, TEKKEN
+    from fabric.huggingface.bpe import GPT4O, LLAMA3, QWEN2, TEKKEN
 
     level = pre_tokenizers.ByteLevel
-    split = {"llama3": LLAMA3, "qwen2": QWEN2, "tekken": TEKKEN}
+    split = {"llama3": LLAMA3, "qwen2": QWEN2, "tekken": TEKKEN, "gpt4o": GPT4O}
     made = Tokenizer(models.BPE())
     if kind in split:
         steps = [pre_tokenizers.Split(Regex(split[kind]), "isolated"), level(add_prefix_space=False, use_regex=False)]

@@ -85,7 +85,7 @@ def test_a_checkpoint_in_several_files_is_one_model(llama: tuple[Path, Path], tm
 # ---- tokenizers ----
 
 
-@pytest.mark.parametrize("kind", ["llama3", "qwen2", "smollm", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama3", "qwen2", "smollm", "gpt2", "gpt4o"])
 def test_a_converted_tokenizer_gives_the_same_ids(kind: str, llama: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(llama[0], tmp_path / "hf")
     theirs = tokenizer(tmp_path / "hf", kind)
@@ -188,12 +188,13 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
     assert not list(tmp_path.glob(".*.partial"))
 
 
-@pytest.mark.parametrize("name", ["exaone4", "gemma2", "granite", "olmo2", "smollm3"])
+@pytest.mark.parametrize("name", ["exaone4", "gemma2", "granite", "olmo2", "phi3", "smollm3"])
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     checkpoint(tmp_path / "hf", name)
-    theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=ALL[:-1])
+    modules = [*ALL[:-1], "qkv_proj", "gate_up_proj"]
+    theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=modules)
     script = (
         "convert hf -o m.gguf && fabric convert peft -m m.gguf -o a.gguf && fabric convert a.gguf -m m.gguf -o back"
     )

@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="conversion is compared with torch, transformers and peft")
 transformers = pytest.importorskip("transformers", reason="conversion is compared with torch, transformers and peft")
 
-from fabric.huggingface.config import _INERT  # noqa: E402
+from fabric.huggingface.inert import INERT  # noqa: E402
 from fabric.huggingface.names import FAMILIES  # noqa: E402
 from fabric.weights.gguf import GGUF  # noqa: E402
 from tests.cli.shell import Ended, fabric, one_sentence  # noqa: E402
-from tests.huggingface.checkpoints import checkpoint, edit, load, logits  # noqa: E402
+from tests.huggingface.checkpoints import LONGROPE, checkpoint, edit, load, logits  # noqa: E402
 from tests.parity import ours  # noqa: E402
 from tests.support.compare import relative_error  # noqa: E402
 
@@ -27,7 +27,7 @@ CLASSES = {
     "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
     "gemma3_text": "Gemma3TextConfig",
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
-    "gemma2": "Gemma2Config",
+    "gemma2": "Gemma2Config", "phi3": "Phi3Config",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_what_config_json_leaves_out_is_what_transformers_takes(name: str) -> No
     for key, value in family.defaults.items():
         if key in fields:
             assert fields[key].default == value, key
-    assert not set(fields) - common - set(family.defaults) - _INERT - {"rope_parameters"}
+    assert not set(fields) - common - set(family.defaults) - INERT - {"rope_parameters"}
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
@@ -54,6 +54,9 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": YARN}),
     ("qwen3", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
     ("qwen2", {"rope_parameters": YARN | {"attention_factor": 0.8}}),
+    ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}}),
+    ("phi3", {"rope_parameters": LONGROPE | {"attention_factor": 1.3, "factor": 3.0}}),
+    ("phi3", {"original_max_position_embeddings": 20, "tie_word_embeddings": True, "rope_parameters": LONGROPE}),
     ("gemma3", {"tie_word_embeddings": False}),
     ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
     ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
@@ -100,6 +103,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "yarn"),
     ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
     ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "beta_fast"),
+    ("phi3", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 5}}, "short_factor"),
+    ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.1}}, "partial_rotary_factor"),
     ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 1]}, "no_rope_layers"),
     ("gemma2", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("exaone4", {"sliding_window": 16}, "sliding_window"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
@@ -40,6 +40,8 @@ class Architecture:
     """Rows of queries and keys lie in pairs in the GGUF and in halves in transformers."""
     logits: Callable[[Any, Any], Any] = lambda config, logits: logits
     """What transformers makes of the head's output."""
+    modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
+    """Matrices of a block."""
     norm_offset: float = 0.0
     """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
 
@@ -76,6 +78,26 @@ def _granite(get: Get) -> dict[str, Any]:
         "residual_multiplier": get("residual_scale"),
         "attention_multiplier": get("attention.scale"),
         "logits_scaling": get("logit_scale"),
+    }
+
+
+def _phi3(get: Get) -> dict[str, Any]:
+    """The factors of LongRoPE are tensors: `reference.py` sets what they come to."""
+    rotated, original = get("rope.dimension_count"), get("rope.scaling.original_context_length")
+    window = {"sliding_window": get("attention.sliding_window")}
+    if original is None:
+        return {**_plain(get), **window}
+    return {
+        **window,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": get("rope.freq_base"),
+            "partial_rotary_factor": rotated / get("attention.key_length"),
+            "original_max_position_embeddings": original,
+            "attention_factor": get("rope.scaling.attn_factor"),
+            **dict.fromkeys(("short_factor", "long_factor"), [1.0] * (rotated // 2)),
+        },
+        "original_max_position_embeddings": original,
     }
 
 
@@ -149,6 +171,19 @@ ARCHITECTURES = {
         ropes={"inv_freq": "rope.freq_base"},
         logits=lambda config, logits: config.final_logit_softcapping * (logits / config.final_logit_softcapping).tanh(),
         norm_offset=1.0,
+    ),
+    "phi3": Architecture(
+        config=transformers.Phi3Config,
+        causal=transformers.Phi3ForCausalLM,
+        norms=_HALVES,
+        settings=_phi3,
+        ropes=dict.fromkeys(("inv_freq", "original_inv_freq", "long_inv_freq"), "rope.freq_base"),
+        modules={
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
     ),
     "granite": Architecture(
         config=transformers.GraniteConfig,

@@ -43,7 +43,9 @@ def logits(
     n = len(tokens)
     with _weights(path, device_options) as weights:
         loras = frozen_loras(weights, [(read_adapter(adapter), 1.0)] if adapter else [])
-        decoder = Decoder(weights, cache_rows=n, tokens=n, outputs=last or n, precision=precision, loras=loras)
+        decoder = Decoder(
+            weights, cache_rows=n, tokens=n, outputs=last or n, precision=precision, loras=loras, context=n
+        )
         try:
             at = np.arange(n, dtype=np.int32)
             index = at[n - last :] if last else at
@@ -56,7 +58,7 @@ def greedy(path: str | Path, tokens: Sequence[int], n: int, precision: str = "f3
     """The `n` likeliest next tokens, one after the other, from one cache."""
     with _weights(path, {}) as weights:
         size = len(tokens)
-        decoder = Decoder(weights, cache_rows=size + n, tokens=size, outputs=1, precision=precision)
+        decoder = Decoder(weights, cache_rows=size + n, tokens=size, outputs=1, precision=precision, context=size + n)
         try:
             found, feed, first = [], np.array(tokens, np.int32), 0
             for _ in range(n):
@@ -108,7 +110,7 @@ def gradients_of(
     **device_options: Any,
 ) -> tuple[Array, dict[str, Array]]:
     """The same of any trained matrices, by the names that they have in a file."""
-    feed = packed(rows)
+    feed, longest = packed(rows), max(len(row.tokens) for row in rows)
     n_bytes = sum(m.nbytes for m in matrices.values())
     with _weights(path, device_options) as weights:
         params, grads = Buffer(weights.device, n_bytes), Buffer(weights.device, n_bytes)
@@ -117,7 +119,7 @@ def gradients_of(
             sources[name] = Source(PARAM, params, offset, *np.atleast_2d(m).shape)
             params.write(np.ascontiguousarray(m), offset)
             offset += m.nbytes
-        recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources, alpha=alpha)
+        recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources, alpha=alpha, context=longest)
         arch = architecture_of(weights.gguf)
         nll = recorder.loss(arch.build(recorder, arch.read_config(weights.gguf)))
         recorder.check()

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional
 
-from tests.parity.architectures import ARCHITECTURES, MODULES
+from tests.parity.architectures import ARCHITECTURES
 from tests.parity.rows import Row
 from tests.support.decoded import decoded
 
@@ -57,7 +57,7 @@ class Reference:
         self.heads = get("attention.head_count")
         self.kv_heads = get("attention.head_count_kv", self.heads)
         self.head_dim = get("attention.key_length", get("embedding_length") // self.heads)
-        self.layers = get("block_count")
+        self.layers, self.rotated = get("block_count"), get("rope.dimension_count", self.head_dim)
         config = arch.config(
             vocab_size=weights["token_embd.weight"].shape[0],
             hidden_size=get("embedding_length"),
@@ -89,9 +89,12 @@ class Reference:
 
     def _set_frequencies(self, buffer: str, base: float, weights: Mapping[str, Array], get: Any) -> None:
         """After .to(dtype), which would have rounded them. `get`: metadata, where scaling applies."""
-        frequencies = 1.0 / base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        n_rot = self.rotated
+        frequencies = 1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
         if get is not None:
-            frequencies /= weights.get("rope_freqs.weight", np.ones(1))
+            length = "long" if buffer.startswith("long") else "short"
+            for name in ("rope_freqs.weight", f"rope_factors_{length}.weight"):
+                frequencies /= weights.get(name, np.ones(1))
             if get("rope.scaling.type", "none") == "linear":
                 frequencies /= get("rope.scaling.factor")
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -106,7 +109,7 @@ class Reference:
         for i in range(self.layers):
             for ours, theirs in self.architecture.norms.items():
                 yield f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}.weight", offset
-            for ours, theirs in MODULES.items():
+            for ours, theirs in self.architecture.modules.items():
                 for kind in ("weight", "bias"):
                     yield f"blk.{i}.{ours}.{kind}", f"model.layers.{i}.{theirs}.{kind}", 0.0
 
@@ -120,11 +123,17 @@ class Reference:
         """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
         offset = self.architecture.norm_offset
 
+        def rotary_scale(rotary: Any) -> float:
+            return float(getattr(rotary, "attention_scaling", 1.0))
+
         def table(x: torch.Tensor, position_ids: torch.Tensor, kind: str = "") -> tuple[torch.Tensor, torch.Tensor]:
-            frequencies = getattr(self._causal().model.rotary_emb, f"{kind}_inv_freq" if kind else "inv_freq")
+            rotary, config = self._causal().model.rotary_emb, self._causal().config
+            frequencies = getattr(rotary, f"{kind}_inv_freq" if kind else "inv_freq")
+            if hasattr(rotary, "long_inv_freq") and position_ids.max() >= config.original_max_position_embeddings:
+                frequencies = rotary.long_inv_freq
             angles = position_ids[0, :, None] * frequencies
             angles = torch.cat((angles, angles), -1)[None]
-            return angles.cos(), angles.sin()
+            return angles.cos() * rotary_scale(rotary), angles.sin() * rotary_scale(rotary)
 
         def norm(module: Any, eps: float, x: torch.Tensor) -> torch.Tensor:
             return (offset + module.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
@@ -169,7 +178,7 @@ class Reference:
     def add_lora(self, pairs: Pairs, alpha: float, dtype: torch.dtype | None = torch.float32) -> None:
         """Wraps the model in PEFT and sets A and B. They are held in `dtype` (None: the model's own)."""
         rank = next(iter(pairs.values()))[0].shape[0]
-        names = sorted({MODULES[name.split(".")[2]] for name in pairs})
+        names = sorted({self.architecture.modules[name.split(".")[2]] for name in pairs})
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
         self.model = get_peft_model(self.model, config, autocast_adapter_dtype=False)
         self.scale = alpha / rank
@@ -187,7 +196,7 @@ class Reference:
 
     def _layer(self, name: str) -> Any:
         _, block, module, _ = name.split(".")
-        return self.model.get_submodule(f"base_model.model.model.layers.{block}.{MODULES[module]}")
+        return self.model.get_submodule(f"base_model.model.model.layers.{block}.{self.architecture.modules[module]}")
 
     def pairs(self) -> dict[str, tuple[Array, Array]]:
         """The pairs as they are now."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,14 @@ from tests.support.compare import log_softmax, mean_kl, mean_nll, relative_error
 from tests.support.decoded import decoded_copy
 from tests.support.llama_cpp import Llama
 from tests.support.paths import shared, smollm2
-from tests.support.random_models import SMALL, RopeScaling, Shape, random_pairs, write_model
+from tests.support.random_models import SMALL, LongRope, RopeScaling, Shape, random_pairs, write_model
 
 SHAPES = {**SMALL, "llama": Shape(rope_scaling=RopeScaling())}
-HEADS = {"untied": Shape(tied=False), "one_key_head": Shape(heads=2, kv_heads=1, head_dim=32)}
+HEADS = {
+    "phi3_beyond_its_first_context": replace(SMALL["phi3"], rope_scaling=LongRope(original_context=3)),
+    "untied": Shape(tied=False),
+    "one_key_head": Shape(heads=2, kv_heads=1, head_dim=32),
+}
 ALPHA = 8.0
 F32_BOUND = 1e-3  # of the largest logit
 TIE = 0.1  # nats: closer candidates are a near-tie

@@ -18,7 +18,7 @@ from tests.parity.reference import Reference  # noqa: E402
 from tests.parity.rows import Row, batches  # noqa: E402
 from tests.support.compare import flat, relative_error, rms_error  # noqa: E402
 from tests.support.paths import shared  # noqa: E402
-from tests.support.random_models import PRESETS, SMALL, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+from tests.support.random_models import PRESETS, SMALL, LongRope, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
 
 SHAPES = {
     **SMALL,
@@ -28,6 +28,8 @@ SHAPES = {
     "one_key_head": Shape(heads=2, kv_heads=1, head_dim=32),
     "heads_wider_than_the_model": Shape(heads=4, kv_heads=2, head_dim=32),
     "odd_sizes": Shape(hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16, ffn=160, vocab=389),
+    "phi3_beyond_its_first_context": replace(SMALL["phi3"], rope_scaling=LongRope(original_context=3)),
+    "phi3_with_a_window": Shape(architecture="phi3", window=5),
     "gemma3_without_scaling": replace(SMALL["gemma3"], layers=6, window=5, linear_scaling=1.0),
     "gemma3_of_other_periods": replace(SMALL["gemma3"], layers=4, period=3, local_base=5000.0),
     "gemma3_heads_of_256": Shape(64, 6, 2, 1, 256, 96, window=16, architecture="gemma3"),

@@ -77,6 +77,28 @@ class RopeScaling:
         return np.array(found, np.float32)
 
 
+@dataclass(frozen=True)
+class LongRope:
+    """Frequencies are divided by `short` factors in contexts of up to `original_context`, by `long` ones beyond."""
+
+    original_context: int = 512
+    attn_factor: float = 1.4
+    short: tuple[float, ...] = (1.0, 1.1, 1.2, 1.5, 1.9, 2.4)
+    long: tuple[float, ...] = (1.0, 1.6, 2.5, 6.0, 14.0, 32.0)
+
+    def metadata(self) -> dict[str, Any]:
+        """Keys of an architecture."""
+        return {
+            "rope.scaling.original_context_length": self.original_context,
+            "rope.scaling.attn_factor": self.attn_factor,
+        }
+
+    def tensors(self) -> dict[str, Array]:
+        """The two tensors of divisors."""
+        factors = {"long": self.long, "short": self.short}
+        return {f"rope_factors_{name}.weight": np.array(values, np.float32) for name, values in factors.items()}
+
+
 _HALVES = ("attn_norm", "ffn_norm")
 _HEADS = ("attn_q_norm", "attn_k_norm")
 _AFTER = (*_HEADS, "post_attention_norm", "post_ffw_norm")
@@ -90,6 +112,7 @@ VECTORS = {
     "olmo2": _AFTER,
     "exaone4": _AFTER,
     "gemma2": (*_HALVES, "post_attention_norm", "post_ffw_norm"),
+    "phi3": _HALVES,
 }
 """The norms and biases of a block, by architecture."""
 
@@ -97,7 +120,8 @@ VECTORS = {
 @dataclass(frozen=True)
 class Shape:
     """An architecture and its sizes. Of gemma3 alone: `window` and `local_base` (of RoPE) of most layers, and
-    `linear_scaling` of every `period`-th, which sees all. `own`: numbers under keys of this architecture alone.
+    `linear_scaling` of every `period`-th, which sees all. `rotated`: dimensions of a head that RoPE turns, 0: all.
+    `own`: numbers under keys of this architecture alone.
     """
 
     hidden: int = 64
@@ -109,7 +133,7 @@ class Shape:
     vocab: int = 320
     context: int = 512
     rope_base: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | LongRope | None = None
     rms_eps: float = 1e-5
     tied: bool = True
     architecture: str = "llama"
@@ -117,11 +141,19 @@ class Shape:
     period: int = 6
     local_base: float = 10000.0
     linear_scaling: float = 1.0
+    rotated: int = 0
     own: tuple[tuple[str, float | int | bool | str], ...] = ()
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """(out, in) of a block's matrices, by module."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.architecture == "phi3":
+            return {
+                "attn_qkv": (q + 2 * kv, self.hidden),
+                "attn_output": (self.hidden, q),
+                "ffn_up": (2 * self.ffn, self.hidden),
+                "ffn_down": (self.hidden, self.ffn),
+            }
         return {
             "attn_q": (q, self.hidden),
             "attn_k": (kv, self.hidden),
@@ -161,6 +193,7 @@ SMALL = {
         layers=3, kv_heads=1, head_dim=32, rms_eps=1e-6, architecture="gemma2", window=8,
         own=(("attn_logit_softcapping", 5.0), ("final_logit_softcapping", 4.0)),
     ),
+    "phi3": Shape(context=1024, tied=False, architecture="phi3", rotated=12, rope_scaling=LongRope()),
     "granite": Shape(
         architecture="granite",
         own=(("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.1), ("logit_scale", 8.0)),
@@ -179,6 +212,16 @@ def _gemma3(
     return Shape(
         hidden, layers, heads, kv_heads, 256, ffn, 262144, 32768, 1e6, None, 1e-6,
         architecture="gemma3", window=window, linear_scaling=linear_scaling,
+    )  # fmt: skip
+
+
+_LONGROPE_48 = LongRope(4096, 1.19, (1.0,) * 48, tuple(np.geomspace(1, 64, 48).tolist()))
+
+
+def _phi3(layers: int, heads: int, kv_heads: int, rotated: int, vocab: int, scaling: LongRope, tied: bool) -> Shape:
+    return Shape(
+        3072, layers, heads, kv_heads, 3072 // heads, 8192, vocab, 131072, 1e4, scaling, 1e-5, tied,
+        architecture="phi3", rotated=rotated,
     )  # fmt: skip
 
 
@@ -214,6 +257,8 @@ PRESETS = {
         window=4096,
         own=(("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)),
     ),
+    "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
+    "phi-4-mini": _phi3(32, 24, 8, 128, 200064, _LONGROPE_48, True),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
@@ -292,7 +337,7 @@ def _metadata(
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_dimension_count(shape.rotated or shape.head_dim)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     if shape.window:
@@ -304,7 +349,8 @@ def _metadata(
     if shape.linear_scaling != 1.0:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(shape.linear_scaling)
-    _given(writer, {f"{shape.architecture}.{key}": value for key, value in shape.own})
+    long = shape.rope_scaling.metadata() if isinstance(shape.rope_scaling, LongRope) else {}
+    _given(writer, {f"{shape.architecture}.{key}": value for key, value in {**long, **dict(shape.own)}.items()})
     writer.add_vocab_size(shape.vocab)
     kind = types.get("attn_q", types["default"])
     names = ("ALL_F32",) if kind == "F32" else (f"MOSTLY_{kind}{mix}" for mix in ("", "_M", "_MOE"))
@@ -402,7 +448,10 @@ def write_model(
     drawn("output_norm.weight", shape.hidden)
     if not shape.tied:
         matrix("output.weight", "output", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
-    if shape.rope_scaling is not None:
+    if isinstance(shape.rope_scaling, LongRope):
+        for name, values in shape.rope_scaling.tensors().items():
+            vector(name, values)
+    elif shape.rope_scaling is not None:
         vector("rope_freqs.weight", shape.rope_scaling.factors(shape.rope_base, shape.head_dim))
 
     writer.write_header_to_file()

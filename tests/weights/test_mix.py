@@ -40,7 +40,7 @@ PROSE = (
 def layers(blocks: int, mix: str, shape: tuple[int, int] = (64, 256)) -> dict[str, dict[str, list[int]]]:
     """By matrix, which blocks get which type, in a model of so many blocks without any weights."""
 
-    names = [f"blk.{i}.{role}.weight" for i in range(blocks) for role in ("attn_v", "ffn_down", "ffn_up")]
+    names = [f"blk.{i}.{role}.weight" for i in range(blocks) for role in ("attn_v", "attn_qkv", "ffn_down", "ffn_up")]
     model = SimpleNamespace(tensors={name: SimpleNamespace(name=name, shape=shape) for name in names})
     found: dict[str, dict[str, list[int]]] = {}
     for name, info in model.tensors.items():
@@ -57,9 +57,11 @@ def test_more_bits_go_where_stock_llama_cpp_puts_them() -> None:
         found = layers(32, mix)
         assert found["attn_v"] == found["ffn_down"] == {"Q6_K": spread, base: rest}
         assert found["ffn_up"] == {base: [*range(32)]}
+        assert found["attn_qkv"] == {"Q5_K" if base == "Q4_K" else "Q6_K": [*range(32)]}
     found = layers(32, "q4_k_s")
     assert found["attn_v"] == found["ffn_down"] == {"Q5_K": [0, 1, 2, 3], "Q4_K": [*range(4, 32)]}
     assert layers(16, "q4_k_s")["ffn_down"]["Q5_K"] == [0, 1]
+    assert found["attn_qkv"] == {"Q4_K": [*range(32)]}
     assert layers(32, "q5_k_s")["attn_v"] == {"Q5_K": [*range(32)]}
     assert set(layers(80, "q4_k_m")["attn_v"]) == {"Q5_K", "Q6_K"}  # few values for many heads
     assert set(layers(80, "q4_k_m", (256, 256))["attn_v"]) == {"Q4_K", "Q6_K"}
