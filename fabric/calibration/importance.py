@@ -57,8 +57,8 @@ class Importance:
 class _Watched(Recorder):
     """Keeps the inputs of linear layers readable."""
 
-    def __init__(self, weights: Weights, tokens: int, precision: str) -> None:
-        super().__init__(weights, tokens, tokens, precision, {})
+    def __init__(self, weights: Weights, tokens: int, precision: str, context: int) -> None:
+        super().__init__(weights, tokens, tokens, precision, {}, context=context)
         self.fed: dict[str, Tensor] = {}
 
     def linear(
@@ -85,7 +85,7 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
         contextlib.closing(DEFAULT.open("cpu", threads)) as device,
         contextlib.closing(Weights(gguf, device)) as held,
     ):
-        recorder = _Watched(held, capacity, pick_precision(device, "auto"))
+        recorder = _Watched(held, capacity, pick_precision(device, "auto"), longest)
         recorder.fed[recorder.head_name] = recorder.graph.keep(arch.build(recorder, arch.read_config(gguf)))
         recorder.read.add(recorder.head_name)  # whose product is not computed here
         recorder.check()

@@ -27,7 +27,7 @@ def score(model: Model, loras: Loras, examples: Sequence[Example], context: int,
     packs = pack_in_order(lengths, max(context, *lengths))
     tokens = max(sum(lengths[i] for i in pack) for pack in packs)
     trained = max(sum(examples[i].trained for i in pack) for pack in packs)
-    scorer = Scorer(model.weights, tokens, model.precision, loras, trained, context)
+    scorer = Scorer(model.weights, tokens, model.precision, loras, trained, max(context, *lengths))
     sums = np.zeros(len(examples))
     try:
         for pack in packs:
@@ -77,7 +77,7 @@ def costs(model: Model, loras: Loras, choices: Sequence[Choice], context: int, d
         groups[-1].append(i)
     rows = max(sum(room[i] for i in group) for group in groups)
     outputs = max(sum(max(1, room[i] - len(choices[i].prompt)) for i in group) for group in groups)
-    decoder = Decoder(model.weights, rows, rows, outputs, model.precision, loras, context=context)
+    decoder = Decoder(model.weights, rows, rows, outputs, model.precision, loras, context=max(context, *room))
     found: list[dict[tuple[Ids, int], float]] = [{} for _ in choices]
     try:
         for group in groups:

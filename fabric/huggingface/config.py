@@ -19,6 +19,7 @@ Tensors = dict[str, Floats]
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
+_OF_TEXT_AND_IMAGES = ("gemma3", "mistral3")  # model types whose text model is a part of the configuration
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
 
@@ -74,9 +75,11 @@ def read_settings(config: Fields) -> Settings:
     family = family_of_config(config)
     names = config.get("architectures") or [""]
     told, prefix = config.values, ""
-    if config.get("model_type") == "gemma3" or names[0] == "Gemma3ForConditionalGeneration":
+    if config.get("model_type") in _OF_TEXT_AND_IMAGES or names[0].endswith("ForConditionalGeneration"):
         text = config.child("text_config")
-        told, prefix = {**text.values, "tie_word_embeddings": config.flag("tie_word_embeddings", True)}, text.prefix
+        text.only("model_type", *family.model_types, why=f"is no {family.architecture} model")
+        tied = text.flag("tie_word_embeddings", False) if family.own_yarn else True
+        told, prefix = {**text.values, "tie_word_embeddings": config.flag("tie_word_embeddings", tied)}, text.prefix
         _refuse_foreign(config)
         name_unknown(config, OF_IMAGES)
     return _settings(family, Fields({**family.defaults, **told}, config.where, prefix), config)
@@ -184,6 +187,17 @@ def _exaone4(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     return _plain(c, family, arch)
 
 
+def _mistral3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
+    """A temperature by position, in lengths of the context that YaRN began from; readers take that as given."""
+    c.only("sliding_window", None, why="is not supported in a mistral3 model")
+    rope = c.child("rope_scaling" if c.get("rope_scaling") else "rope_parameters")
+    if "yarn" not in (rope.get("rope_type"), rope.get("type")):
+        raise rope.error("rope_type", "is not yarn, which a mistral3 model has")
+    arch["attention.temperature_scale"] = rope.number("llama_4_scaling_beta", above=-1.0)
+    rope.get("max_position_embeddings")  # the one outside counts
+    return read_rope(c, rope, family, arch, 1e6)
+
+
 def _phi3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """A part of each head is turned; every layer may have a window."""
     rope = c.child("rope_scaling" if c.get("rope_scaling") else "rope_parameters")
@@ -283,6 +297,6 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
-    "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "phi3": _phi3,
-    "smollm3": _smollm3,
+    "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "mistral3": _mistral3,
+    "phi3": _phi3, "smollm3": _smollm3,
 }  # fmt: skip

@@ -30,7 +30,8 @@ INERT = _names(
 OF_IMAGES = _names(
     """
     boi_token_index eoi_token_index image_token_index mm_tokens_per_image text_config vision_config
-    boi_token_id eoi_token_id image_token_id
+    boi_token_id eoi_token_id image_token_id multimodal_projector_bias projector_hidden_act spatial_merge_size
+    vision_feature_layer
     """
 )
 

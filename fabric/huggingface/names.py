@@ -73,6 +73,7 @@ class Family:
     pairs_rope: bool = False  # GGUF holds the rows of q and k for rotation in pairs, transformers for halves
     row_norms: bool = False  # norms of queries and keys are over whole rows, not over heads
     rope_factors: bool = False  # whether GGUF's readers divide frequencies by rope_freqs.weight
+    own_yarn: bool = False  # YaRN has bounds of its own and a part of its effect on the magnitude
     longrope: bool = False  # a part of each head is turned, with frequencies that depend on the context
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
 
@@ -184,6 +185,13 @@ FAMILIES = (
         "olmo2", ("Olmo2ForCausalLM",), ("olmo2",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, row_norms=True,
         defaults={**_LLAMA, "attention_bias": False, "vocab_size": 50304, "rms_norm_eps": 1e-5, "bos_token_id": None,
                   "eos_token_id": 50279, "pad_token_id": 1},
+    ),
+    Family(
+        "mistral3", ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"), ("ministral3", "mistral3"),
+        pairs_rope=True, own_yarn=True,
+        defaults={**_COMMON, "vocab_size": 131072, "intermediate_size": 14336, "num_hidden_layers": 34,
+                  "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 262144,
+                  "sliding_window": None, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11},
     ),
     Family(
         "phi3", ("Phi3ForCausalLM",), ("phi3",), layer=_FUSED, longrope=True,

@@ -11,7 +11,7 @@ from fabric.core.blocks import Floats
 from fabric.fields import Fields, short
 from fabric.huggingface.inert import name_unknown
 from fabric.huggingface.names import Family
-from fabric.models.config import LONG, SHORT
+from fabric.models.config import LONG, SHORT, YARN_FAST, YARN_SLOW, yarn_magnitude
 
 
 def read_rope(c: Fields, rope: Fields, family: Family, arch: dict[str, Any], default_base: float) -> dict[str, Floats]:
@@ -31,7 +31,7 @@ def read_rope(c: Fields, rope: Fields, family: Family, arch: dict[str, Any], def
     if kind == "linear":
         arch |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
     elif kind == "yarn" and not family.longrope and "attention.sliding_window" not in arch:
-        _yarn(c, rope, arch)
+        _yarn(c, rope, arch, family.own_yarn)
     elif kind == "llama3" and family.rope_factors:
         head_dim, context = arch["attention.key_length"], arch["context_length"]
         tensors["rope_freqs.weight"] = _llama3_factors(c, rope, base, head_dim, context)
@@ -43,15 +43,23 @@ def read_rope(c: Fields, rope: Fields, family: Family, arch: dict[str, Any], def
     return tensors
 
 
-def _yarn(c: Fields, rope: Fields, arch: dict[str, Any]) -> None:
-    """Scaling by YaRN: GGUF holds what the magnitude is multiplied by beyond the one that follows from the factor."""
+def _yarn(c: Fields, rope: Fields, arch: dict[str, Any], own_yarn: bool) -> None:
+    """Scaling by YaRN: GGUF holds what the magnitude is multiplied by beyond the one that follows from the factor.
+    `own_yarn`: and, for such a model, the bounds and a share of the latter that is taken back."""
     factor, key = rope.number("factor"), "original_max_position_embeddings"
-    for name, usual in (("truncate", True), ("beta_fast", 32.0), ("beta_slow", 1.0)):
-        rope.only(name, usual, why="cannot be expressed in GGUF")
+    rope.only("truncate", True, why="cannot be expressed in GGUF")
+    for name, usual in (("beta_fast", YARN_FAST), ("beta_slow", YARN_SLOW)):
+        if own_yarn:
+            arch[f"rope.scaling.yarn_{name}"] = rope.number(name, usual)
+        else:
+            rope.only(name, usual, why="cannot be expressed in GGUF")
     some, every = (rope.number(name, 0.0, above=-1.0) for name in ("mscale", "mscale_all_dim"))
-    magnitude = own = 1.0 + 0.1 * np.log(max(factor, 1.0))
+    own = magnitude = yarn_magnitude(factor)
     if some and every:
-        magnitude = (1.0 + some * (own - 1.0)) / (1.0 + every * (own - 1.0))
+        magnitude = yarn_magnitude(factor, some) / yarn_magnitude(factor, every)
+        if own_yarn:
+            arch["rope.scaling.yarn_log_multiplier"] = every
+            own /= yarn_magnitude(factor, every)
     arch |= {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,

@@ -36,7 +36,7 @@ class DecoderConfig:
     context_length: int
 
 
-YARN_FAST, YARN_SLOW = 32.0, 1.0  # turns; files of these architectures cannot say others
+YARN_FAST, YARN_SLOW = 32.0, 1.0  # turns; files of most architectures cannot say others
 MOST_HEAD_DIM = 1 << 16  # far beyond any; tables are made of it before a tensor is looked at
 
 
@@ -112,29 +112,33 @@ def _rope(keys: Keys, n_rot: int, context_length: int) -> tuple[npt.NDArray[np.f
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
     if kind == "yarn":
         share = _yarn_share(keys, n_rot, context_length)
-        return (plain * (1 - share + share / factor)).astype(np.float32), magnitude * yarn_magnitude(factor)
+        damped = keys.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1.0) if keys.own_yarn else 0.0
+        magnitude *= yarn_magnitude(factor) / yarn_magnitude(factor, damped)
+        return (plain * (1 - share + share / factor)).astype(np.float32), magnitude
     return plain / np.float32(1.0 if kind == "none" else factor), magnitude
 
 
-def yarn_magnitude(factor: float) -> float:
-    """What YaRN multiplies queries and keys by where positions are divided by `factor`."""
-    return 1.0 + 0.1 * math.log(max(factor, 1.0))
+def yarn_magnitude(factor: float, share: float = 1.0) -> float:
+    """What YaRN multiplies queries and keys by where positions are divided by `factor`; `share` of the effect."""
+    return 1.0 + 0.1 * share * math.log(max(factor, 1.0))
 
 
 def _yarn_share(keys: Keys, n_rot: int, context_length: int) -> npt.NDArray[np.float64]:
     """(n_rot / 2,) how far each frequency is interpolated, 0 to 1: a ramp between the dimensions that turn 32 times and
-    once within the context of before. Peng et al. 2023, https://arxiv.org/abs/2309.00071
+    once within the context of before, or as often as the file says. Peng et al. 2023, https://arxiv.org/abs/2309.00071
     """
     keys.only("rope.scaling.yarn_ext_factor", -1.0, 1.0)
-    for key, turns in (("yarn_beta_fast", YARN_FAST), ("yarn_beta_slow", YARN_SLOW)):
-        keys.only(f"rope.scaling.{key}", turns, why=f"is not supported: YaRN has {turns:g} here, as llama.cpp does")
+    bounds = []
+    for key, turns in (("rope.scaling.yarn_beta_fast", YARN_FAST), ("rope.scaling.yarn_beta_slow", YARN_SLOW)):
+        bounds.append(keys.number(key, turns) if keys.own_yarn else turns)
+        keys.only(key, bounds[-1], why=f"is not supported: YaRN has {turns:g} here, as llama.cpp does")
     base = keys.number("rope.freq_base", 10000.0, above=1.0)
     original = keys.size("rope.scaling.original_context_length", context_length)
 
     def dimension(turns: float) -> float:
         return n_rot * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = max(math.floor(dimension(YARN_FAST)), 0), min(math.ceil(dimension(YARN_SLOW)), n_rot - 1)
+    low, high = max(math.floor(dimension(bounds[0])), 0), min(math.ceil(dimension(bounds[1])), n_rot - 1)
     return np.clip((np.arange(n_rot // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
 
 

@@ -85,6 +85,7 @@ class Keys(Fields):
         super().__init__(own, gguf.name, f"metadata {start}")
         self.architecture = gguf.architecture
         self.windows = False  # whether some layers see recent tokens only
+        self.own_yarn = False  # whether YaRN has bounds of its own, and less than its usual effect on the magnitude
         self.longrope = False  # whether RoPE's frequencies may be divided by LongRoPE's factors
 
     def __enter__(self) -> Keys:

@@ -196,10 +196,10 @@ class Recorder:
             self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(-1))
         return self.leaves[name]
 
-    def constant(self, values: npt.NDArray[np.float32]) -> Tensor:
-        """A row of F32."""
-        row = np.asarray(values, np.float32)
-        return self.graph.leaf(FROZEN, self.weights.constant(row), 0, F32, 1, row.size)
+    def constant(self, values: npt.NDArray[np.floating[Any]]) -> Tensor:
+        """A row or a matrix of F32."""
+        made = np.atleast_2d(np.asarray(values, np.float32))
+        return self.graph.leaf(FROZEN, self.weights.constant(made), 0, F32, *made.shape)
 
     def lora(self, name: str, product_scale: float = 1.0, rows: range | None = None) -> Lora:
         """The pair beside a weight, or beside some of its rows, if it has one; its input is already multiplied by

@@ -21,6 +21,10 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.1, 1.2, 1.5, 1.9, 2.4], "long_factor": [1.0, 1.6, 2.5, 6.0, 14.0, 32.0],
 }  # fmt: skip
+MINISTRAL = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0,
+    "beta_slow": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
+}  # fmt: skip
 VOCAB = 400
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -53,6 +57,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 4.0,
         },
     ),
+    "mistral3": ("Ministral3", {"head_dim": 32, "rope_parameters": MINISTRAL}),
     "phi3": (
         "Phi3",
         {

@@ -18,7 +18,7 @@ from fabric.huggingface.inert import INERT  # noqa: E402
 from fabric.huggingface.names import FAMILIES  # noqa: E402
 from fabric.weights.gguf import GGUF  # noqa: E402
 from tests.cli.shell import Ended, fabric, one_sentence  # noqa: E402
-from tests.huggingface.checkpoints import LONGROPE, checkpoint, edit, load, logits  # noqa: E402
+from tests.huggingface.checkpoints import LONGROPE, MINISTRAL, checkpoint, edit, load, logits  # noqa: E402
 from tests.parity import ours  # noqa: E402
 from tests.support.compare import relative_error  # noqa: E402
 
@@ -27,7 +27,7 @@ CLASSES = {
     "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
     "gemma3_text": "Gemma3TextConfig",
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
-    "gemma2": "Gemma2Config", "phi3": "Phi3Config",
+    "gemma2": "Gemma2Config", "phi3": "Phi3Config", "ministral3": "Ministral3Config",
 }  # fmt: skip
 
 
@@ -54,6 +54,8 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": YARN}),
     ("qwen3", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
     ("qwen2", {"rope_parameters": YARN | {"attention_factor": 0.8}}),
+    ("mistral3", {"rope_parameters": MINISTRAL | {"mscale": 0.5, "mscale_all_dim": 0.7}}),
+    ("mistral3", {"rope_parameters": MINISTRAL | {"attention_factor": 1.2}}),
     ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}}),
     ("phi3", {"rope_parameters": LONGROPE | {"attention_factor": 1.3, "factor": 3.0}}),
     ("phi3", {"original_max_position_embeddings": 20, "tie_word_embeddings": True, "rope_parameters": LONGROPE}),
@@ -103,6 +105,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "yarn"),
     ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
     ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "beta_fast"),
+    ("mistral3", {"sliding_window": 16}, "sliding_window"),
+    ("mistral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_type"),
     ("phi3", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 5}}, "short_factor"),
     ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.1}}, "partial_rotary_factor"),
     ("smollm3", {"no_rope_layers": [1, 0, 1, 0, 1]}, "no_rope_layers"),
@@ -233,3 +237,24 @@ def test_a_result_never_takes_the_place_of_what_it_is_made_of(saved: Path, tmp_p
     one_sentence(ended, 2, "config.json", "input")
     assert (tmp_path / "hf" / "config.json").read_bytes() == before
     assert json.loads(before)["model_type"] == "llama"
+
+
+def test_a_ministral_beside_its_images_is_the_text_model_alone(tmp_path: Path) -> None:
+    """As Ministral 3 is published: config.json and tensors of a multimodal model."""
+    model = checkpoint(tmp_path / "hf", "mistral3")
+    want, config = logits(model, TOKENS), tmp_path / "hf" / "config.json"
+    text = json.loads(config.read_text())
+    whole = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text,
+             "vision_config": {"model_type": "pixtral"}, "image_token_index": 10, "spatial_merge_size": 2}  # fmt: skip
+    config.write_text(json.dumps(whole))
+    weights = tmp_path / "hf" / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name.replace("model.", "language_model.model."): value for name, value in load_file(weights).items()}
+    tensors = {name.replace("lm_head", "language_model.lm_head"): value for name, value in tensors.items()}
+    save_file({**tensors, "vision_tower.patch_conv.weight": torch.zeros(4, 4)}, weights, {"format": "pt"})
+    ended = convert(tmp_path / "hf")
+    assert ended.code == 0 and "vision_tower" in ended.err, ended.err
+    assert relative_error(ours.logits(tmp_path / "m.gguf", TOKENS), want) < 1e-5
+    config.write_text(json.dumps({**whole, "text_config": {**text, "model_type": "mistral"}}))
+    one_sentence(convert(tmp_path / "hf"), 65, "text_config.model_type")

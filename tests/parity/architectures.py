@@ -81,6 +81,25 @@ def _granite(get: Get) -> dict[str, Any]:
     }
 
 
+def _mistral3(get: Get) -> dict[str, Any]:
+    def scaling(key: str) -> Any:
+        return get(f"rope.scaling.{key}")
+
+    return {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": get("rope.freq_base"),
+            "factor": scaling("factor"),
+            "original_max_position_embeddings": scaling("original_context_length"),
+            "beta_fast": scaling("yarn_beta_fast"),
+            "beta_slow": scaling("yarn_beta_slow"),
+            "mscale": 1.0,
+            "mscale_all_dim": scaling("yarn_log_multiplier"),
+            "llama_4_scaling_beta": get("attention.temperature_scale"),
+        },
+    }
+
+
 def _phi3(get: Get) -> dict[str, Any]:
     """The factors of LongRoPE are tensors: `reference.py` sets what they come to."""
     rotated, original = get("rope.dimension_count"), get("rope.scaling.original_context_length")
@@ -171,6 +190,14 @@ ARCHITECTURES = {
         ropes={"inv_freq": "rope.freq_base"},
         logits=lambda config, logits: config.final_logit_softcapping * (logits / config.final_logit_softcapping).tanh(),
         norm_offset=1.0,
+    ),
+    "mistral3": Architecture(
+        config=transformers.Ministral3Config,
+        causal=transformers.Ministral3ForCausalLM,
+        norms=_HALVES,
+        settings=_mistral3,
+        ropes={"inv_freq": "rope.freq_base"},
+        interleaved=True,
     ),
     "phi3": Architecture(
         config=transformers.Phi3Config,

@@ -97,8 +97,18 @@ class Reference:
                 frequencies /= weights.get(name, np.ones(1))
             if get("rope.scaling.type", "none") == "linear":
                 frequencies /= get("rope.scaling.factor")
+            if get("rope.scaling.type", "none") == "yarn":
+                frequencies *= self._yarn(n_rot, base, lambda key: get(f"rope.scaling.{key}"))
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         setattr(self.model.model.rotary_emb, buffer, torch.tensor(frequencies, dtype=kind))
+
+    def _yarn(self, n_rot: int, base: float, get: Any) -> npt.NDArray[np.float64]:
+        """What YaRN multiplies frequencies by."""
+        turns = np.array([get("yarn_beta_fast"), get("yarn_beta_slow")])
+        at = n_rot * np.log(get("original_context_length") / (turns * 2 * np.pi)) / (2 * np.log(base))
+        low, high = max(np.floor(at[0]), 0), min(np.ceil(at[1]), n_rot - 1)
+        share = np.clip((np.arange(n_rot // 2) - low) / (high - low), 0, 1)
+        return 1 - share + share / get("factor")
 
     def _names(self) -> Iterator[tuple[str, str, float]]:
         """GGUF's and transformers' names of all weights that there may be, and by how much GGUF's are larger."""

@@ -113,6 +113,7 @@ VECTORS = {
     "exaone4": _AFTER,
     "gemma2": (*_HALVES, "post_attention_norm", "post_ffw_norm"),
     "phi3": _HALVES,
+    "mistral3": _HALVES,
 }
 """The norms and biases of a block, by architecture."""
 
@@ -193,6 +194,14 @@ SMALL = {
         layers=3, kv_heads=1, head_dim=32, rms_eps=1e-6, architecture="gemma2", window=8,
         own=(("attn_logit_softcapping", 5.0), ("final_logit_softcapping", 4.0)),
     ),
+    "mistral3": Shape(
+        context=1024, head_dim=32, architecture="mistral3",
+        own=(
+            ("rope.scaling.type", "yarn"), ("rope.scaling.factor", 4.0), ("rope.scaling.original_context_length", 16),
+            ("rope.scaling.yarn_beta_fast", 1.0), ("rope.scaling.yarn_beta_slow", 0.05),
+            ("rope.scaling.yarn_log_multiplier", 0.5), ("attention.temperature_scale", 0.3),
+        ),
+    ),
     "phi3": Shape(context=1024, tied=False, architecture="phi3", rotated=12, rope_scaling=LongRope()),
     "granite": Shape(
         architecture="granite",
@@ -225,6 +234,11 @@ def _phi3(layers: int, heads: int, kv_heads: int, rotated: int, vocab: int, scal
     )  # fmt: skip
 
 
+_MINISTRAL = (
+    ("rope.scaling.type", "yarn"), ("rope.scaling.factor", 16.0), ("rope.scaling.original_context_length", 16384),
+    ("rope.scaling.yarn_beta_fast", 32.0), ("rope.scaling.yarn_beta_slow", 1.0),
+    ("rope.scaling.yarn_log_multiplier", 1.0), ("attention.temperature_scale", 0.1),
+)  # fmt: skip
 _GRANITE = (("embedding_scale", 12.0), ("residual_scale", 0.22), ("attention.scale", 0.015625), ("logit_scale", 8.0))
 PRESETS = {
     "tiny": SMALL["llama"],
@@ -256,6 +270,9 @@ PRESETS = {
         architecture="gemma2",
         window=4096,
         own=(("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)),
+    ),
+    "ministral3-3b": Shape(
+        3072, 26, 32, 8, 128, 9216, 131072, 262144, 1e6, None, 1e-5, architecture="mistral3", own=_MINISTRAL
     ),
     "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
     "phi-4-mini": _phi3(32, 24, 8, 128, 200064, _LONGROPE_48, True),
