@@ -81,7 +81,7 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *                                                                       stats, other half = rowsum(dout * o) per head
  *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; stats; dout; range
  *                                                                       k, v, dk, dv start at key `first`
- *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH
+ *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH, FB_RELU2
  *  GLU_GRAD       out dgate act; out dup act; dy act; gate act; up act
  *  ADD            out y act; a act; b act
  *  SCALE          out y act; x act; [acc]                               y = scale * x + acc; also the cast

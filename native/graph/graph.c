@@ -358,7 +358,7 @@ fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots) 
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind) {
     const fb_tensor_info *a = get_act(g, gate, "gate"), *b = get_act(g, up, "up");
     if (!a || !b) return -FB_E_ARGUMENT;
-    REQUIRE(kind == FB_SILU || kind == FB_GELU_TANH, "there is no kind %d of gate", kind);
+    REQUIRE(kind >= FB_SILU && kind <= FB_RELU2, "there is no kind %d of gate", kind);
     REQUIRE(a->cols == b->cols && same_rows(a, b), "gate and up differ in shape");
     fb_tensor y = output(g, gate, a->cols, g->precision);
     record(g, FB_OP_GLU, 3, (fb_tensor[]){y, gate, up})->attr.kind = kind;

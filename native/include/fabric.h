@@ -195,7 +195,7 @@ fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_te
 /* cache[slots[t]] = x[t]; returns the cache, for the ops that read it afterwards. */
 fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots);
 
-enum { FB_SILU = 0, FB_GELU_TANH = 1 };
+enum { FB_SILU = 0, FB_GELU_TANH = 1, FB_RELU2 = 2 /* max(x, 0)^2 */ };
 /* act(gate) * up */
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind);
 fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b);

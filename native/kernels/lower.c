@@ -361,7 +361,7 @@ static int gated(dispatch *d, const fb_launch *l, uint32_t grad, struct fb_gate_
     spread(d, FB_KERNEL_gate, &v.OUT, 2);
     d->operand.gate = v;
     d->constant.gate.GRAD = grad;
-    d->constant.gate.KIND = l->attr.kind == FB_SILU ? 0 : 1;
+    d->constant.gate.KIND = (uint32_t)l->attr.kind;
     d->argument.gate = (struct fb_gate_arguments){.ROWS = rows_of(&v.OUT), .COLS = (uint32_t)v.OUT.cols};
     return 1;
 }

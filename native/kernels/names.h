@@ -144,7 +144,7 @@
     BIND(1, OUT_UP, ACT, WRITTEN) BIND(2, DY, ACT, READ) BIND(3, GATE, ACT, READ) BIND(4, UP, ACT, READ)
 #define gate_CONSTANTS(SPEC, TILE) \
     SPEC(3, GRAD) \
-    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form */
+    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU */
 #define gate_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS)
 
 #define update_OPERANDS(BIND) \

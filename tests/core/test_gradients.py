@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fabric.core import GELU_TANH, HALVES, PAIRS, SILU, Device, Lora
+from fabric.core import GELU_TANH, HALVES, PAIRS, RELU2, SILU, Device, Lora
 from tests.core.harness import Lab, check_gradients
 
 T = 7
@@ -128,6 +128,7 @@ OPS: dict[str, Callable[[Lab], int]] = {
     "attention_window": lambda lab: attention(lab, window=2),
     "attention_softcap": lambda lab: attention(lab, softcap=1.5),
     "silu": lambda lab: glu(lab, SILU),
+    "relu2": lambda lab: glu(lab, RELU2),
     "gelu": lambda lab: glu(lab, GELU_TANH),
     "add_and_scale": add_and_scale,
     "softcap": softcap,

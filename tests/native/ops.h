@@ -296,6 +296,7 @@ static void make_attention_dkv(test_case *t, const int *s) { attention_grad(t, s
 /* ---- element by element ---- */
 
 static double gate_of(int kind, double x) {
+    if (kind == FB_RELU2) return x > 0 ? x * x : 0;
     return kind == FB_SILU ? x / (1 + exp(-x)) : 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
 }
 
@@ -306,7 +307,7 @@ static void spread(operand *o, double by) { /* values far enough out for tanh an
 
 static void make_glu(test_case *t, const int *s) {
     operand *y = add(t, ACT, s[0], s[1], OUT), *gate = add(t, ACT, s[0], s[1], 0), *up = add(t, ACT, s[0], s[1], 0);
-    int kind = t->launch.attr.kind = below(2) ? FB_SILU : FB_GELU_TANH;
+    int kind = t->launch.attr.kind = below(3);
     spread(gate, 6);
     for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = gate_of(kind, gate->d[i]) * up->d[i];
 }
@@ -314,7 +315,7 @@ static void make_glu(test_case *t, const int *s) {
 static void make_glu_grad(test_case *t, const int *s) {
     operand *dgate = add(t, ACT, s[0], s[1], OUT), *dup = add(t, ACT, s[0], s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0);
     operand *gate = add(t, ACT, s[0], s[1], 0), *up = add(t, ACT, s[0], s[1], 0);
-    int kind = t->launch.attr.kind = below(2) ? FB_SILU : FB_GELU_TANH;
+    int kind = t->launch.attr.kind = below(3);
     spread(gate, 6);
     for (int i = 0; i < s[0] * s[1]; i++) {
         double h = 1e-5, slope = (gate_of(kind, gate->d[i] + h) - gate_of(kind, gate->d[i] - h)) / (2 * h);

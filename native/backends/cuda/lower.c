@@ -415,10 +415,12 @@ static int elements(lowering *s, const fb_launch *l, int n, const char *options)
     return row_step(s, l, n, (uint64_t)l->v[0].rows * (uint64_t)(l->v[0].cols / 8), options) != NULL;
 }
 static int glu(lowering *s, const fb_launch *l) {
-    return elements(s, l, 3, l->attr.kind ? " -DOP=GLU -DKIND=1" : " -DOP=GLU -DKIND=0");
+    static const char *const kinds[] = {" -DOP=GLU -DKIND=0", " -DOP=GLU -DKIND=1", " -DOP=GLU -DKIND=2"};
+    return elements(s, l, 3, kinds[l->attr.kind]);
 }
 static int glu_grad(lowering *s, const fb_launch *l) {
-    return elements(s, l, 5, l->attr.kind ? " -DOP=GLU_GRAD -DKIND=1" : " -DOP=GLU_GRAD -DKIND=0");
+    static const char *const kinds[] = {" -DOP=GLU_GRAD -DKIND=0", " -DOP=GLU_GRAD -DKIND=1", " -DOP=GLU_GRAD -DKIND=2"};
+    return elements(s, l, 5, kinds[l->attr.kind]);
 }
 static int add(lowering *s, const fb_launch *l) { return elements(s, l, 3, " -DOP=ADD"); }
 static int scale(lowering *s, const fb_launch *l) { return elements(s, l, 3, " -DOP=SCALE"); }
