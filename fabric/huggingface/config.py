@@ -60,6 +60,7 @@ class Settings:
             linear |= {"attn_qkv": (q + 2 * kv, d), "ffn_up": (2 * f, d)}
         whole = self.family.row_norms
         norms = {"attn_q_norm": (q if whole else self.head_dim,), "attn_k_norm": (kv if whole else self.head_dim,)}
+        norms |= {"ffn_sub_norm": (f,)}
         found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, d)}
         for i in range(self.n_layers):
             for module in self.family.names.values():
@@ -187,6 +188,13 @@ def _exaone4(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     return _plain(c, family, arch)
 
 
+def _bitnet(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
+    """GGUF's readers know the activation by a key, and take the embedding as the head."""
+    arch["hidden_activation"] = family.activations[0]
+    c.only("tie_word_embeddings", True, why="a bitnet model in GGUF cannot have")
+    return _plain(c, family, arch, 5e5)
+
+
 def _mistral3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """A temperature by position, in lengths of the context that YaRN began from; readers take that as given."""
     c.only("sliding_window", None, why="is not supported in a mistral3 model")
@@ -297,6 +305,6 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
-    "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite, "mistral3": _mistral3,
-    "phi3": _phi3, "smollm3": _smollm3,
+    "bitnet": _bitnet, "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite,
+    "mistral3": _mistral3, "phi3": _phi3, "smollm3": _smollm3,
 }  # fmt: skip

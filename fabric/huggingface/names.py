@@ -194,6 +194,14 @@ FAMILIES = (
                   "sliding_window": None, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11},
     ),
     Family(
+        "bitnet", ("BitNetForCausalLM",), ("bitnet",), activations=("relu2",),
+        layer={"self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm"},
+        defaults={**_COMMON, "vocab_size": 128256, "hidden_size": 2560, "intermediate_size": 6912,
+                  "num_hidden_layers": 30, "num_attention_heads": 20, "num_key_value_heads": 5, "hidden_act": "relu2",
+                  "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "attention_bias": False,
+                  "bos_token_id": 128000, "eos_token_id": 128001},
+    ),
+    Family(
         "phi3", ("Phi3ForCausalLM",), ("phi3",), layer=_FUSED, longrope=True,
         defaults={**_COMMON, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "rms_norm_eps": 1e-5,
                   "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "sliding_window": None,

@@ -198,12 +198,14 @@ def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool, fused: bool) -> tup
         block |= {f"{part}.weight": ((c.head_dim,), per_head) for part in ("attn_q_norm", "attn_k_norm")}
     for part in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):
         block[f"{part}.weight"] = ((c.width,), width)
+    block["attn_sub_norm.weight"] = ((q,), by_heads)
     ffn = gguf.metadata.get(f"{arch}.feed_forward_length")
     ffn = ffn[0] if isinstance(ffn, list) and ffn else ffn  # equal in all layers, or refused by now
     if isinstance(ffn, int):
         why = f"{arch}.feed_forward_length"
         for part in ("ffn_gate", "ffn_up"):
             block |= {f"{part}.weight": ((ffn, c.width), why), f"{part}.bias": ((ffn,), why)}
+        block["ffn_sub_norm.weight"] = ((ffn,), why)
         if fused:
             block["ffn_up.weight"] = ((2 * ffn, c.width), why)
         block |= {"ffn_down.weight": ((c.width, ffn), why), "ffn_down.bias": ((c.width,), width)}

@@ -202,10 +202,12 @@ def product_scale(gguf: GGUF, name: str) -> float:
 
 
 def pair_divisor(gguf: GGUF, name: str) -> float:
-    """What a LoRA pair is divided by before it is added to the matrix NAME: in attention, the scale multiplies the
-    product with the matrix alone; in feed-forward layers its sum with pair and bias. So llama.cpp computes.
+    """What a LoRA pair is divided by before it is added to the matrix NAME: in attention, and after a norm inside a
+    feed-forward layer, the scale multiplies the product with the matrix alone; elsewhere in feed-forward layers its sum
+    with pair and bias. So llama.cpp computes.
     """
-    return product_scale(gguf, name) if ".attn_" in name else 1.0
+    after_norm = name.replace("ffn_down", "ffn_sub_norm") in gguf.tensors and "ffn_down" in name
+    return product_scale(gguf, name) if ".attn_" in name or after_norm else 1.0
 
 
 def check_decodable(gguf: GGUF, info: TensorInfo) -> None:

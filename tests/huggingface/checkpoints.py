@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 4.0,
         },
     ),
+    "bitnet": ("BitNet", {"tie_word_embeddings": True}),
     "mistral3": ("Ministral3", {"head_dim": 32, "rope_parameters": MINISTRAL}),
     "phi3": (
         "Phi3",

@@ -188,7 +188,7 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
     assert not list(tmp_path.glob(".*.partial"))
 
 
-@pytest.mark.parametrize("name", ["exaone4", "gemma2", "granite", "mistral3", "olmo2", "phi3", "smollm3"])
+@pytest.mark.parametrize("name", ["bitnet", "exaone4", "gemma2", "granite", "mistral3", "olmo2", "phi3", "smollm3"])
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
 

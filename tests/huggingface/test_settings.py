@@ -27,7 +27,7 @@ CLASSES = {
     "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
     "gemma3_text": "Gemma3TextConfig",
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
-    "gemma2": "Gemma2Config", "phi3": "Phi3Config", "ministral3": "Ministral3Config",
+    "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config", "ministral3": "Ministral3Config",
 }  # fmt: skip
 
 
@@ -105,6 +105,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "yarn"),
     ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
     ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "beta_fast"),
+    ("bitnet", {"hidden_act": "silu"}, "hidden_act"),
+    ("bitnet", {"quantization_config": {"quant_method": "bitnet"}}, "quantization_config"),
     ("mistral3", {"sliding_window": 16}, "sliding_window"),
     ("mistral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_type"),
     ("phi3", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 5}}, "short_factor"),

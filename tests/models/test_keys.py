@@ -46,6 +46,15 @@ HONOURED: list[tuple[str, str, Keys, Tensors]] = [
     ("a pattern as a list", "gemma3", {"attention.sliding_window_pattern": [True, False] * 3 + [True]}, {}),
     ("scales of matrices", "llama", {}, {f"blk.0.{m}.scale": HALF for m in ("attn_q", "attn_output", "ffn_down")}),
     ("scales where attention has norms", "qwen3", {}, {"blk.1.attn_v.scale": HALF, "blk.0.ffn_up.scale": HALF}),
+    (
+        "scales of every matrix",
+        "bitnet",
+        {"hidden_activation": None},
+        {
+            f"blk.0.{m}.scale": HALF
+            for m in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+        },
+    ),
     ("scales of kernels", "llama", {}, {"blk.0.attn_q.input_scale": HALF}),
     ("a head of its own", "gemma3", {}, {"output.weight": np.full((320, 64), 0.1, np.float32)}),
     ("what asks for nothing", "llama", {"expert_count": 0, "logit_scale": 1.0, "attention.causal": True}, {}),
@@ -77,7 +86,10 @@ def test_what_a_file_asks_for_is_computed_as_llama_cpp_does(
         assert relative_error(ours.logits(model, TOKENS), stock.logits(TOKENS)) < 1e-3
 
 
-def test_a_scale_counts_in_training_and_merging_as_it_does_in_llama_cpp(bases: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "keys"), [("llama", {}), ("bitnet", {"hidden_activation": None})])
+def test_a_scale_counts_in_training_and_merging_as_it_does_in_llama_cpp(
+    name: str, keys: Keys, bases: dict[str, Path], tmp_path: Path
+) -> None:
     from fabric.weights.adapter import Adapter, LoraPair, write_adapter
 
     pytest.importorskip("xllamacpp", reason="logits are compared with stock llama.cpp")
@@ -86,12 +98,12 @@ def test_a_scale_counts_in_training_and_merging_as_it_does_in_llama_cpp(bases: d
     scales = {
         f"blk.{i}.{module}.scale": HALF * (i + 1.5)
         for i in range(2)
-        for module in ("attn_q", "attn_output", "ffn_down")
+        for module in ("attn_q", "attn_output", "ffn_up", "ffn_down")
     }
-    model = changed(bases, tmp_path, "llama", {}, scales)
-    pairs = {name: LoraPair(a, b) for name, (a, b) in random_pairs(SMALL["llama"], b_std=0.1).items()}
+    model = changed(bases, tmp_path, name, keys, scales)
+    pairs = {matrix: LoraPair(a, b) for matrix, (a, b) in random_pairs(SMALL[name], b_std=0.1).items()}
     with (tmp_path / "a.gguf").open("wb") as out:
-        write_adapter(out, Adapter("llama", 8.0, pairs))
+        write_adapter(out, Adapter(name, 8.0, pairs))
     merged = tmp_path / "merged.gguf"
     assert fabric("merge", "-m", model, "-a", tmp_path / "a.gguf", "--type", "keep", "-o", merged).code == 0
     with Llama(model, tmp_path / "a.gguf") as stock:

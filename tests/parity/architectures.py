@@ -199,6 +199,13 @@ ARCHITECTURES = {
         ropes={"inv_freq": "rope.freq_base"},
         interleaved=True,
     ),
+    "bitnet": Architecture(
+        config=transformers.BitNetConfig,
+        causal=transformers.BitNetForCausalLM,
+        norms={**_HALVES, "attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
+        settings=lambda get: {**_plain(get), "hidden_act": get("hidden_activation")},
+        ropes={"inv_freq": "rope.freq_base"},
+    ),
     "phi3": Architecture(
         config=transformers.Phi3Config,
         causal=transformers.Phi3ForCausalLM,

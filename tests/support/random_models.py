@@ -114,6 +114,7 @@ VECTORS = {
     "gemma2": (*_HALVES, "post_attention_norm", "post_ffw_norm"),
     "phi3": _HALVES,
     "mistral3": _HALVES,
+    "bitnet": (*_HALVES, "attn_sub_norm", "ffn_sub_norm"),
 }
 """The norms and biases of a block, by architecture."""
 
@@ -175,6 +176,8 @@ class Shape:
                 size = self.linear()[module][0]
             elif name in _HEADS:
                 size = self.linear()[name.removesuffix("_norm")][0] if self.architecture == "olmo2" else self.head_dim
+            elif name == "ffn_sub_norm":
+                size = self.ffn
             found[name if kind else f"{name}.weight"] = size
         return found
 
@@ -202,6 +205,7 @@ SMALL = {
             ("rope.scaling.yarn_log_multiplier", 0.5), ("attention.temperature_scale", 0.3),
         ),
     ),
+    "bitnet": Shape(rope_base=5e5, architecture="bitnet", own=(("hidden_activation", "relu2"),)),
     "phi3": Shape(context=1024, tied=False, architecture="phi3", rotated=12, rope_scaling=LongRope()),
     "granite": Shape(
         architecture="granite",
@@ -270,6 +274,21 @@ PRESETS = {
         architecture="gemma2",
         window=4096,
         own=(("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)),
+    ),
+    "bitnet-2b": Shape(
+        2560,
+        30,
+        20,
+        5,
+        128,
+        6912,
+        128256,
+        4096,
+        5e5,
+        None,
+        1e-5,
+        architecture="bitnet",
+        own=(("hidden_activation", "relu2"),),
     ),
     "ministral3-3b": Shape(
         3072, 26, 32, 8, 128, 9216, 131072, 262144, 1e6, None, 1e-5, architecture="mistral3", own=_MINISTRAL
