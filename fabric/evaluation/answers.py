@@ -89,7 +89,9 @@ class Lanes:
     def decoder(self, model: Model, loras: Loras) -> contextlib.closing[Decoder]:
         """The cache and the plan. Raises DeviceError where they do not fit."""
         rows, tokens = self.count * self.room, max(self.count, FEED_TOKENS)
-        return contextlib.closing(Decoder(model.weights, rows, tokens, self.count, model.precision, loras, context=self.room))
+        return contextlib.closing(
+            Decoder(model.weights, rows, tokens, self.count, model.precision, loras, context=self.room)
+        )
 
 
 def written(
