@@ -87,5 +87,5 @@ step "the same losses as the CPU"
 printf '{"text":"One two three four five six seven eight."}\n{"text":"Nine ten eleven twelve."}\n' > "$work/rows.jsonl"
 for device in cpu vulkan; do
     "$work/venv/bin/fabric" train "$work/rows.jsonl" -m "$work/model.gguf" -o "$work/$device.gguf" --device "$device" \
-        --precision f32 --batch 1 --ctx 64 --run-dir "$work/run-$device" --metrics - -q
+        --precision f32 --lr 2e-4 --epochs 1 --batch 1 --ctx 64 --run-dir "$work/run-$device" --metrics - -q
 done

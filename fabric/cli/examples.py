@@ -16,7 +16,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("an adapter from rows", "fabric train rows.jsonl -m base.gguf -o adapter.gguf"),
         (
             "whole weights, into eight bits",
-            "fabric train rows.jsonl -m base.gguf --full --lr 5e-5 -o - | fabric quantize --type q8_0 -o tuned.gguf",
+            "fabric train rows.jsonl -m base.gguf --full -o - | fabric quantize --type q8_0 -o tuned.gguf",
         ),
         ("on four processes, of one or more hosts", "mpirun -n 4 fabric train rows.jsonl -m base.gguf -o adapter.gguf"),
         ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .peak_bytes"),

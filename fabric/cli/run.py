@@ -89,6 +89,7 @@ def plan(settings: TrainSettings) -> None:
     device = values["device"]
     threads = f", {device['threads']} threads" if device["threads"] else ""
     rows = [
+        ["settings", ", ".join(f"{name} {value:g}" for name, value in values["settings"].items())],
         ["rows", f"{values['rows']:,}"],
         ["validation rows", f"{values['val_rows']:,}"],
         ["tokens an epoch", f"{values['tokens']:,}, of which {values['trained_tokens']:,} train"],

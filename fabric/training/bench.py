@@ -22,7 +22,7 @@ from fabric.settings import check
 from fabric.training.machine import Machine
 from fabric.training.metrics import peak_bytes
 from fabric.training.parameters import drawn, fill, lora_layout
-from fabric.training.settings import BenchSettings, TrainSettings
+from fabric.training.settings import BenchSettings, RunSettings
 from fabric.weights.gguf import GGUF, TensorInfo
 
 TOKEN_BYTES, ROW_BYTES = 32, 1024  # of feeds, at most
@@ -101,10 +101,10 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
     at_once = min(settings.rows_at_once or settings.batch, settings.batch)
 
     @contextlib.contextmanager
-    def planned(settings: BenchSettings, weights: Weights) -> Iterator[tuple[TrainSettings, Machine]]:
-        train = TrainSettings(
-            data="", model=settings.model, rank=settings.rank, precision=settings.precision, lr=1e-4,
-            weights=settings.weights, checkpointing=settings.checkpointing, ctx=settings.ctx,
+    def planned(settings: BenchSettings, weights: Weights) -> Iterator[tuple[RunSettings, Machine]]:
+        train = RunSettings(
+            data="", model=settings.model, rank=settings.rank, precision=settings.precision, epochs=1, lr=1e-4,
+            batch=settings.batch, ctx=settings.ctx, weights=settings.weights, checkpointing=settings.checkpointing,
         )  # fmt: skip
         with contextlib.closing(Machine(train, weights, layout, train.alpha, [at_once * settings.ctx])) as machine:
             machine.check_fits(settings.batch * (settings.ctx * TOKEN_BYTES + ROW_BYTES))

@@ -16,9 +16,11 @@ from fabric.weights.mix import parse_mix
 def check_settings(s: TrainSettings) -> None:
     """UsageError for values that make no sense, each by itself or together."""
     check(s)
-    if not 0 <= s.lr_min <= s.lr:
+    if unknown := set(s.modules) - set(MODULES):
+        raise UsageError(f"--modules: there is no module {min(unknown)!r}; there are {', '.join(MODULES)}")
+    if s.lr is not None and not 0 <= s.lr_min <= s.lr:
         raise UsageError(f"--lr-min must lie between 0 and --lr {s.lr}, not {s.lr_min}")
-    if s.stride is not None and not 0 < s.stride < s.ctx:
+    if s.stride is not None and s.ctx is not None and not 0 < s.stride < s.ctx:
         raise UsageError(f"--stride must lie between 0 and --ctx {s.ctx}, not {s.stride}")
     if s.name is not None and (not s.name or Path(s.name).name != s.name or s.name.startswith((".", "-"))):
         raise UsageError(f"--name {s.name}: a run's name is that of a folder: no slashes, no dot or dash at its start")

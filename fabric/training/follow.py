@@ -20,7 +20,7 @@ from fabric.models.recorder import Weights
 from fabric.text.encode import Example
 from fabric.training.machine import Batches, Machine, capacities
 from fabric.training.parameters import Layout
-from fabric.training.settings import TrainSettings
+from fabric.training.settings import RunSettings
 from fabric.training.team import POLL_S, SharedError, Team, raise_first
 from fabric.weights.gguf import GGUF
 
@@ -31,7 +31,7 @@ _SAMPLE_BYTES = 1024
 class Job(NamedTuple):
     """What the first rank tells all others before the first step."""
 
-    settings: TrainSettings
+    settings: RunSettings
     layout: Layout
     alpha: float
     train: list[Example]
@@ -104,7 +104,7 @@ def _open(job: Job, closing: contextlib.ExitStack) -> Machine:
     lengths = [[len(e.tokens) for e in part] for part in (job.train, job.val) if part]
 
     @contextlib.contextmanager
-    def make(settings: TrainSettings, weights: Weights) -> Iterator[Machine]:
+    def make(settings: RunSettings, weights: Weights) -> Iterator[Machine]:
         with contextlib.closing(
             Machine(settings, weights, job.layout, job.alpha, capacities(settings, *lengths))
         ) as machine:

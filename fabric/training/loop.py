@@ -31,14 +31,14 @@ from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.rows import Rows
 from fabric.training.samples import SampleLog
 from fabric.training.schedule import learning_rate
-from fabric.training.settings import TrainSettings, TrainUI
+from fabric.training.settings import RunSettings, TrainUI
 from fabric.training.team import POLL_S, Run, Team
 
 T = TypeVar("T")
 WORSE = 1.5  # times its lowest: such a loss, if it is above that of guessing too, has exploded
 
 
-def total_steps(settings: TrainSettings, rows: int) -> int:
+def total_steps(settings: RunSettings, rows: int) -> int:
     """`steps`, or `epochs` rounded up to whole steps."""
     if settings.steps is not None:
         return settings.steps
@@ -274,7 +274,7 @@ class Loop:
         self.saved, self.saved_at = self.step, time.monotonic()
 
 
-def rate_of(settings: TrainSettings, step: int, spans: Spans) -> float:
+def rate_of(settings: RunSettings, step: int, spans: Spans) -> float:
     """The learning rate of a step."""
     s = settings
     return learning_rate(step, spans.total(step), s.lr, s.schedule, s.warmup_ratio, s.warmup_steps, s.lr_min)

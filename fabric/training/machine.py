@@ -21,7 +21,7 @@ from fabric.training.checkpoint import Checkpoint, Snapshot, Totals
 from fabric.training.noise import dropout_keys, embedding_noise
 from fabric.training.parameters import F32Array, Layout
 from fabric.training.samples import Samples
-from fabric.training.settings import TrainSettings
+from fabric.training.settings import RunSettings
 
 MOST_TOKENS = (1 << 31) - 1  # of a micro-batch
 _PIECE_BYTES = 1 << 22
@@ -32,7 +32,7 @@ def steps_per_epoch(rows: int, batch: int) -> int:
     return -(-rows // batch)
 
 
-def capacities(settings: TrainSettings, *lengths: list[int]) -> list[int]:
+def capacities(settings: RunSettings, *lengths: list[int]) -> list[int]:
     """Tokens that a micro-batch may have, best first, for sets of rows of such lengths: room for the longest row and,
     where rows are packed, for as many as `micro_batch` (or `ctx`) holds; then halves of that, down to `ctx`."""
     longest = max(map(max, lengths))
@@ -52,7 +52,7 @@ class Machine:
     activations are recomputed, if the settings leave that open. Frozen weights are decoded to 16 bits only where that
     leaves room too."""
 
-    settings: TrainSettings
+    settings: RunSettings
     weights: Weights
     layout: Layout
     alpha: float

@@ -24,7 +24,7 @@ from fabric.training.checkpoint import Checkpoint, newest_checkpoint
 from fabric.training.identity import Inputs
 from fabric.training.loop import Spans, rate_of, total_steps
 from fabric.training.run import Setup, check_writable, kind_of, place_of_result, run_on, set_up
-from fabric.training.settings import TrainReport, TrainSettings, TrainUI
+from fabric.training.settings import RunSettings, TrainReport, TrainUI
 
 
 def resume(
@@ -78,12 +78,12 @@ def _check_same(directory: Path, kept: dict[str, Any], hashes: Mapping[str, str 
             raise DataError(f"{directory}: the {what} has changed since this run began; restore it, or train anew")
 
 
-def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings, list[_Earlier]]:
+def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[RunSettings, list[_Earlier]]:
     """The settings of a run, and the ends that it had before it was told to go on. DataError where they are not those
     that it began with, or no settings at all."""
     place = directory / RUN
     try:
-        settings = TrainSettings.from_json(kept["settings"])
+        settings = RunSettings.from_json(kept["settings"])
         check_settings(settings)
         earlier = [_Earlier(*one) for one in kept.get("extended", [])]
         whole = [
@@ -109,9 +109,9 @@ def _kept_settings(directory: Path, kept: dict[str, Any]) -> tuple[TrainSettings
 
 
 def _at_home(
-    directory: Path, kept: dict[str, Any], settings: TrainSettings, output: str | None, metrics: str | None,
+    directory: Path, kept: dict[str, Any], settings: RunSettings, output: str | None, metrics: str | None,
     track: Sequence[str] | None,
-) -> TrainSettings:  # fmt: skip
+) -> RunSettings:  # fmt: skip
     """The settings with the outputs that were given. Those of run.json hold only where this user made the directory: a
     copy may come from a stranger, and writes to nothing outside itself."""
     own = not hasattr(os, "geteuid") or directory.stat().st_uid == os.geteuid()
@@ -140,7 +140,7 @@ class _Earlier(NamedTuple):
     steps: int | None
 
 
-def _spans(setup: Setup, settings: TrainSettings, earlier: Sequence[_Earlier]) -> Spans:
+def _spans(setup: Setup, settings: RunSettings, earlier: Sequence[_Earlier]) -> Spans:
     rows = len(setup.rows.train)
     last = total_steps(settings, rows)
     ends = [(one.step, total_steps(replace(settings, epochs=one.epochs, steps=one.steps), rows)) for one in earlier]
@@ -148,9 +148,9 @@ def _spans(setup: Setup, settings: TrainSettings, earlier: Sequence[_Earlier]) -
 
 
 def _extended(
-    directory: Path, kept: dict[str, Any], settings: TrainSettings, setup: Setup, found: Checkpoint | None,
+    directory: Path, kept: dict[str, Any], settings: RunSettings, setup: Setup, found: Checkpoint | None,
     spans: Spans, epochs: float | None, steps: int | None, ui: TrainUI,
-) -> tuple[TrainSettings, Spans]:  # fmt: skip
+) -> tuple[RunSettings, Spans]:  # fmt: skip
     """The settings of a run that goes on to another end, kept in its run.json; its steps so far stay as they were."""
     step = found.step if found else 0
     longer = replace(settings, epochs=settings.epochs if epochs is None else epochs, steps=steps)
@@ -161,7 +161,7 @@ def _extended(
     if last <= step:
         raise UsageError(f"the run has done {step} steps already, and is to end after {last}: give more")
     earlier = [*kept.get("extended", []), *([_Earlier(step, settings.epochs, settings.steps)] if step else [])]
-    told = TrainSettings.from_json({**kept["settings"], "epochs": longer.epochs, "steps": longer.steps})
+    told = RunSettings.from_json({**kept["settings"], "epochs": longer.epochs, "steps": longer.steps})
     new = {"settings": told.to_json(), "fingerprints": told.fingerprints(earlier), "extended": earlier}
     write_run(directory, {**kept, **new})
     spans = _spans(setup, longer, [_Earlier(*one) for one in earlier])

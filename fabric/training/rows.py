@@ -15,6 +15,7 @@ from fabric.text.carry import chat_of, end_tokens
 from fabric.text.encode import EncodeReport, Example, encode_rows
 from fabric.text.template import ChatTemplate
 from fabric.text.tokenizer import Tokenizer
+from fabric.training.defaults import most_tokens
 from fabric.training.samples import Samples, read_samples
 from fabric.training.settings import TrainSettings
 from fabric.weights.chat import CHAT_TEMPLATE, Chat
@@ -45,12 +46,12 @@ def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
     notes: list[str] = []
     ends: set[int] = set()
     kinds: set[str] = set()
-    skip = settings.on_error == "skip"
+    skip, most = settings.on_error == "skip", most_tokens(settings, gguf)
 
     def load(path: str, stride: int | None = None) -> _Loaded:
         report, loaded = EncodeReport(), _Loaded([], Index())
         for record in read_records(path, bad=report.bad.count if skip else None):
-            rows = encode_rows([record], tokenizer, template, settings.ctx, report, stride, settings.train, skip)
+            rows = encode_rows([record], tokenizer, template, most, report, stride, settings.train, skip)
             examples = list(rows)
             if examples:
                 kinds.add(record.kind)
@@ -59,14 +60,14 @@ def load_rows(settings: TrainSettings, gguf: GGUF, carried: Chat) -> Rows:
                 loaded.rows.append(examples)
                 loaded.index.append(0, record.digest, b"", b"")
         what = [
-            (report.cut, f"cut to {settings.ctx} tokens: raise --ctx to keep them whole"),
+            (report.cut, f"cut to {most} tokens: raise --ctx to keep them whole"),
             (report.nothing_to_train, "left out: nothing to train on (no answer, or it lies beyond the context)"),
         ]
         count = report.rows + report.bad.rows
         notes.extend(report.bad.told(path, count))
         notes.extend(f"{path}: {n} of {count} rows {text}" for n, text in what if n)
         if not loaded.rows:
-            why = f": {report.cut} were cut to {settings.ctx} tokens, raise --ctx" if report.cut else ""
+            why = f": {report.cut} were cut to {most} tokens, raise --ctx" if report.cut else ""
             why += f"; the first bad one is {report.bad.named[0]}" if report.bad.rows else ""
             raise DataError(f"{path}: none of {count} rows has anything to train on{why}")
         template.tell(path)

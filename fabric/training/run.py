@@ -31,6 +31,7 @@ from fabric.runs.state import recorded
 from fabric.tracking.tracking import tracking
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, Totals
+from fabric.training.defaults import derived
 from fabric.training.follow import Job, enlist, sketch
 from fabric.training.identity import Inputs, beside
 from fabric.training.loop import Loop, Spans, total_steps
@@ -39,7 +40,7 @@ from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.parameters import fill
 from fabric.training.result import write_result
 from fabric.training.rows import Rows, load_rows
-from fabric.training.settings import SILENT, TrainReport, TrainSettings, TrainUI
+from fabric.training.settings import SILENT, RunSettings, TrainReport, TrainSettings, TrainUI
 from fabric.training.target import Target, target_of
 from fabric.training.tracked import tracked
 from fabric.weights.gguf import GGUF
@@ -49,8 +50,8 @@ from fabric.weights.gguf import GGUF
 class Setup:
     """What a run stands on, opened and checked."""
 
-    settings: TrainSettings
-    """With the device that was opened, and what its profile says."""
+    settings: RunSettings
+    """With the device that was opened, what its profile says, and what the model and the rows decide."""
     gguf: GGUF
     rows: Rows
     target: Target
@@ -102,7 +103,7 @@ def _new_run(directory: Path, named: bool) -> Iterator[None]:
 class _Record:
     """run.json, which is written as soon as the hashes are known; hashing a large base takes as long as a step."""
 
-    def __init__(self, directory: Path, settings: TrainSettings, hashes: Future[dict[str, str | None]]) -> None:
+    def __init__(self, directory: Path, settings: RunSettings, hashes: Future[dict[str, str | None]]) -> None:
         self.directory, self.hashes, self.there = directory, hashes, False
         settings = _findable(settings)
         self.told = {"settings": settings.to_json(), "fingerprints": settings.fingerprints(), "extended": []}
@@ -134,7 +135,7 @@ def plan_run(settings: TrainSettings) -> dict[str, Any]:
     """What a run would do and take: rows, tokens, steps, parameters, bytes, and seconds by one step that is run. Writes
     nothing."""
     check_settings(settings)
-    with tempfile.TemporaryDirectory() as scratch, _keeping(settings, Path(scratch)) as kept, set_up(kept) as setup:
+    with tempfile.TemporaryDirectory() as scratch, _keeping(settings, Path(scratch)) as found, set_up(found) as setup:
         kept = setup.settings
         told = _describe(kept, setup)
         fill(setup.target.layout, setup.machine.params, setup.target.start)
@@ -175,7 +176,7 @@ def _keeping(settings: TrainSettings, directory: Path) -> Iterator[TrainSettings
         raise type(error)(text) from error
 
 
-def _findable(settings: TrainSettings) -> TrainSettings:
+def _findable(settings: RunSettings) -> RunSettings:
     """The settings with absolute paths, so that `resume` finds the files from any folder. A base that came through a
     pipe has to come through stdin again."""
     places = {**settings.files, "output": settings.output, "metrics": settings.metrics}
@@ -213,28 +214,31 @@ def set_up(settings: TrainSettings, profiled: bool = True) -> Iterator[Setup]:
     read: list[Rows] = []
 
     @contextlib.contextmanager
-    def planned(settings: TrainSettings, weights: Weights) -> Iterator[tuple[Target, Machine]]:
+    def planned(settings: TrainSettings, weights: Weights) -> Iterator[tuple[RunSettings, list[str], Target, Machine]]:
         target = target_of(settings, weights)
         if not read:
             read.append(load_rows(settings, gguf, target.chat))
         lengths = [[len(e.tokens) for e in part] for part in (read[0].train, read[0].val) if part]
-        room = capacities(settings, *lengths)
-        machine = Machine(settings, weights, target.layout, target.alpha, room, read[0].samples)
+        chosen, why = derived(settings, gguf, len(read[0].train), max(map(max, lengths)))
+        room = capacities(chosen, *lengths)
+        machine = Machine(chosen, weights, target.layout, target.alpha, room, read[0].samples)
         with contextlib.closing(machine):
-            yield target, machine
+            yield chosen, why, target, machine
 
     with contextlib.closing(GGUF.open(settings.model)) as gguf:
         architecture_of(gguf)
         with opened(settings, gguf, planned, profiled) as found:
-            target, machine = found.made
-            notes = [*([found.taken] if found.taken else []), *read[0].notes, *target.notes]
-            yield Setup(found.settings, gguf, read[0], target, found.weights, machine, notes)
+            chosen, why, target, machine = found.made
+            notes = [*([found.taken] if found.taken else []), *why, *read[0].notes, *target.notes]
+            yield Setup(chosen, gguf, read[0], target, found.weights, machine, notes)
 
 
-def _describe(settings: TrainSettings, setup: Setup, spans: Spans | None = None) -> dict[str, Any]:
+def _describe(settings: RunSettings, setup: Setup, spans: Spans | None = None) -> dict[str, Any]:
     machine, rows = setup.machine, setup.rows
     return {
         "architecture": setup.gguf.architecture,
+        "settings": {"lr": settings.lr, "epochs": settings.epochs, "batch": settings.batch, "ctx": settings.ctx}
+        | ({} if settings.full else {"rank": settings.rank, "alpha": settings.alpha}),
         "rows": len(rows.train),
         "val_rows": len(rows.val),
         "tokens": sum(len(e.tokens) for e in rows.train),
@@ -260,7 +264,7 @@ def _describe(settings: TrainSettings, setup: Setup, spans: Spans | None = None)
 
 
 def run_on(
-    settings: TrainSettings, setup: Setup, directory: Path, ui: TrainUI, inputs: Inputs, spans: Spans,
+    settings: RunSettings, setup: Setup, directory: Path, ui: TrainUI, inputs: Inputs, spans: Spans,
     record: _Record | None, found: Checkpoint | None = None, ranks: Ranks | None = None,
 ) -> TrainReport:  # fmt: skip
     """Trains on from a checkpoint. `record` writes run.json; None: it is there."""

@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
 from fabric.errors import DataError
 from fabric.settings import (
+    CONTEXT,
     METRICS,
     ROWS,
     STRIDE,
@@ -82,11 +83,13 @@ Modules = Annotated[
         parse=modules_of, written="all", completes=("attn", "ffn", *dict.fromkeys(FOREIGN_MODULES.values())),
     ),
 ]  # fmt: skip
-Batch = Annotated[int, Setting("rows per optimizer step", "ROWS", low=1, always=True)]
+BATCH = Setting("rows per optimizer step; default: by the number of rows", "ROWS", low=1, always=True)
+LONGEST = replace(CONTEXT, help="longest row; default: as the rows need, from 512 to 2048")
 OUTPUT = Setting(
     "the adapter or model; `-`: stdout; default: in --run-dir", "FILE", short="-o", path="out", touches="place"
 )
-EPOCHS = Setting("passes over the rows", "X", above=0.0, always=True)
+RATE = Setting("peak learning rate; default: by model size, lower with --full", "X", above=0.0, always=True)
+EPOCHS = Setting("passes over the rows; default: by their number", "X", above=0.0, always=True)
 TRACK = Setting(
     "metrics also to tensorboard, wandb, mlflow, joined by commas; each needs its package", "NAMES", touches="layout",
     parse=trackers_of, written="none", group="Output", completes=TRACKERS,
@@ -96,7 +99,8 @@ STEPS = Setting("optimizer steps, instead of --epochs", "N", low=1, always=True)
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """`fabric train DATA -m MODEL`. Units: lengths in tokens, `batch` in rows per optimizer step."""
+    """`fabric train DATA -m MODEL`. Units: lengths in tokens, `batch` in rows per optimizer step. The model and
+    the rows decide what is None by default."""
 
     data: Records
     model: Model
@@ -125,9 +129,9 @@ class TrainSettings:
             "start from this adapter: its rank, alpha and modules hold", "GGUF", short="-a", path="in", only="lora"
         ),
     ] = None
-    epochs: Annotated[float, EPOCHS] = 1.0
+    epochs: Annotated[float | None, EPOCHS] = None
     steps: Annotated[int | None, STEPS] = None
-    lr: Annotated[float, Setting("peak learning rate", "X", above=0.0, always=True)] = 2e-4
+    lr: Annotated[float | None, RATE] = None
     schedule: Annotated[Schedule, Setting("learning rate schedule", always=True, group="Schedule")] = "cosine"
     warmup_ratio: Annotated[
         float, Setting("share of the steps that warm up", "X", low=0.0, high=1.0, always=True, group="Schedule")
@@ -153,8 +157,8 @@ class TrainSettings:
     ] = 0.01
     clip: Annotated[float, Setting("largest gradient norm; 0: any", "X", low=0.0, always=True, group="Schedule")] = 1.0
     optimizer: Annotated[Literal["adamw", "sgd"], Setting("optimizer", always=True, group="Schedule")] = "adamw"
-    batch: Batch = 8
-    ctx: Context = 512
+    batch: Annotated[int | None, BATCH] = None
+    ctx: Annotated[int | None, LONGEST] = None
     """Rows longer than this are cut (text: split into windows)."""
     stride: Annotated[int | None, STRIDE] = None
     """None: every token is trained once."""
@@ -253,10 +257,20 @@ class TrainSettings:
         told = {k: v for k, v in self.to_json().items() if k in known} | {"extended": [*map(list, extended)]}
         return {k: hashlib.sha256(f"{k}={json.dumps(v)}".encode()).hexdigest()[:16] for k, v in sorted(told.items())}
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(TrainSettings):
+    """The settings of a run, which leave nothing open that its result depends on; see fabric/training/defaults.py."""
+
+    epochs: Annotated[float, EPOCHS]
+    lr: Annotated[float, RATE]
+    batch: Annotated[int, BATCH]
+    ctx: Annotated[int, LONGEST]
+
     @staticmethod
-    def from_json(values: dict[str, Any]) -> TrainSettings:
+    def from_json(values: dict[str, Any]) -> RunSettings:
         """Inverse of `to_json`. Raises DataError for a name that no setting has, and for a value of another type."""
-        kinds = get_type_hints(TrainSettings)
+        kinds = get_type_hints(RunSettings)
         for name, value in values.items():
             if name not in kinds:
                 raise DataError(f"there is no setting {name!r}")
@@ -266,7 +280,7 @@ class TrainSettings:
         if missing:
             raise DataError(f"the settings {', '.join(sorted(missing))} are missing")
         told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return TrainSettings(**told)
+        return RunSettings(**told)
 
 
 @dataclass(frozen=True)
@@ -276,8 +290,8 @@ class BenchSettings:
     """
 
     model: Model
-    ctx: Context = TrainSettings.ctx
-    batch: Batch = 1
+    ctx: Context = 512
+    batch: Annotated[int, replace(BATCH, help="rows of a step")] = 1
     rows_at_once: Annotated[int, Setting("rows of a micro-batch; 0: all", "N", low=0)] = 0
     trained_every: Annotated[int, Setting("every Nth token trains", "N", low=1)] = 1
     rank: Rank = TrainSettings.rank

@@ -10,10 +10,13 @@ from typing import Any
 from fabric.devices.opening import Opened, opened
 from fabric.models import architecture_of
 from fabric.models.recorder import Weights
+from fabric.training.defaults import derived
 from fabric.training.machine import Machine, capacities
-from fabric.training.settings import TrainSettings
+from fabric.training.settings import RunSettings, TrainSettings
 from fabric.training.target import target_of
 from fabric.weights.gguf import GGUF
+
+ROWS = 1000  # of an assumed data set, which decides the batch
 
 
 def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
@@ -25,18 +28,19 @@ def plan_tiles(settings: TrainSettings) -> dict[str, Any]:
     """
 
     @contextlib.contextmanager
-    def planned(settings: TrainSettings, weights: Weights) -> Iterator[Machine]:
+    def planned(settings: RunSettings, weights: Weights) -> Iterator[Machine]:
         target, tokens = target_of(settings, weights), capacities(settings, [settings.ctx] * settings.batch)
         with contextlib.closing(Machine(settings, weights, target.layout, target.alpha, tokens)) as machine:
             yield machine
 
     with contextlib.closing(GGUF.open(settings.model)) as gguf:
         architecture_of(gguf)
-        with opened(settings, gguf, planned) as found:
+        chosen, _ = derived(settings, gguf, ROWS, 0)
+        with opened(chosen, gguf, planned) as found:
             return _tilings(found, gguf)
 
 
-def _tilings(found: Opened[TrainSettings, Machine], gguf: GGUF) -> dict[str, Any]:
+def _tilings(found: Opened[RunSettings, Machine], gguf: GGUF) -> dict[str, Any]:
     machine = found.made
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for tiling in machine.plan.tilings():

@@ -35,7 +35,7 @@ def train(folder: Path, tiny: Path, rows: Path, device: str, env: dict[str, str]
     """Three steps, the rows of each fewer than there is room for."""
     return fabric(
         "train", rows, "-m", tiny, "-o", f"{device}.gguf", "--device", device, "--steps", "3", "--rank", "2",
-        "--ctx", "32", "--batch", "2", "--precision", "f32", "--metrics", f"{device}.jsonl", *flags,
+        "--lr", "2e-4", "--ctx", "32", "--batch", "2", "--precision", "f32", "--metrics", f"{device}.jsonl", *flags,
         cwd=folder, env={"XDG_CACHE_HOME": str(folder / "cache"), **env}, timeout=300,
     )  # fmt: skip
 

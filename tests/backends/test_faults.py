@@ -27,7 +27,8 @@ def train(folder: Path, tiny: Path, rows: Path, env: dict[str, str], *flags: str
     """Four steps on Vulkan, each checkpointed."""
     return fabric(
         "train", rows, "-m", tiny, "-o", "a.gguf", "--device", "vulkan", "--steps", "4", "--rank", "2", "--ctx", "32",
-        "--batch", "1", "--checkpoint-every", "1", "--run-dir", "run", *flags, cwd=folder, env=env, timeout=300,
+        "--lr", "2e-4", "--batch", "1", "--checkpoint-every", "1", "--run-dir", "run", *flags,
+        cwd=folder, env=env, timeout=300,
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def train(folder: Path, model: Path, rows: Path, device: str, env: dict[str, str
     """A few steps in F32, the rows of each fewer than there is room for."""
     return fabric(
         "train", rows, "-m", model, "-o", f"{device}.gguf", "--device", device, "--rank", "2", "--ctx", "64",
-        "--precision", "f32", "--metrics", f"{device}.jsonl", *flags, cwd=folder, env=env, timeout=300,
+        "--lr", "2e-4", "--precision", "f32", "--metrics", f"{device}.jsonl", *flags, cwd=folder, env=env, timeout=300,
     )  # fmt: skip
 
 

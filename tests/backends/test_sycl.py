@@ -53,8 +53,8 @@ def train(folder: Path, tiny: Path, rows: Path, device: str, env: dict[str, str]
     name = name or device
     return fabric(
         "train", rows, "-m", tiny, "-o", f"{name}.gguf", "--device", device, "--steps", "3", "--rank", "2",
-        "--ctx", "32", "--batch", "2", "--precision", "f32", "--metrics", f"{name}.jsonl", "--run-dir", f"run-{name}",
-        "--checkpoint-every", "1", *flags, cwd=folder, env=env, timeout=600,
+        "--lr", "2e-4", "--ctx", "32", "--batch", "2", "--precision", "f32", "--metrics", f"{name}.jsonl",
+        "--run-dir", f"run-{name}", "--checkpoint-every", "1", *flags, cwd=folder, env=env, timeout=600,
     )  # fmt: skip
 
 

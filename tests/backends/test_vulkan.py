@@ -117,7 +117,7 @@ def trained(tmp_path: Path, model: Path, device: str) -> tuple[list[float], str,
     )
     flags = (
         "train", "rows.jsonl", "-m", model, "-o", f"{device}.gguf", "--device", device, "--precision", "f32",
-        "--batch", "1", "--ctx", "16",
+        "--lr", "2e-4", "--epochs", "1", "--batch", "1", "--ctx", "16",
     )  # fmt: skip
     planned = fabric(*flags, "--dry-run", "--json", cwd=tmp_path, timeout=900)
     assert planned.code == 0, planned.err

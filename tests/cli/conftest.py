@@ -45,7 +45,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(tiny: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three steps on the tiny model gave."""
     folder = tmp_path_factory.mktemp("adapter")
-    run = ["--run-dir", folder / "run", "--steps", "3", "--rank", "4", "--ctx", "64", "--batch", "4"]
+    run = ["--run-dir", folder / "run", "--steps", "3", "--rank", "4", "--ctx", "64", "--batch", "4", "--lr", "2e-4"]
     done = fabric("train", rows, "-m", tiny, "-o", folder / "adapter.gguf", *map(str, run))
     assert done.code == 0, done.err
     return folder / "adapter.gguf"

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.shell import FABRIC, environment, fabric, on_terminal, one_sentence, shell
 
-RUN = ("--steps", "4", "--rank", "2", "--ctx", "64", "--batch", "4")
+RUN = ("--steps", "4", "--lr", "2e-4", "--rank", "2", "--ctx", "64", "--batch", "4")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 

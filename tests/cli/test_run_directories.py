@@ -16,7 +16,7 @@ import pytest
 from fabric.errors import DataError
 from fabric.training.checkpoint import newest_checkpoint
 from fabric.training.resume import resume
-from fabric.training.settings import Silent, TrainSettings
+from fabric.training.settings import RunSettings, Silent
 from tests.cli.shell import Ended, fabric, one_sentence
 
 RUN = ("--steps", "4", "--rank", "2", "--ctx", "64", "--batch", "4", "--checkpoint-every", "1")
@@ -145,7 +145,7 @@ def forged(run: Path, edit: Edit, fitted: bool = True) -> None:
     edit(values["settings"])
     if fitted:
         with contextlib.suppress(DataError):
-            values["fingerprints"] = TrainSettings.from_json(values["settings"]).fingerprints()
+            values["fingerprints"] = RunSettings.from_json(values["settings"]).fingerprints()
     path.write_text(json.dumps(values))
 
 

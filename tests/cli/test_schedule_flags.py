@@ -112,7 +112,7 @@ def test_sgd_trains_without_moments(tiny: Path, rows: Path, tmp_path: Path) -> N
     [
         (["--patience", "2"], "--val"),
         (["--lr", "1e-4", "--lr-min", "1e-3"], "--lr-min"),
-        (["--stride", "512"], "--stride"),
+        (["--ctx", "512", "--stride", "512"], "--stride"),
         (["--keep", "0"], "keep"),
         (["--warmup-steps", "-1"], "warmup-steps"),
     ],

@@ -21,7 +21,7 @@ from fabric.training.settings import BenchSettings, TrainSettings
 from tests.cli.shell import Ended, environment, fabric, one_sentence
 from tests.support.paths import REPOSITORY
 
-MADE_UP = '    lr: Annotated[float, Setting("peak learning rate"'
+MADE_UP = "    lr: Annotated[float | None, RATE]"
 LINE = '    frobs: Annotated[int, Setting("frobs per knob", "N", low=2, high=9)] = 3\n'
 
 

@@ -17,7 +17,7 @@ from tests.distributed.launchers import LAUNCHERS, finish, ranks_of, said, start
 from tests.support.random_models import write_model
 
 SOON_S = 30.0
-FLAGS = ["--rank", "4", "--ctx", "64", "--batch", "4", "--precision", "f32", "--checkpoint-every", "20"]
+FLAGS = ["--lr", "2e-4", "--rank", "4", "--ctx", "64", "--batch", "4", "--precision", "f32", "--checkpoint-every", "20"]
 MANY = 1_000_000
 
 

@@ -203,7 +203,19 @@ def test_written_labels_are_those_that_generate_writes(model: str, rows_file: Wr
     rows = questions(24, "{}", ["the", "fox"])
     data = rows_file("r.jsonl", rows)
     tuned = tmp_path / "a.gguf"
-    flags = ["--epochs", "6", "--lr", "1e-2", "--precision", "f32", "--run-dir", str(tmp_path / "run"), "-q"]
+    flags = [
+        "--epochs",
+        "6",
+        "--lr",
+        "1e-2",
+        "--batch",
+        "8",
+        "--precision",
+        "f32",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "-q",
+    ]
     assert fabric("train", data, "-m", model, "-o", tuned, *flags).code == 0
     report = run(data, model, adapters=(AdapterInput(str(tuned)),), compare=True, accuracy="generated")
     assert report.base and report.base.accuracy and report.score.accuracy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,14 +47,17 @@ def lines(path: Path) -> list[Mapping[str, object]]:
 
 
 def test_the_tour_of_the_readme_runs_as_it_stands(model: Path, tmp_path: Path) -> None:
-    """Every line of it, with two steps instead of three epochs."""
+    """Every line of it, with the defaults that it is about."""
     tour = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## A tour")[1].split("```")[1]
-    script = tour.removeprefix("sh\n").replace("--epochs 3", "--steps 2")
+    script = tour.removeprefix("sh\n")
     assert script.count("\n") == 10 and all(line.startswith("fabric ") for line in script.splitlines())
     (tmp_path / "examples").symlink_to(EXAMPLES)
     (tmp_path / "base.gguf").symlink_to(model)
     done = run(tmp_path, "bash", "-ec", "set -o pipefail\n" + script)
     assert "train" in done.stdout and "merge" in done.stdout and "quantize" in done.stdout
+    for line in ("lr 1e-3: LoRA", "epochs 3: LoRA, 240 rows", "batch 8: 240 rows", "ctx 512: the longest row has"):
+        assert line in done.stderr
+    assert not re.search(r" --(?:lr|epochs|steps|batch|ctx|rank|alpha)\b", script)
 
 
 def test_the_pipeline_goes_from_rows_to_a_tuned_model_and_the_pipe_does_too(model: Path, tmp_path: Path) -> None:
@@ -73,10 +77,10 @@ def test_make_does_again_only_what_has_changed(model: Path, tmp_path: Path) -> N
     assert "fabric train" in run(tmp_path, *make, *settings).stdout
     assert "perplexity" in json.loads((out / "report.json").read_text())
     assert "fabric" not in run(tmp_path, *make, *settings).stdout
-    changed = run(tmp_path, *make, *settings, "RANK=4").stdout
+    changed = run(tmp_path, *make, *settings, "TRAIN=--rank 4").stdout
     assert "--rank 4" in changed and "fabric quantize" in changed and "fabric prepare" not in changed
     (out / "report.json").unlink()
-    scored = run(tmp_path, *make, *settings, "RANK=4").stdout
+    scored = run(tmp_path, *make, *settings, "TRAIN=--rank 4").stdout
     assert "fabric eval" in scored and "fabric train" not in scored
 
 
@@ -139,3 +143,27 @@ def test_the_biomedical_study_picks_on_validation_and_reports_on_test_rows(model
     assert report.count("## ") == 4 and report.count("95 % interval") == 8 and report.count("commonest label") == 4
     again = run(tmp_path, *study, SMOLLM2=model, GEMMA3=other, **settings)
     assert "fabric train" not in again.stderr
+
+
+def test_the_study_trains_and_scores_each_line_of_a_plan_once(model: Path, tmp_path: Path) -> None:
+    data, plan, script = tmp_path / "data", tmp_path / "plan", EXAMPLES / "study" / "run"
+    data.mkdir()
+    for split in ("train", "validation"):
+        rows = [{"question": f"Is {i} odd?", "label": ["Yes", "No"][i % 2], "rationale_src": "So it is."}
+                for i in range(8)]  # fmt: skip
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan.write_text(
+        "# two of eight rows, then all weights\n\nsmollm2 biomedical:4 --rank 2\ngemma3 style --full --lr 1e-4\n"
+    )
+    settings = {"SMOLLM2": model, "GEMMA3": model, "BIOMEDICAL": data, "OUT": tmp_path / "out", "STEPS": "1"}
+    command = f"{script} < {plan}"
+    done = run(tmp_path, "bash", "-ec", command, **settings)
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert [row[:5] for row in table] == [
+        ["gemma3", "style", "all", "", "0.0001"], ["smollm2", "biomedical:4", "LoRA", "2", "0.001"],
+    ]  # fmt: skip
+    assert all(float(row[7]) > 0 for row in table) and [bool(row[8]) for row in table] == [False, True]
+    assert len(lines(tmp_path / "out/rows/biomedical:4/train.jsonl")) == 2
+    assert run(tmp_path, "bash", "-ec", command, **settings).stdout == done.stdout
+    plan_lines = [line for line in (EXAMPLES / "study" / "plan").read_text().splitlines() if line[:1] not in ("", "#")]
+    assert all(line.split()[0] in ("smollm2", "gemma3") for line in plan_lines)

@@ -279,7 +279,7 @@ def part(name: str, data: bytes) -> bytes:
 
 def odd_run(rng: random.Random) -> bytes:
     """A run.json with fingerprints that fit, or the head of a checkpoint, in which some values are others."""
-    from fabric.training.settings import TrainSettings
+    from fabric.training.settings import RunSettings
 
     name = rng.choice(["run.json", CHECKPOINT, "best.ckpt"])
     text, _, rest = finished_run()[name].partition(b"\n" if name != "run.json" else b"\0")
@@ -293,7 +293,7 @@ def odd_run(rng: random.Random) -> bytes:
     if name != "run.json":
         return part(name, json.dumps(document).encode() + b"\n" + rest)
     with contextlib.suppress(FabricError, TypeError, AttributeError, KeyError):
-        document["fingerprints"] = TrainSettings.from_json(document["settings"]).fingerprints()
+        document["fingerprints"] = RunSettings.from_json(document["settings"]).fingerprints()
     return part(name, json.dumps(document).encode())
 
 

@@ -28,7 +28,7 @@ from fabric.models.recorder import Weights
 from fabric.text.encode import Example
 from fabric.training.machine import Machine
 from fabric.training.parameters import drawn, fill, full_layout, lora_layout, of_base
-from fabric.training.settings import TrainSettings
+from fabric.training.settings import RunSettings
 from fabric.weights.adapter import Adapter, LoraPair
 from fabric.weights.formats import FORMATS, can_decode
 from fabric.weights.gguf import GGUF, TensorSpec, write_gguf
@@ -197,8 +197,9 @@ def rows_of(rng: random.Random, capacity: int, vocab: int) -> list[Example]:
 def train(rng: random.Random, weights: Weights, precision: str, vocab: int) -> None:
     """Two steps of LoRA pairs or of whole weights."""
     full, capacity = rng.random() < 0.5, rng.choice([2, 5, 33, 70, 300])
-    settings = TrainSettings(
-        data="", model="", full=full, rank=rng.choice([1, 3, 8, 40]), precision=precision, lr=1e-3,  # type: ignore[arg-type]
+    settings = RunSettings(
+        data="", model="", full=full, rank=rng.choice([1, 3, 8, 40]), precision=precision,  # type: ignore[arg-type]
+        epochs=1, lr=1e-3, batch=8, ctx=512,
         dropout=0 if full else rng.choice([0, 0.5]), neftune=rng.choice([0, 5]), checkpointing=rng.random() < 0.5,
         optimizer=rng.choice(["adamw", "sgd"]), val=rng.choice([None, "x"]), weights=rng.choice(["blocks", "16bit"]),
     )  # fmt: skip

@@ -80,7 +80,9 @@ def run_ours(folder: Path, model: Path, shape: Shape, **settings: Any) -> tuple[
         run_dir=str(folder / "run"),
         metrics=str(folder / "metrics.jsonl"),
         **{
+            "epochs": 1,
             "batch": 4,
+            "ctx": 512,
             "lr": LR,
             "weight_decay": DECAY,
             "shuffle": False,

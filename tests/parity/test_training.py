@@ -39,7 +39,17 @@ def run_ours(folder: Path, model: Path, pairs: Pairs, **settings: Any) -> tuple[
         adapter=str(folder / "start.gguf"),
         run_dir=str(folder / "run"),
         metrics=str(folder / "metrics.jsonl"),
-        **{"batch": 4, "lr": 5e-3, "shuffle": False, "precision": "f32", "threads": 2, "device": "cpu", **settings},
+        **{
+            "epochs": 1,
+            "batch": 4,
+            "ctx": 512,
+            "lr": 5e-3,
+            "shuffle": False,
+            "precision": "f32",
+            "threads": 2,
+            "device": "cpu",
+            **settings,
+        },
     )
     fabric_train(chosen, SILENT)
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -88,7 +98,7 @@ def test_a_rank_stabilised_adapter_has_the_scale_of_peft(tmp_path: Path) -> None
     out = tmp_path / "tuned.gguf"
     fabric_train(
         TrainSettings(data=str(rows), model=str(model), output=str(out), rank=16, alpha=8.0, rslora=True,
-                      modules=("attn_q",), run_dir=str(tmp_path / "run"), device="cpu"),
+                      modules=("attn_q",), epochs=1, lr=2e-4, batch=8, run_dir=str(tmp_path / "run"), device="cpu"),
         SILENT,
     )  # fmt: skip
     with GGUF.open(out) as file:
