@@ -16,8 +16,6 @@ from fabric.weights.mix import parse_mix
 def check_settings(s: TrainSettings) -> None:
     """UsageError for values that make no sense, each by itself or together."""
     check(s)
-    if unknown := set(s.modules) - set(MODULES):
-        raise UsageError(f"--modules: there is no module {min(unknown)!r}; there are {', '.join(MODULES)}")
     if s.lr is not None and not 0 <= s.lr_min <= s.lr:
         raise UsageError(f"--lr-min must lie between 0 and --lr {s.lr}, not {s.lr_min}")
     if s.stride is not None and s.ctx is not None and not 0 < s.stride < s.ctx:
