@@ -74,31 +74,33 @@ def prompts_of(rows: Sequence[Asked], text: Text) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Lanes:
-    """How prompts decode together: so many at a time, in `room` slots of the cache each."""
+    """How prompts decode together: `count` at a time, `room` slots of the cache each. `context`: as in a Recorder."""
 
     count: int
     room: int
+    context: int
 
     @classmethod
-    def of(cls, text: Text, prompts: Sequence[Sequence[int]], most: int) -> Lanes:
+    def of(cls, text: Text, prompts: Sequence[Sequence[int]], most: int, context: int) -> Lanes:
         """For answers of at most `most` tokens, within the model's context where the prompts are."""
         longest = max(map(len, prompts))
         limit = text.gguf.get(f"{text.gguf.architecture}.context_length", int, longest + most)
-        return cls(min(_TOGETHER, len(prompts)), max(longest + 1, min(longest + most, limit)))
+        room = max(longest + 1, min(longest + most, limit))
+        return cls(min(_TOGETHER, len(prompts)), room, max(context, room))
 
     def decoder(self, model: Model, loras: Loras) -> contextlib.closing[Decoder]:
         """The cache and the plan. Raises DeviceError where they do not fit."""
         rows, tokens = self.count * self.room, max(self.count, FEED_TOKENS)
         return contextlib.closing(
-            Decoder(model.weights, rows, tokens, self.count, model.precision, loras, context=self.room)
+            Decoder(model.weights, rows, tokens, self.count, model.precision, loras, context=self.context)
         )
 
 
 def written(
-    text: Text, model: Model, loras: Loras, prompts: Sequence[Sequence[int]], most: int, done: Done
+    text: Text, model: Model, loras: Loras, prompts: Sequence[Sequence[int]], most: int, context: int, done: Done
 ) -> list[str]:
-    """The greedy answer to each prompt, of at most `most` tokens."""
-    greedy, lanes, found = GenerateSettings(text.gguf.name, max_tokens=most), Lanes.of(text, prompts, most), {}
+    """The greedy answer to each prompt, of at most `most` tokens. `context`: as in a Recorder."""
+    greedy, lanes, found = GenerateSettings(text.gguf.name, max_tokens=most), Lanes.of(text, prompts, most, context), {}
     with lanes.decoder(model, loras) as decoder:
         for lane, _ in answers(greedy, text.tokenizer, decoder, prompts, lanes.count, lanes.room):
             found[lane.number] = lane.answer.text
@@ -107,7 +109,7 @@ def written(
 
 
 def planned(
-    text: Text, prompts: Sequence[Sequence[int]], most: int
+    text: Text, prompts: Sequence[Sequence[int]], most: int, context: int
 ) -> Callable[[Model], contextlib.AbstractContextManager[str]]:
     """Tries the memory that answers will take, before there is work to lose; a sentence that says how much."""
 
@@ -116,7 +118,7 @@ def planned(
         if not prompts:
             yield ""
             return
-        with Lanes.of(text, prompts, most).decoder(model, model.loras) as decoder:
+        with Lanes.of(text, prompts, most, context).decoder(model, model.loras) as decoder:
             sentence = f"{text.gguf.name} writes {len(prompts):,} answers {memory(text, model, decoder)}"
         yield sentence
 

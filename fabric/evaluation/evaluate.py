@@ -56,7 +56,7 @@ def evaluate(
             note(check_judge(settings, rows.asked))
         if settings.against:
             note(_check_another(settings, rows.asked))
-        with open_model(text, settings, planned(text, prompts, settings.max_tokens)) as (model, takes):
+        with open_model(text, settings, planned(text, prompts, settings.max_tokens, settings.ctx)) as (model, takes):
             if prompts:
                 note(takes)
             variants = [{}, *model.each] if settings.compare else [model.loras]
@@ -67,7 +67,11 @@ def evaluate(
             start = time.monotonic()
             found = [_score(settings, text, model, loras, rows, test, meter.add) for loras in variants]
             for one, loras in zip(found, variants, strict=True):
-                one.answers = written(text, model, loras, prompts, settings.max_tokens, meter.add) if prompts else []
+                one.answers = (
+                    written(text, model, loras, prompts, settings.max_tokens, settings.ctx, meter.add)
+                    if prompts
+                    else []
+                )
                 one.measure(measures, rows.asked)
             seconds = time.monotonic() - start
             scored = meter.done
@@ -210,7 +214,7 @@ def _score(
     elif test:
         prompts = [choice.prompt for choice in test.choices]
         most = max(len(ids) for choice in test.choices for ids in choice.candidates) + _BEFORE_A_LABEL
-        chosen = test.written(written(text, model, loras, prompts, most, done))
+        chosen = test.written(written(text, model, loras, prompts, most, settings.ctx, done))
     accuracy = test.accuracy(chosen) if test and chosen else None
     right = [row.label == label for row, label in zip(test.rows, chosen, strict=True)] if test and chosen else []
     total = Score(loss, math.exp(min(loss, 700.0)), accuracy, ties)
@@ -308,7 +312,7 @@ def _check_another(settings: EvalSettings, asked: Sequence[Asked]) -> str:
     """Opens the model of --against for a moment; a sentence that says what its answers take."""
     assert settings.against is not None
     with open_text(settings.against, None) as text:
-        trial = planned(text, prompts_of(asked, text), settings.max_tokens)
+        trial = planned(text, prompts_of(asked, text), settings.max_tokens, settings.ctx)
         with open_model(text, settings, trial) as (_, sentence):
             return sentence
 
@@ -317,7 +321,7 @@ def _of_another(settings: EvalSettings, asked: Sequence[Asked]) -> list[str]:
     """The answers of another model, which is opened for them alone."""
     assert settings.against is not None
     with open_text(settings.against, None) as text, open_model(text, settings, contextlib.nullcontext) as (model, _):
-        return written(text, model, {}, prompts_of(asked, text), settings.max_tokens, lambda tokens: None)
+        return written(text, model, {}, prompts_of(asked, text), settings.max_tokens, settings.ctx, lambda tokens: None)
 
 
 def _name(adapter: AdapterInput) -> str:

@@ -109,7 +109,7 @@ class Machine:
         self.decoder, self.samples_bytes = None, 0
         if self.samples:
             sources = self.layout.sources(self.params)
-            self.decoder = self.samples.decoder(self.weights, self.precision, sources, self.alpha, decode)
+            self.decoder = self.samples.decoder(self.weights, self.precision, sources, self.alpha, decode, s.ctx)
             self.samples_bytes = self.decoder.plan_all()
         self.weights_kept = kept if self.plan.stats.constant_bytes else "blocks"  # where nothing is to be decoded
         recorder.graph.close()

@@ -36,12 +36,14 @@ class Samples:
     room: int
 
     def decoder(
-        self, weights: Weights, precision: str, trained: Mapping[str, Source], alpha: float, decode: bool
+        self, weights: Weights, precision: str, trained: Mapping[str, Source], alpha: float, decode: bool, context: int
     ) -> Decoder:
-        """One that reads what trains where it lies."""
+        """One that reads what trains where it lies. `context`: that of training, as in a Recorder."""
         lanes = len(self.prompts)
         tokens = max(lanes, min(FEED_TOKENS, sum(len(prompt.ids) for prompt in self.prompts)))
-        return Decoder(weights, lanes * self.room, tokens, lanes, precision, trained, alpha, decode, self.room)
+        return Decoder(
+            weights, lanes * self.room, tokens, lanes, precision, trained, alpha, decode, max(context, self.room)
+        )
 
     def answers(self, decoder: Decoder, step: int, show: Callable[[float], None]) -> list[dict[str, Any]]:
         """The records of a step: prompt, answer, and what was expected where the row says that. `show` is called with
