@@ -48,7 +48,7 @@ def state(reading: Reading) -> str:
 
 
 def settings(readings: Sequence[Reading]) -> list[Table]:
-    """What was set: where runs differ, what is not at its default, and all the rest."""
+    """What was set: where runs differ, what is not at a fixed default, and all the rest."""
     known = {one.name: one for one in declared(TrainSettings)}
     defaults = {one.name: one.default for one in fields(TrainSettings)}
     paths = {name for name, one in known.items() if one.setting.path is not None and not one.setting.number}
@@ -62,7 +62,7 @@ def settings(readings: Sequence[Reading]) -> list[Table]:
     rest = [name for name in values if name not in differ and name not in chosen]
     found = [
         ("settings-differ", "Settings that differ", differ, False),
-        ("settings-chosen", "Settings other than the defaults", chosen, False),
+        ("settings-chosen", "Settings given, or chosen from the model and the rows", chosen, False),
         ("settings-default", "Settings at their defaults", rest, True),
     ]
     head = _head("setting", readings)

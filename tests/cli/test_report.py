@@ -128,7 +128,8 @@ def test_the_page_says_how_a_run_was_made_and_what_it_came_to(trained: Path, pag
     last = [json.loads(line) for line in (trained / "first/metrics.jsonl").read_text().splitlines()][-1]
     assert text.row("overview", "loss, last step") == [f"{last['loss']:.6g}"]
     assert text.row("overview", "last validation loss") == [f"{last['val_loss']:.6g}"]
-    assert text.row("settings-chosen", "--rank") == ["4"] and text.row("settings-default", "--lr") == ["0.0002"]
+    assert text.row("settings-chosen", "--rank") == ["4"] and text.row("settings-chosen", "--lr") == ["0.001"]
+    assert text.row("settings-default", "--schedule") == ["cosine"]
     for name, key in (("base model", "model"), ("rows", "data")):
         assert text.row("provenance", name) == [Path(told["settings"][key]).name]
         assert text.row("provenance", f"{name}, SHA-256") == [told[f"{key}_sha256"]]
