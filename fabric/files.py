@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+from fabric import interrupts
 from fabric.errors import MissingInputError, OutputError, UsageError
 from fabric.printable import printable
 
@@ -27,6 +28,7 @@ except ImportError:  # Windows
 
 STDIO = "-"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_mine: set[Path] = set()  # partial files and folders that this process is writing
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d+)")
 _PART = re.compile(r"(?s)(.*)-\d{5}-of-(\d{5})\.gguf")
@@ -224,6 +226,7 @@ def _replacing(name: str) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:
         raise OutputError(f"{name} cannot be written: {_reason(error)}") from error
     sink = _Sink(fd, name)
+    _mine.add(partial)
     try:
         with _closing(sink):
             out = io.BufferedWriter(sink, 1 << 20)
@@ -238,6 +241,8 @@ def _replacing(name: str) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        _mine.discard(partial)
 
 
 @contextlib.contextmanager
@@ -256,6 +261,7 @@ def open_folder(target: Path) -> Iterator[Path]:
         partial, fd = _claimed(target, made)
     except (OSError, ValueError) as error:
         raise OutputError(f"{target} cannot be written: {_reason(error)}") from error
+    _mine.add(partial)
     try:
         yield partial
         _rename(partial, target, str(target))
@@ -263,7 +269,20 @@ def open_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
+        _mine.discard(partial)
         os.close(fd)
+
+
+def _drop_partials() -> None:
+    for partial in list(_mine):
+        with contextlib.suppress(OSError):
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink()
+
+
+interrupts.before_an_end(_drop_partials)
 
 
 def _claimed(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:

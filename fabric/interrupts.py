@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 _asked = False
 _held = 0
 _running: set[Callable[[], None]] = set()
+_unfinished: list[Callable[[], None]] = []
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,6 +49,17 @@ def check() -> None:
     """Raises Interrupted where a request came."""
     if _asked:
         raise Interrupted
+
+
+def before_an_end(drop: Callable[[], None]) -> None:
+    """Has what is unfinished dropped where the process ends at once, without leaving its blocks."""
+    _unfinished.append(drop)
+
+
+def drop_unfinished() -> None:
+    """What the process does last before such an end, in any thread."""
+    for drop in _unfinished:
+        drop()
 
 
 @contextlib.contextmanager

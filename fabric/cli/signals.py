@@ -70,6 +70,7 @@ def _hear(received: int, frame: FrameType | None) -> None:
     global number, _since
     if number is not None:
         if number != HANG_UP and time.monotonic() - _since > SAME_S:
+            interrupts.drop_unfinished()
             signal.signal(received, signal.SIG_DFL)
             os.kill(os.getpid(), received)
         return
@@ -106,4 +107,5 @@ def _leave(received: int) -> NoReturn:
     """Ends the process from beside the main thread, which does not answer."""
     with contextlib.suppress(OSError):
         os.write(2, f"{notices.speaker}: interrupted\n".encode())
+    interrupts.drop_unfinished()
     os._exit(128 + received)

@@ -167,6 +167,7 @@ class MpiRanks:
     def fail(self, sentence: str, code: int) -> NoReturn:
         """Ends all ranks at once."""
         self.say(f"{sentence}; {self.kept}" if self.kept else sentence)
+        interrupts.drop_unfinished()
         self.comm.Abort(code)
         os._exit(code)
 

@@ -114,7 +114,11 @@ import sys, time
 from fabric import interrupts
 from fabric.cli import signals
 from fabric.core import Device
+from fabric.files import open_output
 signals.listen()
+if len(sys.argv) > 3:
+    result = open_output(sys.argv[3])
+    result.__enter__().write(b"half of it")
 print("ready", flush=True)
 if sys.argv[1] == "deaf":
     Device("cpu").peak("f32", 60.0)  # a call that nothing cancels
@@ -135,17 +139,21 @@ def script(*arguments: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_call_that_cannot_be_cancelled_does_not_keep_a_command() -> None:
-    ended = stop(script("deaf", "0"), signal.SIGTERM)
+def test_a_call_that_cannot_be_cancelled_does_not_keep_a_command_and_leaves_nothing_half_written(
+    tmp_path: Path,
+) -> None:
+    ended = stop(script("deaf", "0", str(tmp_path / "result")), signal.SIGTERM)
     assert (ended.code, ended.err) == (143, "fabric: interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_second_signal_ends_at_once_and_one_that_comes_twice_is_one() -> None:
-    process = script("held", "60")
+def test_the_second_signal_ends_at_once_and_one_that_comes_twice_is_one(tmp_path: Path) -> None:
+    process = script("held", "60", str(tmp_path / "result"))
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
     assert stop(process, signal.SIGINT).code == -signal.SIGINT
+    assert not list(tmp_path.iterdir())
     process = script("held", "1")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
