@@ -227,11 +227,11 @@ def test_every_call_that_fails_ends_cleanly(family: str, standin: Path, tmp_path
         assert int(reached[name]) > 0, done.stdout
 
 
-# Types of the table as the runtime encodes them (NSUInteger Q, NSInteger q).
+# Types of the table as the runtime encodes them (NSUInteger Q, NSInteger q; r: to what is const).
 ENCODINGS = {
     "void": "v", "mtl_id": "@", "mtl_sel": ":", "mtl_uint": "Q", "uint64_t": "Q", "mtl_int": "q", "mtl_bool": "B",
-    "double": "d", "const char *": "*", "const void *": "^v", "void *": "^v", "mtl_id *": "^@", "mtl_block": "@?",
-    "mtl_size": "{MTLSize=QQQ}",
+    "double": "d", "const char *": "r*", "const void *": "r^v", "void *": "^v", "mtl_id *": "^@", "mtl_block": "@?",
+    "mtl_size": "{?=QQQ}",
 }  # fmt: skip
 
 
@@ -242,7 +242,8 @@ def test_each_selector_of_the_table_has_the_types_that_it_says_and_its_page() ->
     assert {name for name, *_ in table} == used
     for name, selector, returned, parameters, encoding, page in table:
         kinds = [kind.strip() for kind in parameters.split(",")]
-        assert ENCODINGS[returned] + "".join(ENCODINGS[kind] for kind in kinds) == encoding, name
+        oneway = "V" if selector == "release" else ""
+        assert oneway + ENCODINGS[returned] + "".join(ENCODINGS[kind] for kind in kinds) == encoding, name
         assert selector.count(":") == len(kinds) - 2, name
         assert re.fullmatch(r"(metal|foundation|objectivec)/\S+", page), name
 

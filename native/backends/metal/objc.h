@@ -15,18 +15,19 @@ typedef unsigned long mtl_uint; /* NSUInteger, which is 64 bits wide wherever Me
 typedef long mtl_int;           /* NSInteger and enumerations of it */
 typedef void *mtl_block; /* NULL here */
 typedef signed char mtl_bool;   /* BOOL: B where it is bool (arm64), c where it is a signed char; 0 or 1 in both */
-typedef struct mtl_size {       /* MTLSize */
+typedef struct mtl_size {       /* MTLSize, a struct without a tag: ? in encodings */
     mtl_uint width, height, depth;
 } mtl_size;
 
-/* X(name, selector, returned type, parameters, type encoding, page below developer.apple.com/documentation) */
+/* X(name, selector, returned type, parameters, type encoding, page below developer.apple.com/documentation)
+ * Checked row by row on 29 November 2026 against those pages and the headers of the iOS 17.4 SDK (for MTLDevice's name, links to its page). */
 #define MTL_METHODS(X) \
     X(create, "new", mtl_id, (mtl_id, mtl_sel), "@@:", "objectivec/nsobject-swift.class/new") \
-    X(retain, "retain", mtl_id, (mtl_id, mtl_sel), "@@:", "objectivec/nsobjectprotocol/retain") \
-    X(release, "release", void, (mtl_id, mtl_sel), "v@:", "objectivec/nsobjectprotocol/release") \
-    X(string, "stringWithUTF8String:", mtl_id, (mtl_id, mtl_sel, const char *), "@@:*", \
-      "foundation/nsstring/init(utf8string:)") \
-    X(utf8, "UTF8String", const char *, (mtl_id, mtl_sel), "*@:", "foundation/nsstring/utf8string") \
+    X(retain, "retain", mtl_id, (mtl_id, mtl_sel), "@@:", "objectivec/nsobject-c.protocol/retain") \
+    X(release, "release", void, (mtl_id, mtl_sel), "Vv@:", "objectivec/nsobject-c.protocol/release") \
+    X(string, "stringWithUTF8String:", mtl_id, (mtl_id, mtl_sel, const char *), "@@:r*", \
+      "foundation/nsstring/init(utf8string:)-321f6") \
+    X(utf8, "UTF8String", const char *, (mtl_id, mtl_sel), "r*@:", "foundation/nsstring/utf8string") \
     X(count, "count", mtl_uint, (mtl_id, mtl_sel), "Q@:", "foundation/nsarray/count") \
     X(object_at, "objectAtIndex:", mtl_id, (mtl_id, mtl_sel, mtl_uint), "@@:Q", "foundation/nsarray/object(at:)") \
     X(code, "code", mtl_int, (mtl_id, mtl_sel), "q@:", "foundation/nserror/code") \
@@ -44,7 +45,7 @@ typedef struct mtl_size {       /* MTLSize */
     X(new_queue, "newCommandQueue", mtl_id, (mtl_id, mtl_sel), "@@:", "metal/mtldevice/makecommandqueue()") \
     X(new_buffer, "newBufferWithLength:options:", mtl_id, (mtl_id, mtl_sel, mtl_uint, mtl_uint), "@@:QQ", \
       "metal/mtldevice/makebuffer(length:options:)") \
-    X(new_copy, "newBufferWithBytes:length:options:", mtl_id, (mtl_id, mtl_sel, const void *, mtl_uint, mtl_uint), "@@:^vQQ", \
+    X(new_copy, "newBufferWithBytes:length:options:", mtl_id, (mtl_id, mtl_sel, const void *, mtl_uint, mtl_uint), "@@:r^vQQ", \
       "metal/mtldevice/makebuffer(bytes:length:options:)") \
     X(new_view, "newBufferWithBytesNoCopy:length:options:deallocator:", mtl_id, (mtl_id, mtl_sel, void *, mtl_uint, mtl_uint, mtl_block), "@@:^vQQ@?", \
       "metal/mtldevice/makebuffer(bytesnocopy:length:options:deallocator:)") \
@@ -53,7 +54,7 @@ typedef struct mtl_size {       /* MTLSize */
       "metal/mtlcompileoptions/fastmathenabled") \
     X(new_library, "newLibraryWithSource:options:error:", mtl_id, (mtl_id, mtl_sel, mtl_id, mtl_id, mtl_id *), "@@:@@^@", \
       "metal/mtldevice/makelibrary(source:options:)") \
-    X(set_constant, "setConstantValue:type:atIndex:", void, (mtl_id, mtl_sel, const void *, mtl_uint, mtl_uint), "v@:^vQQ", \
+    X(set_constant, "setConstantValue:type:atIndex:", void, (mtl_id, mtl_sel, const void *, mtl_uint, mtl_uint), "v@:r^vQQ", \
       "metal/mtlfunctionconstantvalues/setconstantvalue(_:type:index:)") \
     X(new_function, "newFunctionWithName:constantValues:error:", mtl_id, (mtl_id, mtl_sel, mtl_id, mtl_id, mtl_id *), "@@:@@^@", \
       "metal/mtllibrary/makefunction(name:constantvalues:)") \
@@ -78,9 +79,9 @@ typedef struct mtl_size {       /* MTLSize */
       "metal/mtlcomputecommandencoder/setcomputepipelinestate(_:)") \
     X(set_buffer, "setBuffer:offset:atIndex:", void, (mtl_id, mtl_sel, mtl_id, mtl_uint, mtl_uint), "v@:@QQ", \
       "metal/mtlcomputecommandencoder/setbuffer(_:offset:index:)") \
-    X(set_bytes, "setBytes:length:atIndex:", void, (mtl_id, mtl_sel, const void *, mtl_uint, mtl_uint), "v@:^vQQ", \
+    X(set_bytes, "setBytes:length:atIndex:", void, (mtl_id, mtl_sel, const void *, mtl_uint, mtl_uint), "v@:r^vQQ", \
       "metal/mtlcomputecommandencoder/setbytes(_:length:index:)") \
-    X(dispatch, "dispatchThreadgroups:threadsPerThreadgroup:", void, (mtl_id, mtl_sel, mtl_size, mtl_size), "v@:{MTLSize=QQQ}{MTLSize=QQQ}", \
+    X(dispatch, "dispatchThreadgroups:threadsPerThreadgroup:", void, (mtl_id, mtl_sel, mtl_size, mtl_size), "v@:{?=QQQ}{?=QQQ}", \
       "metal/mtlcomputecommandencoder/dispatchthreadgroups(_:threadsperthreadgroup:)") \
     X(copy, "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", void, (mtl_id, mtl_sel, mtl_id, mtl_uint, mtl_id, mtl_uint, mtl_uint), "v@:@Q@QQ", \
       "metal/mtlblitcommandencoder/copy(from:sourceoffset:to:destinationoffset:size:)")
