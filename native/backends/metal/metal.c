@@ -37,7 +37,7 @@ static int runtime_open(void) {
     return FB_OK;
 }
 
-/* Whether a device has what the kernels need: Metal of macOS 10.15 or iOS 13, which families are a part of. */
+/* Whether a device has what the kernels need: Metal of macOS 10.15 or iOS 16, which say how much memory may be worked in. */
 static int suits(mtl_id device) {
     return SEND(is_of_family, device, MTLGPUFamilyApple4) || SEND(is_of_family, device, MTLGPUFamilyMac2);
 }
