@@ -31,15 +31,15 @@ def kind_of(source: str | Path) -> Kind | None:
         if path.is_dir():
             return _kind_of_folder(path)
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(256)
             size = path.stat().st_size
     except (OSError, ValueError):
         return None
     if head.startswith(b"GGUF"):
         return "gguf"
-    if head.startswith(b"PK\3\4"):
+    if head.startswith(b"PK\3\4") and b"/data.pkl" in head:  # its first entry
         return "pytorch"
-    header = struct.unpack("<Q", head[:8])[0] if len(head) == 16 else size
+    header = struct.unpack("<Q", head[:8])[0] if len(head) >= 16 else size
     return "safetensors" if head[8:9] == b"{" and header < size else None
 
 

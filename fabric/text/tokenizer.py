@@ -107,10 +107,10 @@ class Tokenizer:
         """From the `tokenizer.*` keys of a GGUF's metadata; DataError where they are missing, wrong or unsupported."""
         model = metadata.get("tokenizer.ggml.model")
         if model not in ("gpt2", "gemma4", "llama"):
-            known = f"has a tokenizer of kind {model!r}"
+            known = f"has a tokenizer of kind {short(model)}"
             if model is None:
                 known = "has no tokenizer (tokenizer.ggml.model)"
-            elif model in _OTHER_KINDS:
+            elif isinstance(model, str) and model in _OTHER_KINDS:
                 known = f"has a tokenizer of {_OTHER_KINDS[model]} ({model!r})"
             supported = "byte pairs ('gpt2', 'gemma4') and SentencePiece ('llama')"
             raise DataError(f"the model {known}; {supported} are supported")

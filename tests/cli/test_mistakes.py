@@ -40,7 +40,7 @@ def test_what_is_no_model_is_told_with_the_way_to_one(tiny: Path, rows: Path, ad
     weights.write_bytes((2).to_bytes(8, "little") + b"{}" + b"\0" * 8)
     (peft / "adapter_config.json").write_text("{}")
     (other / "a.gguf").write_bytes(b"GGUF")
-    (tmp_path / "x.bin").write_bytes(b"PK\3\4" + b"\0" * 20)
+    (tmp_path / "x.bin").write_bytes(b"PK\3\4" + b"\0" * 26 + b"x/data.pkl")
     for path, words in (
         (run, ["the directory of a run", f"its result is {run / 'adapter.gguf'}"]),
         (hub, ["a Hugging Face folder", f"`fabric convert {hub} -o base.gguf`"]),

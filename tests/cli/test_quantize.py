@@ -56,7 +56,7 @@ def test_blocks_that_hold_no_weights_end_in_a_sentence(tmp_path: Path) -> None:
 
 def lost(told: str) -> dict[str, float]:
     """What --errors tells, in percent by tensor."""
-    rows = [line.split() for line in told.splitlines() if line.endswith(" %")]
+    rows = [line.partition(": ")[2].split() for line in told.splitlines() if line.endswith(" %")]
     return {row[0]: float(row[-2]) for row in rows}
 
 

@@ -232,8 +232,8 @@ def test_a_record_that_no_command_could_read_is_not_written(tmp_path: Path, monk
 def test_a_missing_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", JSONL)
     out = io.BytesIO()
-    for missing in (tmp_path / "b.jsonl", tmp_path):
-        with pytest.raises(MissingInputError):
+    for missing, error in ((tmp_path / "b.jsonl", MissingInputError), (tmp_path, DataError)):
+        with pytest.raises(error):
             prepare(PrepareSettings(inputs=(str(tmp_path / "a.jsonl"), str(missing))), out)
     assert out.getvalue() == b""
 

@@ -29,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(REPOSITORY / "fabric", tmp_path / "fabric", ignore=shutil.ignore_patterns("*.so", "*.o"))
     script = tmp_path / "native" / "spirv.py"  # the compiler of PyPI may be here, and is not to be seen
     script.write_text(script.read_text().replace("cmeel.prefix", "nowhere.prefix"))
-    for name, refused in (("new", "nothing"), ("old", "GL_KHR_cooperative_matrix")):
+    for name, refused in (("new", "no text has this"), ("old", "GL_KHR_cooperative_matrix")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "glslc").write_text(COMPILER % refused)
         (tmp_path / name / "glslc").chmod(0o755)

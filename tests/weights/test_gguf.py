@@ -173,8 +173,8 @@ def test_typed_values_are_checked(open_bytes: Callable[[bytes], GGUF]) -> None:
 
 
 def test_a_file_that_is_not_there_is_missing_input(tmp_path: Path) -> None:
-    for path in (tmp_path / "no.gguf", tmp_path):
-        with pytest.raises(MissingInputError, match=str(path)):
+    for path, error in ((tmp_path / "no.gguf", MissingInputError), (tmp_path, DataError)):
+        with pytest.raises(error, match=str(path)):
             GGUF.open(path)
 
 
