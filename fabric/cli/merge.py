@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 
 from fabric.cli import console
+from fabric.errors import UsageError
 from fabric.settings import Errors
 from fabric.weights.settings import MergeSettings, WriteResult
 
@@ -18,6 +19,8 @@ def command(settings: MergeSettings, errors: Errors = False) -> None:
     """
     from fabric.weights.merge import merge
 
+    if settings.average and errors:
+        raise UsageError("--errors reports what encoding loses, and --average encodes nothing: leave one out")
     with console.bar("merge", "B") as progress:
         result = merge(settings, progress)
     tell("averaged" if settings.average else "merged", result, errors)

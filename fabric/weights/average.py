@@ -24,6 +24,8 @@ def average(settings: MergeSettings) -> WriteResult:
     """
     if settings.model is not None:
         raise UsageError("--average makes an adapter of adapters, so it takes no --model: leave one out")
+    if settings.type != MergeSettings.type:
+        raise UsageError(f"--average writes an adapter in f32, so it takes no --type {settings.type}: leave one out")
     if len(settings.adapters) < 2:
         raise UsageError("--average needs at least two adapters: -a A.gguf -a B.gguf, each with =WEIGHT if they differ")
     for given in settings.adapters:

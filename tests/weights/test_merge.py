@@ -274,6 +274,8 @@ def test_the_mean_of_adapters_is_weighted_and_remembers_all(tmp_path: Path, base
         (("-a", files[0]), 2, "two"),
         (("-a", files[0], "-a", f"{files[1]}=0"), 2, "above 0"),
         (("-a", files[0], "-a", files[1], "-m", base), 2, "no --model"),
+        (("-a", files[0], "-a", files[1], "--type", "q8_0"), 2, "no --type q8_0"),
+        (("-a", files[0], "-a", files[1], "--errors"), 2, "encodes nothing"),
         (("-a", files[0], "-a", other), 65, "rank"),
     ):
         one_sentence(fabric("merge", "--average", *flags, "-o", "none.gguf", cwd=tmp_path), code, words)
