@@ -177,6 +177,9 @@ static inline int fb_launch_in_use(const fb_launch *launch, const int32_t counts
     return 1;
 }
 
+/* Whether an op writes that operand. */
+int fb_is_written(fb_op op, int operand);
+
 /* How a program is replayed; what is NULL is not asked for. */
 typedef struct fb_run {
     const volatile int32_t *cancel; /* once it is set, replay soon ends with FB_E_CANCELLED */

@@ -20,6 +20,14 @@ typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphExec_st *CUgraphExec;
+typedef struct CUgraphNode_st *CUgraphNode;
+typedef struct CUkernelNode { /* CUDA_KERNEL_NODE_PARAMS_v2 */
+    CUfunction function;
+    unsigned groups[3], threads[3], shared_bytes;
+    void **arguments, **extra;
+    void *kernel;
+    CUcontext context;
+} CUkernelNode;
 typedef struct nvrtcProgram_st *nvrtcProgram;
 
 enum {
@@ -34,7 +42,6 @@ enum {
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
     CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
     CU_STREAM_NON_BLOCKING = 1,
-    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
     CU_EVENT_DEFAULT = 0,
     CU_EVENT_DISABLE_TIMING = 2,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
@@ -68,8 +75,8 @@ enum {
     X(cuStreamCreate, (CUstream *, unsigned))                                                                      \
     X(cuStreamDestroy_v2, (CUstream))                                                                              \
     X(cuStreamSynchronize, (CUstream))                                                                             \
-    X(cuStreamBeginCapture_v2, (CUstream, int))                                                                    \
-    X(cuStreamEndCapture, (CUstream, CUgraph *))                                                                   \
+    X(cuGraphCreate, (CUgraph *, unsigned))                                                                        \
+    X(cuGraphAddKernelNode_v2, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t, const CUkernelNode *))        \
     X(cuGraphInstantiateWithFlags, (CUgraphExec *, CUgraph, unsigned long long))                                   \
     X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                      \
     X(cuGraphDestroy, (CUgraph))                                                                                   \

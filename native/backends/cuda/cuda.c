@@ -155,10 +155,7 @@ static int open_stream(cuda *c) {
     if (code == FB_OK) code = cu_check(c, c->cu->cuStreamCreate(&c->stream, CU_STREAM_NON_BLOCKING), "make a stream");
     enum { COUNTS_BYTES = 256 };
     if (code == FB_OK)
-        code = cu_check(c, c->cu->cuMemAlloc_v2(&c->counts, COUNTS_BYTES + 4 * CU_ARRIVALS), "allocate memory");
-    c->arrivals = c->counts + COUNTS_BYTES;
-    if (code == FB_OK)
-        code = cu_check(c, c->cu->cuMemsetD32Async(c->arrivals, 0, CU_ARRIVALS, c->stream), "clear memory");
+        code = cu_check(c, c->cu->cuMemAlloc_v2(&c->counts, COUNTS_BYTES), "allocate memory");
     for (int i = 0; i < 2 && code == FB_OK; i++) {
         code = cu_check(c, c->cu->cuEventCreate(&c->marks[i], CU_EVENT_DISABLE_TIMING), "make an event");
         if (code == FB_OK)

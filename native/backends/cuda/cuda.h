@@ -28,6 +28,7 @@ enum { CU_KEY = 320 /* most characters of a key */ };
 typedef struct cu_step {
     int kernel, launch; /* of the program */
     uint32_t groups, threads, shared_bytes;
+    int tiles; /* of those before it, at which parts arrive */
     void *argument; /* its only one */
 } cu_step;
 
@@ -50,7 +51,6 @@ typedef struct cuda {
     int own;               /* 1: kernels of this folder run here, 0: portable ones alone */
     fb_kernel_limits limits;
     CUdeviceptr counts;    /* of the feed that is being replayed */
-    CUdeviceptr arrivals;  /* of parts of a reduction, at tiles */
     cu_staging staging[2]; /* through which writes go, in turn */
     int turn;
     CUevent marks[2];      /* of the two latest parts of a replay */

@@ -6,11 +6,30 @@
 #include <string.h>
 #include "../../os.h"
 
-enum { PART = 256 /* kernels of a graph: progress, cancel and rest act between two */ };
+enum {
+    PART = 256, /* kernels of a graph: progress, cancel and rest act between two */
+    SIDES = 4, SIDES_BYTES = 8 << 20 /* launches with as little scratch have it beside each other */
+};
+
+/* Addresses [from, to) that a launch reads, or writes too. */
+typedef struct cu_range {
+    CUdeviceptr from, to;
+    int written;
+} cu_range;
+
+enum { RANGES = FB_MAX_OPERANDS + 1 /* and the scratch */ };
+
+typedef struct cu_reach {
+    cu_range at[RANGES];
+    int n;
+} cu_reach;
 
 typedef struct cu_program {
     cu_step *steps;
     int n, room, launches;
+    cu_reach *reach;       /* of each launch */
+    CUdeviceptr arrivals;  /* of parts of a reduction, at the tiles of every step that has such, zeros between two replays */
+    int tiles;
     CUgraphExec *graphs; /* of PART steps each */
     int n_graphs;
     CUevent *times; /* before each launch, and behind the last; made when first asked for */
@@ -46,11 +65,12 @@ static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
         for (int i = 0; i < FB_SPECS; i++)
             at += (size_t)snprintf(key + at, sizeof key - at, " -DSPEC_%d=%uu", i, l->dispatch.constant.at[i]);
     }
-    l->args.counts = c->counts, l->args.arrivals = c->arrivals;
+    l->args.counts = c->counts;
     const int kernel = cu_kernel_of(c, key);
     if (kernel < 0) return -kernel;
     if (l->shared_bytes > c->kernels[kernel].shared_bytes) c->kernels[kernel].shared_bytes = l->shared_bytes;
-    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, argument_of(c, l)};
+    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, p->tiles, argument_of(c, l)};
+    if (l->key[0] && l->args.parts > 1) p->tiles += (int)l->groups / l->args.parts;
     return p->steps[p->n++].argument ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
 }
 
@@ -62,14 +82,48 @@ static int start(cuda *c, const cu_step *s) {
                     "run a kernel");
 }
 
-/* Steps [first, end) as one graph. */
+/* ---- which launches wait for which ---- */
+
+static void reach(cu_reach *r, CUdeviceptr from, uint64_t bytes, int written) {
+    if (bytes) r->at[r->n++] = (cu_range){from, from + bytes, written};
+}
+
+static void reach_of(const fb_launch *l, cu_reach *r) {
+    for (int k = 0; k < FB_MAX_OPERANDS; k++)
+        if (l->v[k].mem)
+            reach(r, cu_address(&l->v[k]), fb_type_bytes(l->v[k].type, (int64_t)l->v[k].rows * l->v[k].ld), fb_is_written(l->op, k));
+}
+
+static int meet(const cu_reach *a, const cu_reach *b) {
+    for (int i = 0; i < a->n; i++)
+        for (int j = 0; j < b->n; j++)
+            if ((a->at[i].written || b->at[j].written) && a->at[i].from < b->at[j].to && b->at[j].from < a->at[i].to) return 1;
+    return 0;
+}
+
+/* Steps [first, end) as one graph: the first step of a launch waits for the last one of every launch before it that writes what
+ * it reads or writes, or reads what it writes; other launches may run side by side. */
 static int record(cuda *c, cu_program *p, int first, int end) {
     CUgraph graph = NULL;
-    int code = cu_check(c, c->cu->cuStreamBeginCapture_v2(c->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "record kernels");
-    if (code) return code;
-    for (int i = first; i < end && code == FB_OK; i++) code = start(c, &p->steps[i]);
-    const CUresult ended = c->cu->cuStreamEndCapture(c->stream, &graph);
-    if (code == FB_OK) code = cu_check(c, ended, "record kernels");
+    CUgraphNode nodes[PART], before[PART];
+    uint64_t behind[PART][PART / 64]; /* of a step, those that have ended when it begins */
+    memset(behind, 0, sizeof behind);
+    int code = cu_check(c, c->cu->cuGraphCreate(&graph, 0), "record kernels");
+    for (int i = 0; i < end - first && code == FB_OK; i++) {
+        const cu_step *s = &p->steps[first + i];
+        size_t n = 0;
+        for (int j = i - 1; j >= 0; j--) {
+            const int launch = p->steps[first + j].launch;
+            if (behind[i][j / 64] >> j % 64 & 1) continue;
+            if (launch != s->launch && !meet(&p->reach[launch], &p->reach[s->launch])) continue;
+            before[n++] = nodes[j];
+            for (int w = 0; w < PART / 64; w++) behind[i][w] |= behind[j][w];
+            behind[i][j / 64] |= 1ull << j % 64;
+        }
+        void *arguments[] = {s->argument};
+        const CUkernelNode node = {c->kernels[s->kernel].function, {s->groups, 1, 1}, {s->threads, 1, 1}, s->shared_bytes, arguments, NULL, NULL, NULL};
+        code = cu_check(c, c->cu->cuGraphAddKernelNode_v2(&nodes[i], graph, before, n, &node), "record kernels");
+    }
     if (code == FB_OK)
         code = cu_check(c, c->cu->cuGraphInstantiateWithFlags(&p->graphs[p->n_graphs], graph, 0), "make a graph");
     if (code == FB_OK) p->n_graphs++;
@@ -87,7 +141,9 @@ void cu_release(void *self, void *program) {
     for (int i = 0; p->times && i <= p->launches; i++)
         if (p->times[i]) c->cu->cuEventDestroy_v2(p->times[i]);
     for (int i = 0; i < p->n; i++) free(p->steps[i].argument);
+    if (p->arrivals) c->cu->cuMemFree_v2(p->arrivals);
     free(p->steps);
+    free(p->reach);
     free(p->graphs);
     free(p->times);
     free(p);
@@ -97,13 +153,29 @@ void cu_release(void *self, void *program) {
 static int lower_all(cuda *c, cu_program *p, const fb_launch *launches, int n, const fb_mem *workspace) {
     const uint64_t bytes = CU_MOST_STEPS * sizeof(cu_lowered);
     cu_lowered *lowered = fb_os_alloc(bytes);
-    int code = lowered ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
+    const uint64_t bytes_of = workspace ? workspace->bytes : 0;
+    uint64_t from = 0, need = 0;
+    p->reach = calloc((size_t)n + 1, sizeof *p->reach);
+    int code = lowered && p->reach ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
     for (int i = 0; i < n && code == FB_OK; i++) {
-        const int count = cu_lower(c, &launches[i], workspace, lowered, NULL);
+        reach_of(&launches[i], &p->reach[i]);
+        if (cu_lower(c, &launches[i], NULL, lowered, &need) < 0) code = FB_E_DEVICE;
+        if (from + need > bytes_of) from = 0;
+        const fb_mem scratch = {.handle = workspace ? (char *)workspace->handle + from : NULL, .bytes = bytes_of - from};
+        const int count = code ? 0 : cu_lower(c, &launches[i], workspace ? &scratch : NULL, lowered, NULL);
         if (count < 0) code = -count;
+        if (workspace) reach(&p->reach[i], (CUdeviceptr)(uintptr_t)scratch.handle, need, 1);
+        from += (need + 255) / 256 * 256;
         for (int k = 0; k < count && code == FB_OK; k++) code = add(c, p, &lowered[k], i);
     }
     if (lowered) fb_os_free(lowered, bytes);
+    if (code == FB_OK && p->tiles)
+        code = cu_check(c, c->cu->cuMemAlloc_v2(&p->arrivals, 4 * (size_t)p->tiles), "allocate memory");
+    if (code == FB_OK && p->tiles)
+        code = cu_check(c, c->cu->cuMemsetD32Async(p->arrivals, 0, (size_t)p->tiles, c->stream), "clear memory");
+    for (int i = 0; i < p->n && code == FB_OK; i++)
+        if (strncmp(c->kernels[p->steps[i].kernel].key, "product_mma", 11) == 0)
+            ((cu_args *)p->steps[i].argument)->arrivals = p->arrivals + 4 * (CUdeviceptr)p->steps[i].tiles;
     return code ? code : cu_kernels_ready(c);
 }
 
@@ -132,7 +204,7 @@ uint64_t cu_scratch(void *self, const fb_launch *launch) {
     }
     if (cu_lower(self, launch, NULL, lowered, &need) < 0) need = UINT64_MAX;
     fb_os_free(lowered, bytes);
-    return need;
+    return need < SIDES_BYTES ? SIDES * need : need;
 }
 
 /* ---- replaying ---- */
