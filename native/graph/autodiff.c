@@ -436,6 +436,36 @@ static int drop_unread(fb_program *p) {
     return FB_OK;
 }
 
+static int touches(const fb_node *n, fb_tensor t) {
+    for (int k = 0; k < FB_MAX_OPERANDS; k++)
+        if (n->v[k].tensor == t) return 1;
+    return 0;
+}
+static int writes(const fb_node *n, fb_tensor t) {
+    for (int k = 0; k < FB_MAX_OPERANDS; k++)
+        if (n->v[k].tensor == t && fb_is_written(n->op, k)) return 1;
+    return 0;
+}
+
+/* Puts products that add to each other's sums next to each other, behind whatever else stands between them: what does not read a
+ * sum need not wait for it, and a device may make one product of them. */
+static void gather_sums(fb_program *p) {
+    for (int32_t i = p->n_nodes - 2; i >= 0; i--) {
+        const fb_node n = p->nodes[i];
+        int32_t to = i + 1;
+        if (n.op != FB_OP_LINEAR_DX) continue;
+        while (to < p->n_nodes && !touches(&p->nodes[to], n.v[0].tensor)) to++;
+        if (to == p->n_nodes || p->nodes[to].op != FB_OP_LINEAR_DX || p->nodes[to].v[5].tensor != n.v[0].tensor) continue;
+        int free = 1; /* nothing between writes what it reads */
+        for (int32_t j = i + 1; j < to; j++)
+            for (int k = 1; k < FB_MAX_OPERANDS; k++)
+                if (n.v[k].tensor >= 0) free &= !writes(&p->nodes[j], n.v[k].tensor);
+        if (!free) continue;
+        memmove(&p->nodes[i], &p->nodes[i + 1], (size_t)(to - i - 1) * sizeof n);
+        p->nodes[to - 1] = n;
+    }
+}
+
 int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_program *out) {
     memset(out, 0, sizeof *out);
     size_t n = (size_t)g->program.n_tensors + 1;
@@ -460,6 +490,7 @@ int fb_build_program(const fb_graph *g, const fb_plan_options *options, fb_progr
     if (g->has_loss && options->train) backward(&d);
     for (int32_t i = 0; i < out->n_nodes; i++) out->nodes[i].attr.rounded = g->precision == FB_BF16;
     code = out->failed ? FB_E_MEMORY : drop_unread(out);
+    if (code == FB_OK) gather_sums(out);
 done:
     if (code == FB_E_MEMORY) fb_fail(code, "out of memory while planning");
     free(d.map);

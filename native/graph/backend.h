@@ -177,8 +177,12 @@ static inline int fb_launch_in_use(const fb_launch *launch, const int32_t counts
     return 1;
 }
 
-/* Whether an op writes that operand. */
-int fb_is_written(fb_op op, int operand);
+/* Whether an op writes that operand: its first one, or two, or three. */
+static inline int fb_is_written(fb_op op, int operand) {
+    const int two = op == FB_OP_ATTENTION || op == FB_OP_ATTENTION_DQ || op == FB_OP_ATTENTION_DKV || op == FB_OP_GLU_GRAD ||
+                    op == FB_OP_XENT || op == FB_OP_SGD;
+    return operand < (op == FB_OP_ADAMW ? 3 : two ? 2 : 1);
+}
 
 /* How a program is replayed; what is NULL is not asked for. */
 typedef struct fb_run {

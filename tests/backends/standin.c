@@ -123,9 +123,9 @@ CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t n, CUstream s) 
 struct CUfunc_st { char key[512]; };
 struct CUmod_st { struct CUfunc_st function; };
 typedef struct one { CUfunction function; unsigned groups, threads; char argument[2048]; } one; /* a recorded launch */
-struct CUgraph_st { one *launches; int n; };
-struct CUgraphExec_st { struct CUgraph_st graph; };
-static CUgraph recording;
+struct CUgraphNode_st { one launch; int done; };
+struct CUgraph_st { struct CUgraphNode_st *nodes; char (*waits)[256]; int n; }; /* waits[i][j]: node i for node j */
+struct CUgraphExec_st { struct CUgraph_st graph; int told; };
 
 #ifdef STANDIN_EMULATED
 /* A key is the name of a text and its constants: "norm.kernel -DSPEC_0=64u -DSPEC_1=3u". */
@@ -166,47 +166,61 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
     REACHED;
     one launch = {.function = f, .groups = gx, .threads = bx};
     memcpy(launch.argument, arguments[0], strstr(f->key, ".kernel") ? 11 * 8 + 32 * 4 : 0);
-    if (!recording) {
-        tell("launch\n");
-        run_kernel(f->key, gx, bx, launch.argument);
-        return 0;
-    }
-    recording->launches = realloc(recording->launches, sizeof launch * (size_t)(recording->n + 1));
-    recording->launches[recording->n++] = launch;
+    tell("launch\n");
+    run_kernel(f->key, gx, bx, launch.argument);
     return 0;
 }
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) { (void)flags; REACHED; *stream = made(1); return 0; }
 CUresult cuStreamDestroy_v2(CUstream stream) { return freed(stream); }
 CUresult cuStreamSynchronize(CUstream stream) { (void)stream; REACHED; return 0; }
-CUresult cuStreamBeginCapture_v2(CUstream stream, int mode) { (void)stream, (void)mode; REACHED; recording = made(sizeof *recording); return 0; }
-CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
-    (void)stream;
-    *graph = recording;
-    recording = NULL;
+CUresult cuGraphCreate(CUgraph *graph, unsigned flags) { (void)flags; REACHED; *graph = made(sizeof **graph); return 0; }
+/* A node is its number, plus 1. */
+CUresult cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph g, const CUgraphNode *before, size_t n, const CUkernelNode *of) {
     REACHED;
+    if (g->n == 256) return 1;
+    g->nodes = realloc(g->nodes, sizeof *g->nodes * (size_t)(g->n + 1));
+    g->waits = realloc(g->waits, 256 * (size_t)(g->n + 1));
+    memset(g->waits[g->n], 0, 256);
+    for (size_t i = 0; i < n; i++) g->waits[g->n][(uintptr_t)before[i] - 1] = 1;
+    g->nodes[g->n] = (struct CUgraphNode_st){{.function = of->function, .groups = of->groups[0], .threads = of->threads[0]}, 0};
+    memcpy(g->nodes[g->n].launch.argument, of->arguments[0], strstr(of->function->key, ".kernel") ? 11 * 8 + 32 * 4 : 0);
+    *node = (CUgraphNode)(uintptr_t)++g->n;
     return 0;
 }
+static void *copied(const void *from, size_t bytes) { return memcpy(malloc(bytes + 1), from, bytes); }
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long flags) {
     (void)flags;
     REACHED;
     tell("graph\n");
     *exec = made(sizeof **exec);
-    (*exec)->graph = *graph;
-    (*exec)->graph.launches = malloc(sizeof(one) * (size_t)(graph->n + 1));
-    memcpy((*exec)->graph.launches, graph->launches, sizeof(one) * (size_t)graph->n);
+    (*exec)->graph.n = graph->n;
+    (*exec)->graph.nodes = copied(graph->nodes, sizeof *graph->nodes * (size_t)graph->n);
+    (*exec)->graph.waits = copied(graph->waits, 256 * (size_t)graph->n);
     return 0;
 }
+/* Of the nodes that need not wait, the last one first: an order that a card might choose, and unlike the one they came in. */
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+    struct CUgraph_st *g = &exec->graph;
+    int moved = 0;
     (void)stream;
     REACHED;
-    for (int i = 0; i < exec->graph.n; i++) {
-        const one *l = &exec->graph.launches[i];
+    for (int i = 0; i < g->n; i++) g->nodes[i].done = 0;
+    for (int left = g->n; left > 0; left--) {
+        int at = g->n;
+        for (int free = 0; !free;) {
+            free = !g->nodes[--at].done;
+            for (int j = 0; j < g->n && free; j++) free = !g->waits[at][j] || g->nodes[j].done;
+        }
+        const one *l = &g->nodes[at].launch;
+        moved += at != g->n - left;
+        g->nodes[at].done = 1;
         run_kernel(l->function->key, l->groups, l->threads, l->argument);
     }
+    if (!exec->told++) tell("%d of %d out of turn\n", moved, g->n);
     return 0;
 }
-CUresult cuGraphDestroy(CUgraph graph) { free(graph->launches); return freed(graph); }
-CUresult cuGraphExecDestroy(CUgraphExec exec) { free(exec->graph.launches); return freed(exec); }
+CUresult cuGraphDestroy(CUgraph graph) { free(graph->nodes), free(graph->waits); return freed(graph); }
+CUresult cuGraphExecDestroy(CUgraphExec exec) { free(exec->graph.nodes), free(exec->graph.waits); return freed(exec); }
 CUresult cuEventCreate(CUevent *event, unsigned flags) { (void)flags; REACHED; *event = made(1); return 0; }
 CUresult cuEventDestroy_v2(CUevent event) { return freed(event); }
 CUresult cuEventRecord(CUevent event, CUstream stream) { (void)event, (void)stream; REACHED; return 0; }

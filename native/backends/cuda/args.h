@@ -7,6 +7,12 @@
 #define CU_ALIGNED _Alignas(64)
 #endif
 
+/* The operands of a product: out (m, n) = scale * x w + u b + bias + acc; and the further x, u and b of one that sums several. */
+enum {
+    CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS, CU_SUMS, CU_GRIDS /* of decode.cu */,
+    CU_MORE, CU_SUMMED = 3, CU_OPERANDS = CU_MORE + 3 * (CU_SUMMED - 1)
+};
+
 /* A matrix as in fb_view; rows in use = clamp(counts[count] * factor - first, 0, rows), all of them where count is 0. */
 typedef struct cu_view {
     unsigned long long at;
@@ -19,8 +25,8 @@ typedef struct cu_map { /* of a matrix that the copy engine reads in tiles: CUte
 } cu_map;
 
 typedef struct cu_args {
-    cu_map x_map, w_map, out_map;
-    cu_view v[12];             /* operands: CU_... of products, else those of the op, in order */
+    cu_map x_map[CU_SUMMED], w_map[CU_SUMMED], out_map;
+    cu_view v[CU_OPERANDS];    /* CU_... of products, else those of the op, in order */
     unsigned long long counts;   /* of the feed, on the device */
     unsigned long long arrivals; /* (CU_ARRIVALS,) of parts at a tile, zeros between kernels */
     int parts, depth;          /* of a reduction, and the depth of each */
@@ -28,8 +34,6 @@ typedef struct cu_args {
     float scale, eps, softcap, attention_scale;
 } cu_args;
 
-/* The operands of a product: out (m, n) = scale * x w + u b + bias + acc. */
-enum { CU_OUT, CU_X, CU_W, CU_U, CU_B, CU_ACC, CU_BIAS, CU_SUMS, CU_GRIDS /* of decode.cu */ };
 enum { CU_ARRIVALS = 4096 };
 /* Of product_mma: floats from a row to the next where an operand lies in shared memory as F32, and bytes of a stage. */
 #define CU_RAW_LINE(across, size) ((across) ? (size) + 4 : 72)

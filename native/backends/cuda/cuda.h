@@ -86,8 +86,10 @@ int cu_kernel_of(cuda *c, const char *key);
 int cu_kernels_ready(cuda *c);
 void cu_kernels_close(cuda *c);
 
-/* lower.c: the kernels of a launch, at most CU_MOST_STEPS of them, those of this folder with a key; returns how many, or a
- * negative code after fb_fail. With `bytes`, how much scratch they need: then addresses mean nothing. */
+/* lower.c: how many of the launches make one sum, at least 1; and the kernels of those, at most CU_MOST_STEPS of them, those of
+ * this folder with a key. Returns how many, or a negative code after fb_fail. With `bytes`, how much scratch they need: then
+ * addresses mean nothing. */
+int cu_terms(const cuda *c, const fb_launch *launches, int n);
 enum { CU_MOST_STEPS = 64 };
 typedef struct cu_lowered {
     cu_args args;
@@ -95,5 +97,5 @@ typedef struct cu_lowered {
     uint32_t groups, threads, shared_bytes;
     fb_dispatch dispatch; /* of a portable kernel: without a key */
 } cu_lowered;
-int cu_lower(const cuda *c, const fb_launch *launch, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes);
+int cu_lower(const cuda *c, const fb_launch *launches, int terms, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes);
 #endif

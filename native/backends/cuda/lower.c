@@ -144,14 +144,16 @@ static int is_same(const fb_view *a, const fb_view *b) {
     return a->mem == b->mem && a->offset == b->offset && a->ld == b->ld && a->type == b->type;
 }
 
-/* On the units of warpgroups: the width of a tile by what the last wave of workgroups wastes. */
-static int on_warpgroups(lowering *s, product *p, uint32_t m, uint32_t n, uint32_t k) {
+/* On the units of warpgroups, the sum of products of one output: the width of a tile by what the last wave of workgroups wastes. */
+static int on_warpgroups(lowering *s, const product *p, int terms, uint32_t m, uint32_t n, uint32_t k) {
     static const struct {
         uint32_t bn, cluster, stages;
         double cost;
     } SHAPES[] = {{256, 2, 4, 1}, {128, 2, 6, 0.58}, {64, 1, 8, 0.4}};
     const uint32_t processors = (uint32_t)s->c->processors;
     if (s->c->arch != 90 || m <= 64 || n < 64 || k < 64 || !in_halves(&p->x) || !in_halves(&p->w)) return 0;
+    for (int i = 1; i < terms; i++)
+        if (p[i].x.cols < 64 || !in_halves(&p[i].x) || !in_halves(&p[i].w)) return 0;
     if (!in_pairs(&p->out) || !in_pairs(&p->acc)) return 0;
     int best = 0;
     double least = 1e30;
@@ -166,6 +168,7 @@ static int on_warpgroups(lowering *s, product *p, uint32_t m, uint32_t n, uint32
     int32_t each;
     fb_view sums;
     const int parts = parts_for(s, &p->out, tiles, processors, k, 256, &each, &sums), whole = parts == 1;
+    if (terms > 1 && !whole) return 0;
     /* By the copy engine: what is written alone, or added to what is there. */
     const int engine = whole && p->out.offset % 16 == 0 && p->out.ld % (p->out.type == FB_F32 ? 4 : 8) == 0;
     const int adds = engine && p->acc.mem && p->out.type == FB_F32 && is_same(&p->acc, &p->out),
@@ -173,12 +176,18 @@ static int on_warpgroups(lowering *s, product *p, uint32_t m, uint32_t n, uint32
     tiles *= (uint64_t)parts;
     cu_lowered *l = step(
         s, tiles < most ? tiles : most, 384, stages * (16384 + bn * 128 + 16) + (store ? 32768 : 0),
-        "product_sm90 -DOP=%u -DBN=%u -DCLUSTER=%u -DSTAGES=%u -DOUT=%d -DACC=%d -DU=%d -DBIAS=%d -DSCALED=%d -DSTORE=%d",
-        p->op, bn, cluster, stages, whole ? type_of(&p->out) : CU_F32, whole && !adds ? type_of(&p->acc) : CU_NONE,
+        "product_sm90 -DOP=%u -DBN=%u -DCLUSTER=%u -DSTAGES=%u -DTERMS=%d -DOUT=%d -DACC=%d -DU=%d -DBIAS=%d -DSCALED=%d"
+        " -DSTORE=%d",
+        p->op, bn, cluster, stages, terms, whole ? type_of(&p->out) : CU_F32, whole && !adds ? type_of(&p->acc) : CU_NONE,
         type_of(&p->u), whole && p->bias.mem, p->scale != 1, store);
     if (!l) return 1;
-    map(s, &l->args.x_map, &p->x, p->op == 2 ? 64 : 128);
-    map(s, &l->args.w_map, &p->w, p->op == 0 ? bn / cluster : 64);
+    for (int i = 0; i < terms; i++) {
+        map(s, &l->args.x_map[i], &p[i].x, p->op == 2 ? 64 : 128);
+        map(s, &l->args.w_map[i], &p[i].w, p->op == 0 ? bn / cluster : 64);
+        if (i == 0) continue;
+        cu_view *more = &l->args.v[CU_MORE + 3 * (i - 1)];
+        more[0] = view_of(&p[i].x), more[1] = view_of(&p[i].u), more[2] = view_of(&p[i].b);
+    }
     if (store) map(s, &l->args.out_map, &p->out, 64);
     operands(l, p, parts, each, &sums);
     if (whole) return 1;
@@ -258,7 +267,25 @@ static void dense(lowering *s, product *p) {
         cast(s, &p->x);
         cast(s, &p->w);
     }
-    if (!on_warpgroups(s, p, m, n, k)) on_warps(s, p, m, n, k);
+    if (!on_warpgroups(s, p, 1, m, n, k)) on_warps(s, p, m, n, k);
+}
+
+/* Whether a product adds to the sum that the one before it leaves, and takes the same kernel. */
+static int goes_on(const fb_launch *a, const fb_launch *b) {
+    const struct fb_linear_dx_views *v = &a->linear_dx, *w = &b->linear_dx;
+    return b->op == FB_OP_LINEAR_DX && w->acc.mem && is_same(&v->dx, &w->acc) && is_same(&w->acc, &w->dx) &&
+           a->attr.scale == b->attr.scale && a->attr.rounded == b->attr.rounded && type_of(&v->u) == type_of(&w->u);
+}
+
+/* Gradients of the input of several layers as one product, whose sum never leaves the units. */
+static int summed(lowering *s, const fb_launch *launches, int terms) {
+    product p[CU_SUMMED];
+    for (int i = 0; i < terms; i++) {
+        const struct fb_linear_dx_views *v = &launches[i].linear_dx;
+        p[i] = (product){v->dx, v->dy, v->w, v->u, v->a, launches->linear_dx.acc, {0}, 1, launches->attr.scale};
+        cast(s, &p[i].x);
+    }
+    return on_warpgroups(s, p, terms, (uint32_t)p->x.rows, (uint32_t)p->out.cols, (uint32_t)p->x.cols);
 }
 
 /* A product with weights in blocks, decoded a slab of rows at a time: columns of y, or a stretch of the reduction of dx. */
@@ -342,14 +369,16 @@ static int attend(lowering *s, const fb_launch *l, int kind, const fb_view *q, c
     if (!s->c->own || hd % 16 || hd > 256 || q->rows <= FEW_ROWS || !in_pairs(&l->v[0])) return 0;
     for (int i = 0; i < 5; i++)
         if (all[i] && !(in_halves(all[i]) && all[i]->cols % 8 == 0)) return 0;
-    uint32_t block = kind == 0 && hd <= 128 ? 64 : 32;
-    while (block > 16 && (own + 4 * block) * (hd + 8) * 2 + 2048 > most) block /= 2;
-    const uint32_t bytes = (own + 4 * block) * (hd + 8) * 2, rows = (uint32_t)(kind == 2 ? k->rows : q->rows);
+    const int group = s->c->arch == 90 && hd % 64 == 0;
+    const uint32_t row = (hd + (group ? 0 : 8)) * 2, beside = group ? 1024 : 0;
+    uint32_t block = hd <= 128 && (kind == 0 || (group && kind == 2)) ? 64 : 32;
+    while (!group && block > 16 && (own + 4 * block) * row + 2048 > most) block /= 2;
+    const uint32_t bytes = (own + 4 * block) * row + beside, rows = (uint32_t)(kind == 2 ? k->rows : q->rows);
     if (bytes + 2048 > s->c->shared_bytes) return 0;
     const uint64_t heads = (uint64_t)(kind == 2 ? shape->n_kv_head : shape->n_head);
     cu_lowered *step_ = step(s, heads * split * up(rows, 64), 128, bytes,
-                             "attention -DKIND=%d -DHD=%u -DBLOCK=%u -DSPLIT=%u -DOUT=%d -DCAP=%d", kind, hd, block, split,
-                             type_of(&l->v[0]), shape->softcap != 0);
+                             "attention -DKIND=%d -DHD=%u -DBLOCK=%u -DSPLIT=%u -DWARPGROUP=%d -DOUT=%d -DCAP=%d", kind, hd, block,
+                             split, group, type_of(&l->v[0]), shape->softcap != 0);
     if (!step_) return 1;
     for (int i = 0; i < FB_MAX_OPERANDS; i++) step_->args.v[i] = view_of(&l->v[i]);
     step_->args.n_head = shape->n_head, step_->args.n_kv_head = shape->n_kv_head, step_->args.window = shape->window;
@@ -391,7 +420,7 @@ static cu_lowered *row_step(lowering *s, const fb_launch *l, int n, uint64_t thr
 
 static int normed(lowering *s, const fb_launch *l, int n, const fb_view *x, const fb_view *w, const char *op) {
     char options[64];
-    const int team = w->cols <= 512 ? 32 : 256;
+    const int team = w->cols <= 64 ? 8 : w->cols <= 128 ? 16 : w->cols <= 512 ? 32 : 256;
     if (w->cols % 8 || w->cols > 8192 || w->type != FB_F32) return 0;
     snprintf(options, sizeof options, " -DOP=%s -DG=%d -DTEAM=%d", op, (int)w->cols, team);
     return row_step(s, l, n, (uint64_t)x->rows * (uint64_t)(x->cols / w->cols) * (uint64_t)team, options) != NULL;
@@ -483,12 +512,24 @@ static int reachable(const fb_launch *l) {
     return FB_OK;
 }
 
-int cu_lower(const cuda *c, const fb_launch *launch, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes) {
+int cu_terms(const cuda *c, const fb_launch *launches, int n) {
+    int terms = 1;
+    if (c->arch != 90 || !c->own || launches->op != FB_OP_LINEAR_DX || !launches->attr.rounded) return 1;
+    while (terms < n && terms < CU_SUMMED && goes_on(&launches[terms - 1], &launches[terms])) terms++;
+    return terms;
+}
+
+int cu_lower(const cuda *c, const fb_launch *launches, int terms, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes) {
     const fb_mem any = {.bytes = UINT64_MAX / 2}, none = {0};
-    lowering s = {.c = c, .out = out, .left = {bytes ? &any : scratch ? scratch : &none, 0, UINT64_MAX},
-                  .grids = launch->grids};
-    s.failed = reachable(launch);
-    if (!s.failed) lower(&s, launch);
+    const room whole = {bytes ? &any : scratch ? scratch : &none, 0, UINT64_MAX};
+    lowering s = {.c = c, .out = out, .left = whole, .grids = launches->grids};
+    for (int i = 0; i < terms && !s.failed; i++) s.failed = reachable(&launches[i]);
+    const int as_one = terms > 1 && !s.failed && summed(&s, launches, terms);
+    if (!as_one) s.n = 0;
+    for (int i = 0; i < terms && !as_one && !s.failed; i++) {
+        s.left = whole;
+        lower(&s, &launches[i]);
+    }
     if (bytes) *bytes = s.most;
     return s.failed ? -s.failed : s.n;
 }

@@ -22,10 +22,11 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ cu
     __syncthreads();
     const word64 x = tile_at(shared_at(shared) + threadIdx.x / 128 * 8192), w = tile_at(shared_at(shared) + 16384);
     for (int i = 0; i < args.depth; i++) {
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        units_begin();
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply_stage<0, 0>(d, x + k * 2, w + k * 2, 1);
-        asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        units_commit();
+        units_wait<0>();
     }
     for (int i = 0; i < BN / 2; i++) total += d[i];
 #else

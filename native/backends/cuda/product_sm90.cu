@@ -5,10 +5,10 @@
  * Clusters of CLUSTER workgroups walk over the tiles of the output, of 128 rows and BN columns a workgroup. Those of a cluster
  * own rows below each other and share the tile of w, of which each brings its part to all. A workgroup is two warpgroups that
  * multiply, 64 rows each, and one that fills the stages: a warp by the copy engine, and the others, by hand, with the low-rank
- * term, from u (M, R) and b ((N, R), or (R, N) in OP 1), as further steps of the reduction. Of a reduction in parts each tile
- * sums one. Outputs leave through shared memory by the copy engine while the next tile is multiplied, or by threads where not
+ * term, from u (M, R) and b ((N, R), or (R, N) in OP 1), as further steps of the reduction. Several products of the same output
+ * are summed as one, whose reduction goes through their operands in turn. Of a reduction in parts each tile sums one. Outputs leave through shared memory by the copy engine while the next tile is multiplied, or by threads where not
  * all of a warpgroup's rows are in use.
- * Constants: OP, BN, CLUSTER, STAGES; OUT, ACC, U: types; BIAS, SCALED: 1 where there is one; STORE: 0 by threads, 1 by the copy
+ * Constants: OP, BN, CLUSTER, STAGES; TERMS: products that are summed; OUT, ACC, U: types; BIAS, SCALED: 1 where there is one; STORE: 0 by threads, 1 by the copy
  * engine, 2 by the copy engine that adds to what is there. */
 #include "common.cu"
 #include "warpgroup.cu"
@@ -18,6 +18,8 @@
 #define W_BYTES (BN * 128u)
 #define STAGE (X_BYTES + W_BYTES)
 #define FILLER 256u /* the first thread that does not multiply */
+/* An operand, CU_X, CU_U or CU_B, of one of the products that are summed. */
+#define TERM(term, operand) ((term) == 0 ? (operand) : CU_MORE + 3 * ((term) - 1) + ((operand) == CU_X ? 0 : (operand) - CU_U + 1))
 #define OUT_BYTES (STORE ? 32768u : 0u) /* where outputs wait for the copy engine */
 
 /* ---- barriers in shared memory, and copies that arrive at them ---- */
@@ -81,9 +83,9 @@ __device__ tile tile_of(const cu_args &args, int at, int m_tiles, int n_tiles, i
 }
 
 /* Eight neighbours of a row of u, or of b^T, from column r on; zeros outside. */
-__device__ uint4 low_rank_at(const cu_args &args, bool is_u, int row, int r, int rows) {
-    const cu_view &v = args.v[is_u ? CU_U : CU_B];
-    const int rank = args.v[CU_U].cols;
+__device__ uint4 low_rank_at(const cu_args &args, int term, bool is_u, int row, int r, int rows) {
+    const cu_view &v = args.v[TERM(term, is_u ? CU_U : CU_B)];
+    const int rank = args.v[TERM(term, CU_U)].cols;
     const bool whole = r + 8 <= rank && v.at % 16 == 0 && v.ld % 8 == 0;
     float x[8] = {};
     if (row >= rows) return make_uint4(0, 0, 0, 0);
@@ -102,15 +104,15 @@ __device__ uint4 low_rank_at(const cu_args &args, bool is_u, int row, int r, int
 
 /* The low-rank operands of 64 columns of u from r0 on, as a stage: rows of u, then rows of b^T. By 96 threads, each of which has
  * its first eight chunks before the stage is free. */
-__device__ void fill_low_rank(const cu_args &args, uint stage, int m0, int n0, int r0, int m, int n) {
-    const int left = args.v[CU_U].cols - r0, chunks = ((left < DEEP ? left : DEEP) + 15) / 16 * 2, all = (128 + BN) * chunks;
+__device__ void fill_low_rank(const cu_args &args, int term, uint stage, int m0, int n0, int r0, int m, int n) {
+    const int left = args.v[TERM(term, CU_U)].cols - r0, chunks = ((left < DEEP ? left : DEEP) + 15) / 16 * 2, all = (128 + BN) * chunks;
     for (int first = threadIdx.x - FILLER - 32; first < all || first < 96; first += 8 * 96) {
         uint4 x[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int at = first + i * 96, row = at % (128 + BN), chunk = at / (128 + BN);
             const bool is_u = row < 128;
-            if (at < all) x[i] = low_rank_at(args, is_u, is_u ? m0 + row : n0 + row - 128, r0 + chunk * 8, is_u ? m : n);
+            if (at < all) x[i] = low_rank_at(args, term, is_u, is_u ? m0 + row : n0 + row - 128, r0 + chunk * 8, is_u ? m : n);
         }
         if (first < 96) asm volatile("bar.sync 1, 128;" ::: "memory");
 #pragma unroll
@@ -185,7 +187,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     const uint stages = shared_at(shared), room = stages + STAGES * STAGE, full = room + OUT_BYTES, empty = full + 8 * STAGES;
     const uint rank = CLUSTER == 1 ? 0 : blockIdx.x % CLUSTER;
     const int m = OP == 2 ? args.v[CU_X].cols : in_use(args, CU_X), n = args.v[CU_OUT].cols;
-    const int depth = OP == 2 ? in_use(args, CU_X) : args.v[CU_X].cols, low = U ? args.v[CU_U].cols : 0;
+    const int depth = OP == 2 ? in_use(args, CU_X) : args.v[CU_X].cols;
     const int m_tiles = (m + 128 * CLUSTER - 1) / (128 * CLUSTER), n_tiles = (n + BN - 1) / BN,
               all = m_tiles * n_tiles * args.parts;
     if (threadIdx.x == 0)
@@ -202,27 +204,32 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         for (int at = blockIdx.x / CLUSTER; at < all; at += gridDim.x / CLUSTER) {
             const tile t = tile_of(args, at, m_tiles, n_tiles, depth);
             const int m0 = (t.m * CLUSTER + rank) * 128, n0 = t.n * BN;
-            for (int r = 0; r < low && t.part == 0; r += DEEP, use++) { /* first, as it can be fetched long before */
-                if (engine && threadIdx.x == FILLER) barrier_wait(empty + use % STAGES * 8, use / STAGES & 1 ^ 1);
-                if (engine) asm volatile("bar.sync 1, 128;" ::: "memory"); /* the stage is free */
-                else fill_low_rank(args, stages + use % STAGES * STAGE, m0, n0, r, m, n);
-                if (threadIdx.x == FILLER + 32) barrier_arrive(full + use % STAGES * 8);
-            }
-            for (int k = t.from; k < t.to; k += DEEP, use++) {
-                if (threadIdx.x != FILLER) continue;
-                const uint stage = stages + use % STAGES * STAGE, arrive = full + use % STAGES * 8;
-                barrier_wait(empty + use % STAGES * 8, use / STAGES & 1 ^ 1);
-                barrier_expect(arrive, STAGE);
-                if (OP == 2) {
-                    copy_box(stage, args.x_map, m0, k, arrive, 0);
-                    copy_box(stage + 8192, args.x_map, m0 + 64, k, arrive, 0);
-                } else copy_box(stage, args.x_map, k, m0, arrive, 0);
-                if (OP == 0)
-                    copy_box(stage + X_BYTES + rank * (W_BYTES / CLUSTER), args.w_map, k, n0 + rank * (BN / CLUSTER), arrive,
-                             (1 << CLUSTER) - 1);
-                else
-                    for (uint box = rank; box < BN / 64; box += CLUSTER)
-                        copy_box(stage + X_BYTES + box * 8192, args.w_map, n0 + box * 64, k, arrive, (1 << CLUSTER) - 1);
+            for (int term = 0; term < TERMS && U && t.part == 0; term++) /* first, as it can be fetched long before */
+                for (int r = 0; r < args.v[TERM(term, CU_U)].cols; r += DEEP, use++) {
+                    if (engine && threadIdx.x == FILLER) barrier_wait(empty + use % STAGES * 8, use / STAGES & 1 ^ 1);
+                    if (engine) asm volatile("bar.sync 1, 128;" ::: "memory"); /* the stage is free */
+                    else fill_low_rank(args, term, stages + use % STAGES * STAGE, m0, n0, r, m, n);
+                    if (threadIdx.x == FILLER + 32) barrier_arrive(full + use % STAGES * 8);
+                }
+            for (int term = 0; term < TERMS; term++) {
+                const int end = term ? args.v[TERM(term, CU_X)].cols : t.to;
+                for (int k = term ? 0 : t.from; k < end; k += DEEP, use++) {
+                    if (threadIdx.x != FILLER) continue;
+                    const uint stage = stages + use % STAGES * STAGE, arrive = full + use % STAGES * 8;
+                    barrier_wait(empty + use % STAGES * 8, use / STAGES & 1 ^ 1);
+                    barrier_expect(arrive, STAGE);
+                    if (OP == 2) {
+                        copy_box(stage, args.x_map[term], m0, k, arrive, 0);
+                        copy_box(stage + 8192, args.x_map[term], m0 + 64, k, arrive, 0);
+                    } else copy_box(stage, args.x_map[term], k, m0, arrive, 0);
+                    if (OP == 0)
+                        copy_box(stage + X_BYTES + rank * (W_BYTES / CLUSTER), args.w_map[term], k, n0 + rank * (BN / CLUSTER),
+                                 arrive, (1 << CLUSTER) - 1);
+                    else
+                        for (uint box = rank; box < BN / 64; box += CLUSTER)
+                            copy_box(stage + X_BYTES + box * 8192, args.w_map[term], n0 + box * 64, k, arrive,
+                                     (1 << CLUSTER) - 1);
+                }
             }
         }
     } else {
@@ -230,19 +237,24 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         const uint group = threadIdx.x / 128;
         for (int at = blockIdx.x / CLUSTER; at < all; at += gridDim.x / CLUSTER) {
             const tile t = tile_of(args, at, m_tiles, n_tiles, depth);
-            const int steps = (t.to - t.from + DEEP - 1) / DEEP, row = (t.m * CLUSTER + rank) * 128 + group * 64;
+            const int row = (t.m * CLUSTER + rank) * 128 + group * 64;
+            int steps = (t.to - t.from + DEEP - 1) / DEEP;
+            for (int term = 1; term < TERMS; term++) steps += (args.v[TERM(term, CU_X)].cols + DEEP - 1) / DEEP;
             float d[BN / 2];
             for (int i = 0; i < BN / 2; i++) d[i] = 0.0f;
-            for (int r = 0; r < low && t.part == 0; r += DEEP, use++) {
-                const uint stage = stages + use % STAGES * STAGE;
-                barrier_wait(full + use % STAGES * 8, use / STAGES & 1);
-                for (int k = 0; k < 4 && r + k * 16 < low; k++) {
-                    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-                    multiply_stage<0, 0>(d, tile_at(stage + group * 8192) + k * 2, tile_at(stage + X_BYTES) + k * 2, 1);
-                    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            for (int term = 0; term < TERMS && U && t.part == 0; term++) {
+                const int low = args.v[TERM(term, CU_U)].cols;
+                for (int r = 0; r < low; r += DEEP, use++) {
+                    const uint stage = stages + use % STAGES * STAGE;
+                    barrier_wait(full + use % STAGES * 8, use / STAGES & 1);
+                    for (int k = 0; k < 4 && r + k * 16 < low; k++) {
+                        units_begin();
+                        multiply_stage<0, 0>(d, tile_at(stage + group * 8192) + k * 2, tile_at(stage + X_BYTES) + k * 2, 1);
+                        units_commit();
+                    }
+                    units_wait<0>();
+                    release(empty, use);
                 }
-                asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-                release(empty, use);
             }
             for (int i = 0; i < steps; i++, use++) {
                 const uint stage = stages + use % STAGES * STAGE;
@@ -254,14 +266,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
                         if (j / 8 % 64 >= left) store16(stage + j * 16, make_uint4(0, 0, 0, 0));
                     asm volatile("fence.proxy.async.shared::cta; bar.sync 2, 256;" ::: "memory");
                 }
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+                units_begin();
 #pragma unroll
                 for (int k = 0; k < 4; k++)
                     multiply_stage<OP == 2, OP != 0>(d, x + k * STEP(OP == 2), w + k * STEP(OP != 0), 1);
-                asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 1;" ::: "memory");
+                units_commit();
+                units_wait<1>();
                 if (i > 0) release(empty, use - 1);
             }
-            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            units_wait<0>();
             if (steps > 0) release(empty, use - 1);
 #pragma unroll
             for (int i = 0; i < BN / 2 && (SCALED || BIAS); i++) {

@@ -17,7 +17,7 @@ typedef struct cu_range {
     int written;
 } cu_range;
 
-enum { RANGES = FB_MAX_OPERANDS + 1 /* and the scratch */ };
+enum { RANGES = CU_SUMMED * FB_MAX_OPERANDS + 1 /* and the scratch */ };
 
 typedef struct cu_reach {
     cu_range at[RANGES];
@@ -157,12 +157,13 @@ static int lower_all(cuda *c, cu_program *p, const fb_launch *launches, int n, c
     uint64_t from = 0, need = 0;
     p->reach = calloc((size_t)n + 1, sizeof *p->reach);
     int code = lowered && p->reach ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
-    for (int i = 0; i < n && code == FB_OK; i++) {
-        reach_of(&launches[i], &p->reach[i]);
-        if (cu_lower(c, &launches[i], NULL, lowered, &need) < 0) code = FB_E_DEVICE;
+    for (int i = 0, terms; i < n && code == FB_OK; i += terms) {
+        terms = cu_terms(c, &launches[i], n - i);
+        for (int k = 0; k < terms; k++) reach_of(&launches[i + k], &p->reach[i]);
+        if (cu_lower(c, &launches[i], terms, NULL, lowered, &need) < 0) code = FB_E_DEVICE;
         if (from + need > bytes_of) from = 0;
         const fb_mem scratch = {.handle = workspace ? (char *)workspace->handle + from : NULL, .bytes = bytes_of - from};
-        const int count = code ? 0 : cu_lower(c, &launches[i], workspace ? &scratch : NULL, lowered, NULL);
+        const int count = code ? 0 : cu_lower(c, &launches[i], terms, workspace ? &scratch : NULL, lowered, NULL);
         if (count < 0) code = -count;
         if (workspace) reach(&p->reach[i], (CUdeviceptr)(uintptr_t)scratch.handle, need, 1);
         from += (need + 255) / 256 * 256;
@@ -202,7 +203,7 @@ uint64_t cu_scratch(void *self, const fb_launch *launch) {
         fb_fail(FB_E_MEMORY, "out of memory");
         return UINT64_MAX;
     }
-    if (cu_lower(self, launch, NULL, lowered, &need) < 0) need = UINT64_MAX;
+    if (cu_lower(self, launch, 1, NULL, lowered, &need) < 0) need = UINT64_MAX;
     fb_os_free(lowered, bytes);
     return need < SIDES_BYTES ? SIDES * need : need;
 }
@@ -278,7 +279,7 @@ static int peak_of(cuda *c, int kind, const fb_mem *memory, fb_mem *partial, cu_
                                .sumsq = {{.mem = partial, .type = FB_F32, .rows = 1, .cols = 4096, .ld = 4096},
                                          {.mem = memory, .type = FB_F32, .rows = 1, .cols = n, .ld = n}}};
         *each = (double)memory->bytes;
-        return cu_lower(c, &sum, NULL, l, NULL) == 1 ? FB_OK : FB_E_INTERNAL;
+        return cu_lower(c, &sum, 1, NULL, l, NULL) == 1 ? FB_OK : FB_E_INTERNAL;
     }
     l->groups = groups;
     l->threads = l->dispatch.constant.at[0] = 256;

@@ -25,8 +25,9 @@ __device__ long long place(const cu_args &args, int k, int r, int c) { return r 
 /* The sum of a team's parts, in a fixed order. */
 __device__ float sum_of(float x) {
     __shared__ float parts[8];
-    for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);
-    if (TEAM == 32) return x;
+    const uint team = TEAM < 32 ? (1u << TEAM % 32) - 1 << threadIdx.x % 32 / TEAM * TEAM : 0xffffffffu;
+    for (int i = (TEAM < 32 ? TEAM : 32) / 2; i > 0; i /= 2) x += __shfl_xor_sync(team, x, i);
+    if (TEAM <= 32) return x;
     __syncthreads();
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
     __syncthreads();
