@@ -54,6 +54,7 @@ def joined() -> Iterator[MpiRanks | None]:
         return
     from fabric.distributed.mpi import MpiRanks
 
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink can leave the cards of a host out of service
     with interrupts.held():
         ranks = MpiRanks(launch(), _say)
     try:

@@ -7,7 +7,6 @@ is our own mistake. The lock of the interpreter is released while the core works
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fabric.core._native import ffi, lib
+from fabric.core.cuda import nccl, nvrtc
 from fabric.core.handles import Turns, check, closed, error
 from fabric.core.sycl import find_sycl
 from fabric.errors import DataError
@@ -88,19 +88,8 @@ def describe_device(index: int) -> DeviceInfo:
     return _info(info)
 
 
-def nvrtc(toolkit: Path | None = None) -> Path | None:
-    """CUDA's run-time compiler: of a toolkit that is named, or the newest of the package nvidia-cuda-nvrtc;
-    None: wherever the system finds one."""
-    places: list[tuple[Path, str]] = []
-    if toolkit:
-        places += [(toolkit, "lib64/libnvrtc.so.*"), (toolkit, "bin/**/nvrtc64_*.dll")]
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        places += [(Path(folder), "*/lib/libnvrtc.so.*"), (Path(folder), "*/bin/**/nvrtc64_*.dll")]
-    for place, pattern in places:
-        if found := sorted(path for path in place.glob(pattern) if ".alt." not in path.name):
-            return found[-1]
-    return None
+def _path(path: Path | None) -> Any:
+    return ffi.new("char[]", os.fsencode(path)) if path else ffi.NULL
 
 
 class Device:
@@ -122,13 +111,13 @@ class Device:
         options.cache_path = cache_text
         if name.startswith("sycl"):
             find_sycl(cache, oneapi)
-        compiler = nvrtc(toolkit) if name.startswith("cuda") else None
-        compiler_text = ffi.new("char[]", os.fsencode(compiler)) if compiler else ffi.NULL
-        options.compiler_path = compiler_text
+        compiler = _path(nvrtc(toolkit) if name.startswith("cuda") else None)
+        options.compiler_path = compiler
         if cache and name != "cpu":
             with contextlib.suppress(OSError):
                 cache.parent.mkdir(parents=True, exist_ok=True)
         self.turns = Turns()
+        self.toolkit = toolkit
         self.c = self.turns.owned(lib.fb_device_open(os.fsencode(name), options), lib.fb_device_close)
 
     @property
@@ -144,6 +133,37 @@ class Device:
         with self.turns:
             check(lib.fb_device_peak(self.c, PEAKS[kind], seconds, value))
         return float(value[0])
+
+    def card(self) -> str:
+        """A name of the device that is the same in every process; empty where it has none."""
+        name = ffi.new("char[]", lib.FB_CARD)
+        with self.turns:
+            check(lib.fb_device_card(self.c, name))
+        return str(ffi.string(name).decode())
+
+    def peers_id(self) -> bytes:
+        """What one process makes, for all to join by."""
+        made = ffi.new("char[]", lib.FB_PEERS_ID)
+        backend = ffi.new("char[]", self.info.backend.encode())
+        check(lib.fb_peers_id(backend, _path(nccl(self.toolkit)), made))
+        return bytes(ffi.buffer(made))
+
+    def join(self, peers_id: bytes, rank: int, size: int) -> None:
+        """The devices of `size` processes from then on add up by themselves: Buffer.sum, Plan.sum."""
+        with self.turns:
+            check(lib.fb_device_join(self.c, _path(nccl(self.toolkit)), peers_id, rank, size))
+
+    def summed(self) -> bool:
+        """Whether all sums that were begun are done."""
+        done = ffi.new("int32_t *")
+        with self.turns:
+            check(lib.fb_device_summed(self.c, done))
+        return bool(done[0])
+
+    def leave(self) -> None:
+        """Leaves the others at once."""
+        with self.turns:
+            lib.fb_device_leave(self.c)
 
     def close(self) -> None:
         """Nothing more can be made on the device; it is given back once its buffers, graphs and plans are gone too."""
@@ -190,6 +210,11 @@ class Buffer:
         with self.turns:
             check(lib.fb_buffer_read(self.c, offset, ffi.from_buffer(out, require_writable=True), out.nbytes))
         return out
+
+    def sum(self, mean: bool = False) -> None:
+        """Begins to replace it by the sum, or mean, over the devices that joined (`Device.summed`)."""
+        with self.turns:
+            check(lib.fb_buffer_sum(self.c, int(mean)))
 
     def in_place(self) -> bool:
         """Whether the device reads the caller's memory itself, not a copy."""

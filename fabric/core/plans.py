@@ -143,6 +143,7 @@ class Plan:
         flat = [buffer.c if buffer else ffi.NULL for buffer in (params, grads)]
         options.params, options.grads = flat
         self.kinds = [(dtype, cols) for _, dtype, cols in graph.inputs]
+        self.trained_bytes = grads.nbytes if grads else 0
         self.turns = graph.device.turns
         with self.turns:
             made = lib.fb_plan_new(graph.c, options)
@@ -221,13 +222,19 @@ class Plan:
         del alive, ranges
         return StepResult.of(result)
 
-    def accumulate(self, feeds: Sequence[Feed], progress: Progress | None = None) -> None:
-        """The first part of a step: the gradients of all feeds, and the sums."""
+    def accumulate(self, feeds: Sequence[Feed], progress: Progress | None = None, sum: bool = False) -> None:
+        """The first part of a step: the gradients of all feeds, and the sums. With `sum` those that are final begin to
+        be added up over the devices that joined."""
         c, alive = self._feeds(feeds)
         progress = progress or Progress()
         with self.turns, interrupts.cancelled_by(progress.cancel):
-            check(lib.fb_plan_accumulate(self.c, c, len(feeds), progress.c))
+            check(lib.fb_plan_accumulate(self.c, c, len(feeds), int(sum), progress.c))
         del alive
+
+    def sum(self, more: Buffer) -> None:
+        """Begins to add up what is left of the gradients, and `more` (`Device.summed`)."""
+        with self.turns:
+            check(lib.fb_plan_sum(self.c, more.c))
 
     def sums(self) -> F32Array:
         """Losses and trained tokens, which `accumulate` leaves: over devices they add up, as gradients do."""

@@ -50,28 +50,35 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 def plan_epoch(
     lengths: Sequence[int], *, batch: int, capacity: int, accumulate: int, pack: bool, shuffle: bool, seed: int,
-    epoch: int, rank: int = 0, ranks: int = 1,
+    epoch: int, rank: int = 0, ranks: int = 1, speeds: Sequence[int] = (),
 ) -> list[list[list[int]]]:  # fmt: skip
     """Steps of `batch` rows (the last may have fewer), each a list of the micro-batches of one rank, of row indices.
+    `speeds`: of the ranks, in any unit; none: all alike.
 
     With `pack` a micro-batch holds as many rows as fit into `capacity` tokens (first fit, longest first), without it
     one row. A step has at least `accumulate` micro-batches, if it has as many rows. A row may be as long as `capacity`.
     """
     order = shuffled(len(lengths), seed, epoch) if shuffle else list(range(len(lengths)))
     steps = (order[i : i + batch] for i in range(0, len(order), batch))
-    return [_micro_batches(share(rows, lengths, rank, ranks), lengths, capacity, accumulate, pack) for rows in steps]
+    shares = (share(rows, lengths, rank, ranks, speeds) for rows in steps)
+    return [_micro_batches(rows, lengths, capacity, accumulate, pack) for rows in shares]
 
 
-def share(rows: list[int], lengths: Sequence[int], rank: int, ranks: int) -> list[int]:
+def share(rows: list[int], lengths: Sequence[int], rank: int, ranks: int, speeds: Sequence[int] = ()) -> list[int]:
     """The rows of a step that one of several ranks runs, in the order of the step; none where there are too few. The
-    longest rows are dealt first, each to the rank with the fewest tokens so far."""
+    longest rows are dealt first, each to the rank with the fewest tokens so far, or that ends it first by its speed."""
     if ranks == 1:
         return rows
     loads = [(0, other) for other in range(ranks)]
     mine = set()
     for row in sorted(rows, key=lambda r: (-lengths[r], r)):
-        tokens, owner = heapq.heappop(loads)
-        heapq.heappush(loads, (tokens + lengths[row], owner))
+        length = lengths[row]
+        if speeds:
+            owner = min(range(ranks), key=lambda r: ((loads[r][0] + length) / speeds[r], r))
+            loads[owner] = loads[owner][0] + length, owner
+        else:
+            tokens, owner = heapq.heappop(loads)
+            heapq.heappush(loads, (tokens + length, owner))
         if owner == rank:
             mine.add(row)
     return [row for row in rows if row in mine]

@@ -64,10 +64,22 @@ def named_devices() -> list[tuple[str, DeviceInfo]]:
     return found
 
 
-def candidates() -> list[tuple[str, DeviceInfo]]:
-    """What --device auto tries, in order: accelerators that are none in name alone, then the processor."""
+def candidates(local: int = 0) -> list[tuple[str, DeviceInfo]]:
+    """What --device auto tries, in order: accelerators that are none in name alone, then the processor. Of those of one
+    kind the first is dealt out by `local`, the number of this process among those of its host."""
     real = [(name, info) for name, info in named_devices() if not info.software]
-    return sorted(real, key=lambda one: BACKENDS.index(one[1].backend))
+    found: list[tuple[str, DeviceInfo]] = []
+    for backend in BACKENDS:
+        kind = [one for one in real if one[1].backend == backend]
+        at = local % len(kind) if kind else 0
+        found += [*kind[at:], *kind[:at]]
+    return found
+
+
+def _dealt(name: str, local: int) -> str:
+    """A device by name; of a kind without a number, the one that is dealt to this process."""
+    kind = [one for one, info in named_devices() if info.backend == name] if local else []
+    return kind[local % len(kind)] if kind else name
 
 
 def with_profile(settings: S, profile: Profile) -> S:
@@ -83,13 +95,15 @@ def opened(
     make: Callable[[S, Weights], contextlib.AbstractContextManager[T]],
     profiled: bool = True,
     timed: bool = False,
+    local: int = 0,
 ) -> Iterator[Opened[S, T]]:
     """Opens `settings.device` with `threads` and `isa`, and what is made of a base's weights on it. With `auto` the
     next device is tried where one does not open or what is made does not fit. `profiled`: the profile fills in what the
-    settings leave open. Raises DeviceError, and UsageError for a profile of the user that is none.
+    settings leave open. `local`: the number of this process among those of its host; a kind of device without a number
+    is dealt out by it. Raises DeviceError, and UsageError for a profile of the user that is none.
     """
     asked: Any = settings
-    names = candidates() if asked.device == AUTO else [(asked.device, None)]
+    names = candidates(local) if asked.device == AUTO else [(_dealt(asked.device, local), None)]
     reasons: list[str] = []
     for name, info in names:
         with contextlib.ExitStack() as stack:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 
 class Launch(NamedTuple):
-    """Process `rank` of `size` that `launcher` started."""
+    """Process `rank` of `size` that `launcher` started; `local`: its number among those of its host, -1: not known."""
 
     rank: int
     size: int
     launcher: str
+    local: int = -1
 
 
 # The variables of the number of processes and of this one's number. A launcher that runs under Slurm comes first.
@@ -21,7 +22,8 @@ _LAUNCHERS = (
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MVAPICH"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
 )
-ALONE = Launch(0, 1, "")
+_LOCAL = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+ALONE = Launch(0, 1, "", 0)
 
 
 def launched(environment: Mapping[str, str]) -> Launch:
@@ -29,5 +31,7 @@ def launched(environment: Mapping[str, str]) -> Launch:
     for size, rank, launcher in _LAUNCHERS:
         found = environment.get(size, ""), environment.get(rank, "")
         if all(text.isascii() and text.isdigit() for text in found) and int(found[1]) < int(found[0]):
-            return Launch(int(found[1]), int(found[0]), launcher)
+            local = (environment.get(name, "") for name in _LOCAL)
+            told = next((text for text in local if text.isascii() and text.isdigit()), "-1")
+            return Launch(int(found[1]), int(found[0]), launcher, int(told))
     return ALONE

@@ -2,7 +2,8 @@
 
 Every call is a nonblocking one that is polled, so that no rank waits for ever. A thread beside it sends a sign of life
 to the next rank each second and listens for that of the rank before: one that was stopped, or whose host is gone, ends
-the run. The same thread carries the wish to stop. All calls into MPI are made under one lock.
+the run. A sign also says whether its rank awaits others: one that does not, long after this rank did its share, hangs.
+The same thread carries the wish to stop. All calls into MPI are made under one lock.
 
 MPI only moves bytes here. Sums are our own, in the order of the ranks, because the order in which MPI_Allreduce adds
 may change with the implementation, the message and the placement of ranks.
@@ -11,12 +12,13 @@ may change with the implementation, the message and the placement of ranks.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -30,12 +32,13 @@ from fabric.errors import DeviceError
 TICK_S = 0.1  # the thread looks so often
 BEAT_S = 1.0  # between signs of life
 SILENT_S = 12.0  # without one: that rank is lost
-LEAST_WAIT_S = 25.0  # for a rank whose process lives; more where steps take long
-SLOWER = 10.0  # times the slowest rank of the steps before: that rank hangs
+LEAST_WAIT_S = 20.0  # for a rank whose process lives; more where steps take long
+FIRST_WAIT_S = 600.0  # in the first steps, which may have to compile kernels
+SLOWER = 10.0  # times the slowest share of the steps before: that rank hangs
 _PIECE = 1 << 22  # elements of the gradients, or bytes of an object, that travel at a time
 _INLINE = 1024  # bytes of a message that needs no second one
-_BEAT, _STOP, _ROW = 71, 72, 73
-_SIGN, _END = 0, 1  # what such a message says: one of many, or the last
+_BEAT, _STOP = 71, 72
+_BUSY, _AWAITS, _END = 0, 1, 2  # what such a message says: its rank works, or awaits others; or it is the last
 _MOST_PAUSE_S = 0.002
 _LAST_S = 2.0
 
@@ -64,6 +67,7 @@ class MpiRanks:
             )
         self.lock = threading.Lock()
         self.inside = False  # of a call that all ranks make together
+        self.awaits: tuple[float, float, str] | None = None  # others, since when, how long at most, and to do what
         self.kept = ""  # how the run can go on, where it ends here
         self.left = threading.Event()
         self.after, self.before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
@@ -72,11 +76,14 @@ class MpiRanks:
         )  # where the wish to stop goes to, and comes from
         self.sent: list[Any] = []  # by the thread, and perhaps still under way
         self.silent: set[tuple[int, int]] = set()  # ranks and tags whose last message came
+        self.busy = False  # the rank before, as far as is known
         self.hosts = [socket.gethostname()] * self.size
         self.pulse = threading.Thread(target=self._pulse, name="fabric-ranks", daemon=True)
         self.pulse.start()
         self.hosts = self.collect(socket.gethostname())
-        self._divide_cores()
+        here = [rank for rank in range(self.size) if self.hosts[rank] == self.hosts[self.rank]]
+        self.local = launch.local if launch.local >= 0 else here.index(self.rank)
+        self._divide_cores(here)
 
     def name(self, rank: int) -> str:
         """A rank, in words."""
@@ -112,21 +119,24 @@ class MpiRanks:
             found.append(data.tobytes().decode())
         return found
 
-    def gather(self, row: F64Array, what: str = "", slowest_s: float = 0.0) -> F64Array:
-        """The rows of all ranks, on every rank. The first rank takes them one by one, to know whose is missing."""
+    @contextlib.contextmanager
+    def awaiting(self, what: str, slowest_s: float) -> Iterator[None]:
+        """This rank did its share, and awaits the others: the one before it is ended where it hangs."""
+        limit_s = max(LEAST_WAIT_S, SLOWER * slowest_s) if slowest_s else FIRST_WAIT_S
+        self.awaits = time.monotonic(), limit_s, what
+        try:
+            yield
+        finally:
+            self.awaits = None
+
+    def gather(self, row: F64Array) -> F64Array:
+        """The rows of all ranks, on every rank."""
         with self._together():
             rows = np.empty((self.size, len(row)))
-            rows[self.rank] = row
-            if self.rank == 0:
-                others = range(1, self.size)
-                requests = [self._start("Irecv", rows[r], r, _ROW) for r in others]
-                self._wait(requests, max(LEAST_WAIT_S, SLOWER * slowest_s) if slowest_s else None, list(others), what)
-            else:
-                self._wait([self._start("Isend", rows[self.rank], 0, _ROW)])
-            self._wait([self._start("Ibcast", rows)])
+            self._wait([self._start("Iallgather", np.ascontiguousarray(row), rows)])
             return rows
 
-    def sum(self, buffer: Buffer, empty: bool = False, mean: bool = False) -> None:
+    def sum(self, buffer: Buffer, mean: bool = False) -> None:
         """The sum or mean over all ranks, piece by piece: every rank adds up one slice of each piece."""
         with self._together():
             n, total = self.size, buffer.nbytes // 4
@@ -137,10 +147,7 @@ class MpiRanks:
                 width = -(-count // n)
                 flat, theirs, mine = send[: width * n], got[: width * n], part[:width]
                 flat[count:] = 0
-                if empty:
-                    flat[:count] = 0
-                else:
-                    buffer.read_into(flat[:count], at * 4)
+                buffer.read_into(flat[:count], at * 4)
                 self._wait([self._start("Ialltoall", flat, theirs)])
                 rows = theirs.reshape(n, width)
                 np.copyto(mine, rows[0])
@@ -191,25 +198,18 @@ class MpiRanks:
         with self.lock:
             return getattr(self.comm, call)(*arguments)
 
-    def _wait(
-        self, requests: list[Any], limit_s: float | None = None, whose: Sequence[int] = (), what: str = ""
-    ) -> None:
+    def _wait(self, requests: list[Any]) -> None:
         """Until all have ended; pauses grow with the wait, to a twentieth of it."""
         began = time.monotonic()
         while True:
             with self.lock:
-                missing = [i for i, request in enumerate(requests) if not request.Test()]
-            if not missing:
-                return
-            waited = time.monotonic() - began
-            if limit_s is not None and waited > limit_s:
-                ranks = " and ".join(self.name(whose[i]) for i in missing[:3])
-                self.fail(f"{ranks} hung in a {what}: all others ended it {waited:.0f} s ago", DeviceError.exit_code)
-            time.sleep(min(_MOST_PAUSE_S, waited / 20))
+                if all(request.Test() for request in requests):
+                    return
+            time.sleep(min(_MOST_PAUSE_S, (time.monotonic() - began) / 20))
 
     def _pulse(self) -> None:
         """The thread: signs of life, and the wish to stop, which goes to the first rank and from there to all."""
-        sign = np.full(1, _SIGN, np.uint8)
+        signs = np.array([[_BUSY], [_AWAITS]], np.uint8)
         last_heard = looked = time.monotonic()
         last_sent, passed_on = 0.0, False
         while not self.left.wait(TICK_S):
@@ -219,7 +219,7 @@ class MpiRanks:
             looked = now
             with self.lock:
                 if now - last_sent >= BEAT_S:
-                    self.sent.append(self.comm.Isend(sign, self.after, _BEAT))
+                    self.sent.append(self.comm.Isend(signs[int(self.awaits is not None)], self.after, _BEAT))
                     last_sent = now
                 if self._heard(self.before, _BEAT):
                     last_heard = now
@@ -227,14 +227,19 @@ class MpiRanks:
                     interrupts.request()
                 if interrupts.asked() and not passed_on:
                     passed_on = True
-                    self.sent += [self.comm.Isend(sign, rank, _STOP) for rank in self.told]
+                    self.sent += [self.comm.Isend(signs[0], rank, _STOP) for rank in self.told]
                 self.sent = [request for request in self.sent if not request.Test()]
             silent_s = now - last_heard
             if silent_s > SILENT_S:
                 self.fail(f"{self.name(self.before)} has not answered for {silent_s:.0f} s", DeviceError.exit_code)
+            began, limit_s, what = self.awaits or (now, math.inf, "")
+            if now - began > limit_s and self.busy and last_heard > began + limit_s / 2:
+                others = f"{self.name(self.rank)} did its share {now - began:.0f} s ago"
+                self.fail(f"{self.name(self.before)} hung in a {what}: {others}", DeviceError.exit_code)
 
     def _heard(self, rank: int, tag: int) -> bool:
-        """Whether signs came from a rank. Reads all that are there; the last of all is noted."""
+        """Whether signs came from a rank. Reads all that are there; the last of all is noted, and whether the rank
+        works."""
         signs, value = 0, np.zeros(1, np.uint8)
         while self.comm.Iprobe(rank, tag):
             self.comm.Recv(value, rank, tag)
@@ -242,6 +247,7 @@ class MpiRanks:
                 self.silent.add((rank, tag))
             else:
                 signs += 1
+                self.busy = value[0] == _BUSY if tag == _BEAT else self.busy
         return signs > 0
 
     def _take_the_last(self) -> None:
@@ -258,13 +264,12 @@ class MpiRanks:
             time.sleep(_MOST_PAUSE_S)
         self._wait(self.sent)
 
-    def _divide_cores(self) -> None:
+    def _divide_cores(self, here: list[int]) -> None:
         """The ranks of a host that may all run on the same cores divide them; a launcher that bound them did so."""
         if not hasattr(os, "sched_getaffinity"):
             return
         mine = sorted(os.sched_getaffinity(0))
         told = self.collect(",".join(map(str, mine)))
-        here = [r for r in range(self.size) if self.hosts[r] == self.hosts[self.rank]]
         if len(here) > 1 and len({told[r] for r in here}) == 1:
             at, n, k = here.index(self.rank), len(here), len(mine)
             share = mine[at * k // n : (at + 1) * k // n] or [mine[at % k]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ class Ranks(Protocol):
 
     rank: int
     size: int
+    local: int
+    """The number of this rank among those of its host."""
     hosts: list[str]
     """Of each rank."""
     kept: str
@@ -28,13 +31,19 @@ class Ranks(Protocol):
     def collect(self, text: str) -> list[str]:
         """The texts of all ranks, on every rank."""
 
-    def gather(self, row: F64Array, what: str = "", slowest_s: float = 0.0) -> F64Array:
-        """(size, n): the rows (n,) of all ranks, on every rank. `slowest_s`: what the slowest rank ever took until its
-        row of such a "step" was there; the first rank ends the run where one is overdue by far. 0: nobody knows."""
+    def name(self, rank: int) -> str:
+        """A rank, in words."""
 
-    def sum(self, buffer: Buffer, empty: bool = False, mean: bool = False) -> None:
-        """Replaces a buffer of F32 by its sum over all ranks, added up in their order, or by their mean. `empty`: this
-        rank adds 0."""
+    def awaiting(self, what: str, slowest_s: float) -> AbstractContextManager[None]:
+        """A block that this rank begins when its share of a "step" is done, and leaves when the others did theirs and
+        exchanged what it came to. `slowest_s`: what the slowest share of late took; a rank that is overdue by far ends
+        the run, by its name. 0: that is not known yet."""
+
+    def gather(self, row: F64Array) -> F64Array:
+        """(size, n): the rows (n,) of all ranks, on every rank."""
+
+    def sum(self, buffer: Buffer, mean: bool = False) -> None:
+        """Replaces a buffer of F32 by its sum over all ranks, added up in their order, or by their mean."""
 
     def copy(self, buffer: Buffer) -> None:
         """Replaces a buffer by the first rank's."""
@@ -47,7 +56,13 @@ class Alone:
     """One rank, which has nobody to wait for."""
 
     def __init__(self) -> None:
-        self.rank, self.size, self.hosts, self.kept = 0, 1, [""], ""
+        self.rank, self.size, self.local, self.hosts, self.kept = 0, 1, 0, [""], ""
+
+    def name(self, rank: int) -> str:
+        return ""
+
+    def awaiting(self, what: str, slowest_s: float) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def tell(self, value: Any = None) -> Any:
         return value
@@ -55,10 +70,10 @@ class Alone:
     def collect(self, text: str) -> list[str]:
         return [text]
 
-    def gather(self, row: F64Array, what: str = "", slowest_s: float = 0.0) -> F64Array:
+    def gather(self, row: F64Array) -> F64Array:
         return row[np.newaxis]
 
-    def sum(self, buffer: Buffer, empty: bool = False, mean: bool = False) -> None:
+    def sum(self, buffer: Buffer, mean: bool = False) -> None:
         pass
 
     def copy(self, buffer: Buffer) -> None:

@@ -24,6 +24,7 @@ from fabric.errors import DataError, OutputError
 from fabric.files import open_output
 from fabric.notices import notice
 from fabric.runs.directory import STEP
+from fabric.training.dealing import shares_of
 
 F32Array = npt.NDArray[np.float32]
 _PIECE_BYTES = 1 << 22
@@ -45,10 +46,11 @@ class Totals:
     best_loss: float | None = None
     best_step: int = 0
     stale: int = 0  # validations since the best one
+    shares: str = ""  # of the ranks, where their speed was measured
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "shares" or value}
 
 
 class Snapshot(NamedTuple):
@@ -89,16 +91,20 @@ class Checkpoint(NamedTuple):
     def checked_totals(self) -> Totals:
         """The totals, all of them and nothing else; DataError where they are not those of a run at that step."""
         kinds = {field.name: str(field.type) for field in fields(Totals)}
-        if self.totals.keys() != kinds.keys():
+        told = {"shares": "", **self.totals}
+        if told.keys() != kinds.keys():
             raise self.false("its totals are not those of a run")
-        for name, value in self.totals.items():
+        for name, value in told.items():
+            if name == "shares":
+                self._check_shares(value)
+                continue
             if value is None and "None" in kinds[name]:
                 continue
             if type(value) is not int and (type(value) is not float or kinds[name] == "int"):
                 raise self.false(f"its {name} is {json.dumps(value)[:40]}")
             if type(value) is int and not 0 <= value < 1 << 63:
                 raise self.false(f"its {name} is out of range")
-        totals = Totals(**self.totals)
+        totals = Totals(**told)
         if max(totals.validated, totals.best_step, totals.stale) > self.step or totals.trained_tokens > totals.tokens:
             raise self.false("its totals contradict each other")
         if not totals.seconds >= 0 or (totals.best_loss is None) != (totals.best_step == 0):
@@ -106,6 +112,14 @@ class Checkpoint(NamedTuple):
         if self.step and not all(map(math.isfinite, (totals.seconds, totals.loss, totals.smooth, totals.lowest))):
             raise self.false("its totals are not finite")
         return totals
+
+    def _check_shares(self, value: object) -> None:
+        try:
+            whole = isinstance(value, str) and (not value or shares_of(value) == value)
+        except ValueError:
+            whole = False
+        if not whole:
+            raise self.false(f"its shares are {json.dumps(value)[:40]}")
 
     def false(self, what: str) -> DataError:
         """What is wrong with a file that is whole and does not belong to the run."""

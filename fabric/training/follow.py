@@ -11,9 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from fabric import interrupts
 from fabric.core import Cancelled, Progress
 from fabric.devices.opening import opened
+from fabric.distributed.cards import Cards, join
 from fabric.distributed.ranks import Ranks
 from fabric.errors import DataError, FabricError
 from fabric.models.recorder import Weights
@@ -21,7 +24,7 @@ from fabric.text.encode import Example
 from fabric.training.machine import Batches, Machine, capacities
 from fabric.training.parameters import Layout
 from fabric.training.settings import RunSettings
-from fabric.training.team import POLL_S, SharedError, Team, raise_first
+from fabric.training.team import COLUMNS, POLL_S, SharedError, Team, raise_first
 from fabric.weights.gguf import GGUF
 
 T = TypeVar("T")
@@ -42,17 +45,24 @@ class Job(NamedTuple):
     """How the run goes on after an end that nobody could prepare for."""
 
 
-def enlist(ranks: Ranks, job: Job, machine: Machine) -> list[str]:
-    """On the first rank: what the other ranks need; the names of the devices of all. DeviceError where one cannot."""
+class Enlisted(NamedTuple):
+    """All ranks, ready for the first step: the names of their devices, their cards where those add up by themselves,
+    and why they do not where each rank has one."""
+
+    devices: list[str]
+    cards: Cards | None = None
+    reason: str = ""
+
+
+def enlist(ranks: Ranks, job: Job, machine: Machine) -> Enlisted:
+    """On the first rank: what the other ranks need. DeviceError where one cannot."""
     if ranks.size == 1:
-        return [_device(machine)]
+        return Enlisted([_device(machine)])
     ranks.kept = job.kept
     with interrupts.held():
         ranks.tell(job)
         raise_first(ranks, "")
-        names = ranks.collect(_device(machine))
-        _share_state(ranks, machine)
-    return names
+        return _ready(ranks, machine)
 
 
 def follow(ranks: Ranks) -> None:
@@ -66,15 +76,14 @@ def follow(ranks: Ranks) -> None:
             machine = None
             error = ""
             try:
-                machine = _open(job, closing)
+                machine = _open(job, closing, ranks.local)
             except FabricError as failed:
                 error = str(failed)
             raise_first(ranks, error)
             assert machine is not None
-            ranks.collect(_device(machine))
-            _share_state(ranks, machine)
+            cards = _ready(ranks, machine).cards
             batches = Batches(machine, job.train, ranks.rank, ranks.size)
-            team = Team(ranks, machine, batches, job.val)
+            team = Team(ranks, machine, batches, job.val, cards)
 
             def run(call: Callable[[Progress], T], n: int = 0, calls: int = 1) -> T:
                 progress = Progress()
@@ -95,7 +104,7 @@ def follow(ranks: Ranks) -> None:
             pass
 
 
-def _open(job: Job, closing: contextlib.ExitStack) -> Machine:
+def _open(job: Job, closing: contextlib.ExitStack, local: int) -> Machine:
     settings = job.settings
     gguf = GGUF.open(settings.model)
     closing.callback(gguf.close)
@@ -110,12 +119,25 @@ def _open(job: Job, closing: contextlib.ExitStack) -> Machine:
         ) as machine:
             yield machine
 
-    return closing.enter_context(opened(settings, gguf, make, profiled=False)).made
+    return closing.enter_context(opened(settings, gguf, make, profiled=False, local=local)).made
 
 
-def _share_state(ranks: Ranks, machine: Machine) -> None:
+def _ready(ranks: Ranks, machine: Machine) -> Enlisted:
+    """On every rank: its first values, and its card joined to those of the others, with a first sum, by which they
+    reach each other before any step is timed."""
+    names = ranks.collect(_device(machine))
     for buffer in machine.state:
         ranks.copy(buffer)
+    cards, reason = join(ranks, machine.weights.device, COLUMNS)
+    if cards:
+        error = ""
+        try:
+            machine.plan.accumulate([])
+        except FabricError as failed:
+            error = str(failed)
+        raise_first(ranks, error)
+        cards.exchange(machine.plan, np.zeros(COLUMNS))
+    return Enlisted(names, cards, reason)
 
 
 def _device(machine: Machine) -> str:

@@ -26,6 +26,8 @@ from fabric.training.checkpoint import (
     write_checkpoint,
     write_snapshot,
 )
+from fabric.training.dealing import Dealing
+from fabric.training.follow import Enlisted
 from fabric.training.machine import Batches, Machine, steps_per_epoch
 from fabric.training.metrics import MetricsLog, peak_bytes
 from fabric.training.rows import Rows
@@ -72,7 +74,7 @@ class Loop:
 
     def __init__(
         self, machine: Machine, rows: Rows, directory: Path, ui: TrainUI, start: int,
-        totals: Totals, spans: Spans, record: Callable[[bool], bool], ranks: Ranks,
+        totals: Totals, spans: Spans, record: Callable[[bool], bool], ranks: Ranks, enlisted: Enlisted,
     ) -> None:  # fmt: skip
         self.record = record
         self.machine, self.rows, self.directory, self.ui = machine, rows, directory, ui
@@ -83,7 +85,8 @@ class Loop:
         vocabulary = machine.weights.gguf.tensors[EMBEDDING].shape[0]
         self.guessing = math.log(vocabulary)  # the loss where any token is as likely as another
         self.batches = Batches(machine, rows.train, ranks.rank, ranks.size)
-        self.team = Team(ranks, machine, self.batches, rows.val)
+        self.team = Team(ranks, machine, self.batches, rows.val, enlisted.cards)
+        self.dealing = Dealing(enlisted.devices, self.settings.rank_shares, totals.shares)
         self.per_epoch = self.batches.per_epoch
         self.samples = SampleLog(directory, start) if rows.samples else None
 
@@ -131,7 +134,7 @@ class Loop:
     def _one(self, worker: ThreadPoolExecutor, metrics: MetricsLog) -> None:
         """A step with its validation and checkpoint, and the record of it."""
         s, began = self.settings, time.perf_counter()
-        feeds = self.batches.feeds(self.step + 1)
+        feeds = self.batches.feeds(self.step + 1, self.dealing.speeds)
         self.record(False)
         with held():
             record = self._step(worker, feeds, began)
@@ -175,6 +178,9 @@ class Loop:
         totals.trained_tokens += result.trained
         totals.seconds += seconds
         each = {"rank_tokens_per_s": speeds} if len(speeds) > 1 else {}
+        if sentence := self.dealing.saw(speeds):
+            self.ui.message(sentence)
+        totals.shares = self.dealing.kept
         return {
             "step": step, "epoch": step / self.per_epoch, "loss": totals.loss, "lr": optimizer.lr,
             "grad_norm": result.grad_norm, "tokens": tokens, "trained_tokens": result.trained, "seconds": seconds,

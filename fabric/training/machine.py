@@ -210,21 +210,24 @@ def _pieces(buffer: Buffer) -> Iterator[F32Array]:
 class Batches:
     """The feeds of each step that one of several ranks runs; they follow from the settings and the rows alone."""
 
+    speeds: tuple[int, ...]
+
     def __init__(self, machine: Machine, rows: list[Example], rank: int = 0, ranks: int = 1) -> None:
         self.machine, self.rows, self.rank, self.ranks = machine, rows, rank, ranks
         self.per_epoch = steps_per_epoch(len(rows), machine.settings.batch)
-        self.epoch, self.steps = -1, list[list[list[int]]]()
+        self.epoch, self.speeds, self.steps = -1, (), list[list[list[int]]]()
 
-    def feeds(self, step: int) -> list[Feed]:
-        """The micro-batches of a step, counted from 1."""
+    def feeds(self, step: int, speeds: tuple[int, ...] = ()) -> list[Feed]:
+        """The micro-batches of a step, counted from 1. `speeds`: of the ranks."""
         epoch, within = divmod(step - 1, self.per_epoch)
-        if self.epoch != epoch:
+        if (self.epoch, self.speeds) != (epoch, speeds):
             s, lengths = self.machine.settings, [len(row.tokens) for row in self.rows]
             self.steps = plan_epoch(
                 lengths, batch=s.batch, capacity=self.machine.capacity, accumulate=s.accumulate, pack=s.pack,
                 shuffle=s.shuffle, seed=s.seed, epoch=epoch, rank=self.rank, ranks=self.ranks,
+                speeds=speeds,
             )  # fmt: skip
-            self.epoch = epoch
+            self.epoch, self.speeds = epoch, speeds
         return [self.machine.feed([self.rows[i] for i in micro], micro, step) for micro in self.steps[within]]
 
 

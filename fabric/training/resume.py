@@ -58,7 +58,7 @@ def resume(
             check_trackers(settings.track)
             inputs = Inputs(settings)
             _check_same(directory, kept, {f"{name}_sha256": value for name, value in inputs.hash_files().items()})
-            with set_up(settings, profiled=False) as setup:
+            with set_up(settings, profiled=False, local=ranks.local if ranks else 0) as setup:
                 _check_same(directory, kept, inputs.hashes(setup.gguf))
                 found = newest_checkpoint(directory)
                 spans = _spans(setup, settings, earlier)

@@ -58,6 +58,8 @@ class Setup:
     weights: Weights
     machine: Machine
     notes: list[str]
+    asked: str
+    """The device that was asked for: each rank finds its own by it."""
 
 
 def train(settings: TrainSettings, ui: TrainUI = SILENT, ranks: Ranks | None = None) -> TrainReport:
@@ -71,8 +73,10 @@ def train(settings: TrainSettings, ui: TrainUI = SILENT, ranks: Ranks | None = N
         check_writable(settings)
         with _keeping(replace(settings, run_dir=str(directory)), directory) as settings:
             inputs = Inputs(settings)
-            with set_up(settings) as setup:
+            with set_up(settings, local=ranks.local if ranks else 0) as setup:
                 settings = setup.settings
+                if ranks and ranks.size > 1:
+                    settings = replace(settings, device=setup.asked)
                 if setup.machine.capacity < setup.machine.capacities[0]:  # a resumed run lays its rows out alike
                     settings = replace(settings, micro_batch=setup.machine.capacity)
                 spans = Spans([(total_steps(settings, len(setup.rows.train)),) * 2])
@@ -208,9 +212,9 @@ def check_writable(settings: TrainSettings) -> None:
 
 
 @contextlib.contextmanager
-def set_up(settings: TrainSettings, profiled: bool = True) -> Iterator[Setup]:
+def set_up(settings: TrainSettings, profiled: bool = True, local: int = 0) -> Iterator[Setup]:
     """Opens the base and a device, reads the rows and plans. `profiled`: the device's profile says what the settings
-    leave open."""
+    leave open. `local`: the number of this process among those of its host."""
     read: list[Rows] = []
 
     @contextlib.contextmanager
@@ -227,10 +231,10 @@ def set_up(settings: TrainSettings, profiled: bool = True) -> Iterator[Setup]:
 
     with contextlib.closing(GGUF.open(settings.model)) as gguf:
         architecture_of(gguf)
-        with opened(settings, gguf, planned, profiled) as found:
+        with opened(settings, gguf, planned, profiled, local=local) as found:
             chosen, why, target, machine = found.made
             notes = [*([found.taken] if found.taken else []), *why, *read[0].notes, *target.notes]
-            yield Setup(chosen, gguf, read[0], target, found.weights, machine, notes)
+            yield Setup(chosen, gguf, read[0], target, found.weights, machine, notes, settings.device)
 
 
 def _describe(settings: RunSettings, setup: Setup, spans: Spans | None = None) -> dict[str, Any]:
@@ -255,7 +259,7 @@ def _describe(settings: RunSettings, setup: Setup, spans: Spans | None = None) -
         "peak_bytes": peak_bytes() + machine.planned_bytes() + setup.gguf.file_bytes,
         "model_bytes": setup.gguf.file_bytes,
         "uploaded_bytes": machine.plan.stats.weight_bytes,
-        "device": {**setup.weights.device.info._asdict(), "opened": settings.device},
+        "device": {**setup.weights.device.info._asdict(), "opened": setup.settings.device},
         "launches": machine.plan.stats.launches,
         "tiled": machine.plan.stats.tiled,
         "flops_per_token": machine.plan.stats.flops_per_token,
@@ -288,14 +292,17 @@ def run_on(
     rows = setup.rows
     kept = f"go on from the last checkpoint with: fabric resume {directory}"
     job = Job(settings, setup.target.layout, setup.target.alpha, rows.train, rows.val, sketch(setup.gguf), kept)
-    devices = Counter(enlist(ranks, job, machine))
+    enlisted = enlist(ranks, job, machine)
     if ranks.size > 1:
         hosts = len(set(ranks.hosts))
-        names = ", ".join(f"{count} on {name}" for name, count in devices.items())
-        ui.message(f"{ranks.size} ranks on {hosts} host{'s' * (hosts > 1)} train together: {names}")
+        names = ", ".join(f"{count} on {name}" for name, count in Counter(enlisted.devices).items())
+        by = ", gradients by NCCL" if enlisted.cards else ""
+        ui.message(f"{ranks.size} ranks on {hosts} host{'s' * (hosts > 1)} train together: {names}{by}")
+        if enlisted.reason:
+            ui.message(enlisted.reason)
     elif settings.sync_every > 1:
         notice("--sync-every has no effect with one rank: it averages the parameters of several")
-    loop = Loop(machine, rows, directory, ui, step, totals, spans, write_record, ranks)
+    loop = Loop(machine, rows, directory, ui, step, totals, spans, write_record, ranks, enlisted)
     watched = tracking(settings.track, tracked(settings, directory, step, about), ui.message)
     with watched as trackers, recorded(directory, spans.last):
         try:
@@ -320,7 +327,7 @@ def run_on(
         best_step=totals.best_step if settings.patience else None, tokens=totals.tokens,
         trained_tokens=totals.trained_tokens, seconds=totals.seconds,
         tokens_per_s=totals.tokens / totals.seconds if totals.seconds else 0.0, peak_bytes=peak_bytes(),
-        kind=setup.target.kind, model=settings.model, chat=bool(setup.rows.chat), device=settings.device,
+        kind=setup.target.kind, model=settings.model, chat=bool(setup.rows.chat), device=setup.settings.device,
         output_bytes=size, run_dir=str(directory),
         output=settings.output or str(directory / f"{setup.target.kind}.gguf"), metrics=settings.metrics,
         sha256=sha256,

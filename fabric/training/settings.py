@@ -36,6 +36,7 @@ from fabric.settings import (
     is_of,
     paths,
 )
+from fabric.training.dealing import shares_of
 from fabric.weights.settings import TYPES
 
 ALL = "all"  # every linear layer of a model's blocks
@@ -173,6 +174,13 @@ class TrainSettings:
             group="Memory and device",
         ),
     ] = 1  # fmt: skip
+    rank_shares: Annotated[
+        str | None,
+        Setting(
+            "with several ranks: share of the rows of each, such as 100,40; default: by speed where devices differ",
+            "SHARES", group="Memory and device", parse=shares_of,
+        ),
+    ] = None  # fmt: skip
     pack: Annotated[
         bool,
         Setting("put several rows into one sequence, unseen by each other", always=True, group="Memory and device"),

@@ -1,11 +1,13 @@
 """A step and a validation on every rank: its share in the core, then the sums. The first rank says what comes next.
 
-The seam for an engine is small: `Ranks.gather` carries a row of numbers a rank, `Ranks.sum` the flat gradients.
+The seam for an engine is small: `Ranks.gather` carries a row of numbers a rank, `Ranks.sum` the flat gradients. Where
+each rank has a CUDA card of its own, `Cards` does both at once, and begins while gradients are still computed.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from fabric.core import Cancelled, Feed, Progress, StepResult
 from fabric.data.pack import pack_in_order
+from fabric.distributed.cards import Cards
 from fabric.distributed.ranks import F64Array, Ranks
 from fabric.errors import DeviceError, FabricError
 from fabric.text.encode import Example
@@ -20,7 +23,8 @@ from fabric.training.machine import Batches, Machine
 
 T = TypeVar("T")
 POLL_S = 0.05
-_LOSS, _TRAINED, _TOKENS, _SECONDS, _STOP, _FAILED, _COLUMNS = range(7)
+LATEST = 16  # shares by which a rank that hangs is known
+_LOSS, _TRAINED, _TOKENS, _SECONDS, _STOP, _FAILED, COLUMNS = range(7)
 
 
 class Run(Protocol):
@@ -47,6 +51,7 @@ class Again(NamedTuple):
 
     step: int
     lr: float = 0.0
+    speeds: tuple[int, ...] = ()
 
 
 VALIDATE, AVERAGE = Again(0), Again(-1)
@@ -55,9 +60,11 @@ VALIDATE, AVERAGE = Again(0), Again(-1)
 class Team:
     """The part of one rank in a run."""
 
-    def __init__(self, ranks: Ranks, machine: Machine, batches: Batches, val: list[Example]) -> None:
-        self.ranks, self.machine, self.batches = ranks, machine, batches
-        self.slowest: dict[str, float] = {}  # seconds of a share so far
+    def __init__(
+        self, ranks: Ranks, machine: Machine, batches: Batches, val: list[Example], cards: Cards | None = None
+    ) -> None:
+        self.ranks, self.machine, self.batches, self.cards = ranks, machine, batches, cards
+        self.latest: dict[str, deque[float]] = {}  # seconds of the slowest shares, but for the very first
         self.apart = False  # the ranks' parameters differ: each updated its own
         self.val = val[ranks.rank :: ranks.size]
         lengths = [len(row.tokens) for row in self.val]
@@ -67,24 +74,30 @@ class Team:
         """An optimizer step, as the machine's optimizer is set. Raises Cancelled, DeviceError of any rank."""
         plan, optimizer = self.machine.plan, self.machine.optimizer
         tokens, began = sum(feed.tokens for feed in feeds), time.perf_counter()
-        self._begin(Again(optimizer.t, optimizer.lr))
+        self._begin(Again(optimizer.t, optimizer.lr, self.batches.speeds))
         if self.ranks.size == 1:
             result = run(lambda progress: plan.step(feeds, optimizer, progress))
             return Step(result, tokens, [tokens / (time.perf_counter() - began)])
 
+        every = self.machine.settings.sync_every
+
         def accumulate(progress: Progress) -> tuple[float, float]:
-            if not feeds:
-                return 0.0, 0.0
-            plan.accumulate(feeds, progress)
+            plan.accumulate(feeds, progress, sum=bool(self.cards) and every == 1)
             sums = plan.sums().astype(np.float64)
             return sums[0] + sums[1], sums[2] + sums[3]
 
-        rows = self._share(lambda: run(accumulate), "step", tokens)
+        def exchange(row: F64Array, error: str) -> F64Array:
+            if self.cards and every == 1:
+                return self.cards.exchange(plan, row, error)
+            rows = self.ranks.gather(row)
+            if every == 1 and not rows[:, [_STOP, _FAILED]].any():
+                self.ranks.sum(self.machine.grads)
+            return rows
+
+        rows = self._share(lambda: run(accumulate), "step", exchange, tokens)
         loss, trained = _total(rows, _LOSS), _total(rows, _TRAINED)
         speeds = [float(row[_TOKENS] / row[_SECONDS]) for row in rows]
-        every = self.machine.settings.sync_every
         if every == 1:
-            self.ranks.sum(self.machine.grads, empty=not feeds)
             plan.set_sums(np.array([*_halves(loss), *_halves(trained)], np.float32))
             result = plan.update(optimizer)
         else:
@@ -116,11 +129,11 @@ class Team:
             self.score(run)
         else:
             optimizer.t, optimizer.lr = again.step, again.lr
-            self.step(self.batches.feeds(again.step), run)
+            self.step(self.batches.feeds(again.step, again.speeds), run)
 
     def _average(self) -> None:
         for buffer in self.machine.state:
-            self.ranks.sum(buffer, mean=True)
+            (self.cards or self.ranks).sum(buffer, mean=True)
         self.apart = False
 
     def score(self, run: Run) -> float:
@@ -138,17 +151,20 @@ class Team:
                 trained += feed.trained
             return loss, trained
 
-        rows = self._share(scores, "validation")
+        rows = self._share(scores, "validation", lambda row, error: self.ranks.gather(row))
         return _total(rows, _LOSS) / _total(rows, _TRAINED)
 
     def _begin(self, again: Again) -> None:
         if self.ranks.rank == 0:
             self.ranks.tell(again)
 
-    def _share(self, work: Callable[[], tuple[float, float]], what: str, tokens: int = 0) -> F64Array:
-        """Does this rank's part, which comes to a loss and a count, and gathers what all came to."""
+    def _share(
+        self, work: Callable[[], tuple[float, float]], what: str, exchange: Callable[[F64Array, str], F64Array],
+        tokens: int = 0,
+    ) -> F64Array:  # fmt: skip
+        """Does this rank's part, which comes to a loss and a count, and exchanges what all came to."""
         began, error = time.perf_counter(), ""
-        row = np.zeros(_COLUMNS)
+        row = np.zeros(COLUMNS)
         try:
             row[_LOSS], row[_TRAINED] = work()
         except Cancelled:
@@ -156,8 +172,11 @@ class Team:
         except FabricError as failed:
             row[_FAILED], error = 1, str(failed)
         row[_TOKENS], row[_SECONDS] = tokens, time.perf_counter() - began
-        rows = self.ranks.gather(row, what, self.slowest.get(what, 0.0))
-        self.slowest[what] = max(self.slowest.get(what, 0.0), float(rows[:, _SECONDS].max()))
+        with self.ranks.awaiting(what, max(self.latest.get(what, ()), default=0.0)):
+            rows = exchange(row, error)
+        if what in self.latest:
+            self.latest[what].append(float(rows[:, _SECONDS].max()))
+        self.latest.setdefault(what, deque(maxlen=LATEST))
         if rows[:, _FAILED].any():
             raise_first(self.ranks, error)
         if rows[:, _STOP].any():

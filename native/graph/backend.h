@@ -190,6 +190,8 @@ typedef struct fb_run {
     volatile int32_t *done;         /* goes up by one for each launch that has finished or was submitted */
     double *seconds;                /* one a launch: its time; then replay waits */
     double duty;                    /* share of the time that is worked, the rest is slept (fb_os_rest); 1: all of it */
+    int (*reached)(void *context, int launches); /* may be called now and then: so many launches were given to the device */
+    void *context;
 } fb_run;
 
 /* What a device is. Every function returns FB_OK or a code, and sets fb_error through fb_fail. Whatever is given to a device
@@ -217,6 +219,15 @@ typedef struct fb_backend {
     void (*release)(void *self, void *program); /* waits until it has finished */
     int (*wait)(void *self);
     int (*peak)(void *self, int kind, double seconds, double *per_second);
+    /* Devices of several processes that add up by a library of their maker; of a backend that has none, all are NULL. */
+    int (*card)(void *self, char out[FB_CARD]); /* the device's own name, the same in every process */
+    int (*peers_id)(const char *library, char id[FB_PEERS_ID]);
+    int (*join)(void *self, const char *library, const char id[FB_PEERS_ID], int rank, int size);
+    /* Begins to replace F32 rows by their sum, or mean, once all that was given to the device before is done. What the device
+     * is given afterwards runs beside it, and must leave that memory alone until summed says that it is done. */
+    int (*sum)(void *self, const fb_view *what, int n, int mean);
+    int (*summed)(void *self, int *done);
+    void (*leave)(void *self); /* at once, whatever runs */
 } fb_backend;
 
 /* backends/backends.c: those there are, in the order in which devices are listed; NULL ends them. */

@@ -7,6 +7,7 @@
  *   memory.c    lays the program's tensors into one arena by liveness
  *   plan.c      binds the program to memory              (fb_plan)
  *   run.c       runs it: feeds in, steps, kept rows back
+ *   peers.c     sums over the devices of other processes, of gradients as soon as they are final
  *   optimizer.c the beginning and the end of a step over the flat parameters
  */
 #ifndef FB_GRAPH_H
@@ -143,6 +144,7 @@ struct fb_plan {
     fb_prepared begin, feed, update; /* zeroed gradients; a feed forward, and in training backward; the optimizer's part */
     fb_optimizer optimizer;          /* that `update` was prepared for, with its own ranges */
     fb_range *ranges;
+    int32_t *final, n_stretches, summed; /* of the gradients, the last one first: the launches after which each is final */
     int ready;
     char *text;
     fb_op_stats ops[FB_OP_COUNT];
@@ -217,4 +219,7 @@ int fb_optimizer_check(const fb_buffer *params, const fb_optimizer *o); /* befor
 int fb_prepare_begin(fb_plan *plan);
 int fb_prepare_update(fb_plan *plan, const fb_optimizer *o);
 void fb_release_update(fb_plan *plan);
+/* peers.c: after which launches stretches of gradients are final; those that are, begun to be summed */
+int fb_find_stretches(fb_plan *plan);
+int fb_sum_final(void *plan, int launches);
 #endif

@@ -195,6 +195,7 @@ fb_plan *fb_plan_new(fb_graph *g, const fb_plan_options *options) {
         if (bytes > plan->scratch_bytes) plan->scratch_bytes = bytes;
     }
     if (options->train) plan->step_bytes = fb_step_bytes(options->grads);
+    if (options->train && fb_find_stretches(plan)) goto fail;
     for (int i = 0; i < FB_OP_COUNT; i++) plan->ops[i].name = fb_ops[i].name;
     return plan;
 fail:
@@ -297,6 +298,7 @@ void fb_plan_free(fb_plan *plan) {
     free(plan->bounds);
     free(plan->weights);
     free(plan->text);
+    free(plan->final);
     free(plan);
 }
 

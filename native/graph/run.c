@@ -59,9 +59,10 @@ static int stage(fb_plan *plan, const fb_feed *feed) {
 }
 
 /* Runs a prepared program; with progress, it counts the launches and can be cancelled. */
-static int replay(fb_plan *plan, const fb_prepared *p, const int32_t counts[FB_COUNTS], fb_progress *progress) {
+static int replay(fb_plan *plan, const fb_prepared *p, const int32_t counts[FB_COUNTS], int sum, fb_progress *progress) {
     const fb_run run = {.cancel = progress ? &progress->cancel : NULL, .done = progress ? &progress->done : NULL,
-                        .seconds = p->seconds, .duty = plan->device->duty};
+                        .seconds = p->seconds, .duty = plan->device->duty,
+                        .reached = sum ? fb_sum_final : NULL, .context = plan};
     int code = plan->device->backend->replay(plan->device->self, p->program, counts, &run);
     for (int32_t i = 0; p->seconds && i < p->n && code == FB_OK; i++) {
         fb_launch launch;
@@ -70,10 +71,10 @@ static int replay(fb_plan *plan, const fb_prepared *p, const int32_t counts[FB_C
     return code;
 }
 
-static int run_feed(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
+static int run_feed(fb_plan *plan, const fb_feed *feed, int sum, fb_progress *progress) {
     const int32_t counts[FB_COUNTS] = {[FB_COUNT_TOKENS] = feed->tokens, [FB_COUNT_TRAINED] = feed->trained};
     int code = stage(plan, feed);
-    if (code == FB_OK) code = replay(plan, &plan->feed, counts, progress);
+    if (code == FB_OK) code = replay(plan, &plan->feed, counts, sum, progress);
     if (code == FB_E_CANCELLED) plan->device->backend->wait(plan->device->self);
     return code == FB_E_CANCELLED ? fb_fail(code, "cancelled") : code;
 }
@@ -84,7 +85,7 @@ int fb_plan_run(fb_plan *plan, const fb_feed *feed, fb_progress *progress) {
     if (code == FB_OK) code = fb_plan_allocate(plan);
     if (code) return code;
     if (progress) progress->done = 0, progress->total = plan->feed.n;
-    code = run_feed(plan, feed, progress);
+    code = run_feed(plan, feed, 0, progress);
     if (code == FB_OK) code = plan->device->backend->wait(plan->device->self);
     return code;
 }
@@ -125,7 +126,7 @@ static int check_train(const fb_plan *plan) {
 
 static int check_feeds(const fb_plan *plan, const fb_feed *feeds, int32_t n_feeds) {
     int code = check_train(plan);
-    if (code == FB_OK && (!feeds || n_feeds < 1 || n_feeds > INT32_MAX / (plan->program.n_nodes + 1)))
+    if (code == FB_OK && ((n_feeds && !feeds) || n_feeds < 0 || n_feeds > INT32_MAX / (plan->program.n_nodes + 1)))
         code = fb_fail(FB_E_ARGUMENT, "a step needs feeds");
     for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) code = check_feed(plan, &feeds[i]);
     return code;
@@ -137,13 +138,14 @@ static int check_update(const fb_plan *plan, const fb_optimizer *o, const fb_res
     return code ? code : fb_optimizer_check(plan->options.params, o);
 }
 
-int fb_plan_accumulate(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, fb_progress *progress) {
+int fb_plan_accumulate(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, int sum, fb_progress *progress) {
     int code = check_feeds(plan, feeds, n_feeds);
     if (code == FB_OK) code = fb_plan_allocate(plan);
     if (code) return code;
     if (progress) progress->done = 0, progress->total = plan->feed.n * n_feeds;
-    code = replay(plan, &plan->begin, NO_COUNTS, NULL);
-    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) code = run_feed(plan, &feeds[i], progress);
+    plan->summed = 0;
+    code = replay(plan, &plan->begin, NO_COUNTS, 0, NULL);
+    for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) code = run_feed(plan, &feeds[i], sum && i == n_feeds - 1, progress);
     return code;
 }
 
@@ -153,7 +155,7 @@ fb_buffer *fb_plan_record(fb_plan *plan) {
 
 /* From here on parameters change: nothing cancels it. */
 static int update(fb_plan *plan, float record[FB_RECORD]) {
-    int code = replay(plan, &plan->update, NO_COUNTS, NULL);
+    int code = replay(plan, &plan->update, NO_COUNTS, 0, NULL);
     if (code == FB_OK) code = plan->device->backend->wait(plan->device->self);
     if (code == FB_OK) code = fb_buffer_read(plan->record, 0, record, FB_RECORD * sizeof *record);
     if (code == FB_OK) return FB_OK;
@@ -190,6 +192,6 @@ int fb_plan_step(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, const fb_
     if (code == FB_OK) code = check_update(plan, optimizer, result);
     for (int32_t i = 0; i < n_feeds && code == FB_OK; i++) trained += feeds[i].trained;
     if (code == FB_OK && !trained) code = fb_fail(FB_E_ARGUMENT, "a step without a trained token");
-    if (code == FB_OK) code = fb_plan_accumulate(plan, feeds, n_feeds, progress);
+    if (code == FB_OK) code = fb_plan_accumulate(plan, feeds, n_feeds, 0, progress);
     return code ? code : fb_plan_update(plan, optimizer, result, progress);
 }

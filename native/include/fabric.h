@@ -128,6 +128,21 @@ int fb_buffer_write(fb_buffer *buffer, uint64_t offset, const void *src, uint64_
 int fb_buffer_read(fb_buffer *buffer, uint64_t offset, void *dst, uint64_t bytes);
 void fb_buffer_free(fb_buffer *buffer);
 
+/* ---- devices of several processes, which add up buffers by a library of their maker ---- */
+enum { FB_CARD = 33, FB_PEERS_ID = 128 };
+/* A name of the device that is the same in every process, empty where it has none: two processes on one device cannot join. */
+int fb_device_card(fb_device *device, char card[FB_CARD]);
+/* What one process makes and all of them join by. library: where it lies, or NULL. Of "cuda" it is NCCL, and elsewhere there is
+ * none. */
+int fb_peers_id(const char *backend, const char *library, char id[FB_PEERS_ID]);
+int fb_device_join(fb_device *device, const char *library, const char id[FB_PEERS_ID], int32_t rank, int32_t size);
+/* Begins to replace a buffer of F32 by its sum over all devices, or by their mean; all call it in the same order. Nothing may
+ * touch the buffer until fb_device_summed says that all that was begun is done. */
+int fb_buffer_sum(fb_buffer *buffer, int mean);
+int fb_device_summed(fb_device *device, int32_t *done);
+/* At once, even where others are gone; what was begun may be half done. */
+void fb_device_leave(fb_device *device);
+
 /* ---- files that are mapped into memory ---- */
 /* A file that is cut while it is mapped has nothing behind its end. From now on a read there writes `sentence` to stderr
  * and ends the process with exit code `code`, where it would be a bus error; every other one is left to the handler that
@@ -329,9 +344,12 @@ enum {
     FB_RECORD = 8
 };
 
-/* Zeroes the gradients and the record, then runs every feed forward and backward and adds to both. May return before the
- * device has finished; reads of buffers and fb_plan_update wait. */
-int fb_plan_accumulate(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, fb_progress *progress);
+/* Zeroes the gradients and the record, then runs every feed (there may be none) forward and backward and adds to both. May
+ * return before the device has finished; reads of buffers and fb_plan_update wait. With `sum`, stretches of gradients that are
+ * final begin to be added up over the devices that joined, while the rest is computed; fb_plan_sum begins what is left, also
+ * after a failure, and then `more`, a buffer of whatever else is to be added up. */
+int fb_plan_accumulate(fb_plan *plan, const fb_feed *feeds, int32_t n_feeds, int sum, fb_progress *progress);
+int fb_plan_sum(fb_plan *plan, fb_buffer *more);
 /* The record, FB_RECORD floats, for as long as the plan lives; NULL: out of memory. */
 fb_buffer *fb_plan_record(fb_plan *plan);
 /* Divides the gradients once by the trained tokens of the record, clips, updates, and waits. Parameters and the optimizer's

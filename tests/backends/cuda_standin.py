@@ -1,4 +1,4 @@
-"""Builds standin.c, which stands in for NVIDIA's driver and compiler; the environment of a command that meets it."""
+"""Builds standin.c, which stands in for NVIDIA's driver, compiler and NCCL; the environment of a command that meets it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ SOURCE = Path(__file__).with_name("standin.c")
 
 def build_standin(folder: Path, emulated: bool = False) -> Path:
     """The folder of the libraries; with `emulated`, the portable kernels run, on the processor."""
-    flags = [*FLAGS, "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    flags = [*FLAGS, "-O1", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so.1"]
     command = [os.environ.get("CC", "cc"), *flags, str(SOURCE), "-o", str(folder / "libcuda.so.1")]
     if emulated:
         sources = [str(path) for path in SOURCES if path.parent.name != "cuda" and path.name != "ops.c"]
         command += ["-DSTANDIN_EMULATED", *sources, *map(str, emulated_objects(folder))]
-        command += ["-lm", "-lpthread", "-ldl", "-lstdc++", "-Wl,--allow-multiple-definition"]
+        command += ["-lm", "-lpthread", "-ldl", "-lrt", "-lstdc++", "-Wl,--allow-multiple-definition"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "lib64").mkdir()
-    for name in ("libnvrtc.so.13", "lib64/libnvrtc.so.13"):  # one library under both names
+    for name in (
+        "libnvrtc.so.13",
+        "lib64/libnvrtc.so.13",
+        "libnccl.so.2",
+        "lib64/libnccl.so.2",
+    ):  # one library under all names
         (folder / name).symlink_to(folder / "libcuda.so.1")
     return folder
 

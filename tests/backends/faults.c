@@ -21,7 +21,7 @@ static const char *const QUIET[] = {"newBufferWithBytesNoCopy:length:options:dea
 #else
 #include "../../native/backends/cuda/cu.h"
 #define NAME(name, arguments) #name,
-static const char *const NAMES[] = {CU_FUNCTIONS(NAME) NVRTC_FUNCTIONS(NAME)};
+static const char *const NAMES[] = {CU_FUNCTIONS(NAME) NVRTC_FUNCTIONS(NAME) NCCL_FUNCTIONS(NAME)};
 /* Waits before memory is freed may fail unheard: there is nobody left to tell. */
 static const char *const QUIET[] = {"cuStreamSynchronize", NULL};
 #define LIBRARY "libcuda.so.1"
@@ -73,6 +73,16 @@ static int scenario(const char *cache) {
     TRY(B.replay(device, program, counts, &(fb_run){.seconds = seconds, .duty = 1}));
     TRY(B.read(device, &a, 0, host, BYTES));
     for (int kind = FB_PEAK_F32; kind <= FB_PEAK_READ; kind++) TRY(B.peak(device, kind, 1e-4, &peak));
+    if (B.join) {
+        char card[FB_CARD], id[FB_PEERS_ID];
+        const fb_view row = {.mem = &a, .rows = 1, .cols = 1000};
+        int summed = 0;
+        TRY(B.card(device, card));
+        TRY(B.peers_id(NULL, id));
+        TRY(B.join(device, NULL, id, 0, 1));
+        TRY(B.sum(device, (fb_view[]){row, row}, 2, 1));
+        while (code == FB_OK && !summed) TRY(B.summed(device, &summed));
+    }
     TRY(B.wait(device));
     if (program) B.release(device, program);
     if (a.handle) B.free(device, &a);

@@ -1,11 +1,14 @@
-/* standin.c - stands in for libcuda and for NVRTC where there is no card: memory is the host's, a stream runs at once, and a
- * graph is a list. With -DSTANDIN_EMULATED portable kernels run, as fibers (tests/native/emulated); others do nothing.
+/* standin.c - stands in for libcuda, NVRTC and NCCL where there is no card: memory is the host's, a stream runs at once, and a
+ * graph is a list; processes add up in a file that all of them map, in a thread beside. With -DSTANDIN_EMULATED portable kernels run, as fibers (tests/native/emulated); others do nothing.
  *     STANDIN_ARCH=90                  compute capability of the card, 75 by default; 0: there is none
  *     STANDIN_MEMORY=BYTES             that it has
+ *     STANDIN_CARDS=3                  how many there are, 1 by default
+ *     STANDIN_NCCL=21400               version of NCCL
+ *     STANDIN_HANG="cuGraphLaunch 9"   the 9th call never ends
  *     STANDIN_VERSION=12040            of CUDA that the driver knows
  *     STANDIN_FAIL="cuMemAlloc_v2 5 2" the 5th call and all later ones fail with 2
  *     STANDIN_LOG=FILE                 "compile KEY" for each kernel, "graph" for each that is made, "launch" for each kernel that
- *                                      runs by itself, and at the end "alive N": what was made and not freed */
+ *                                      runs by itself, "replay" and "sum COUNT" where cards add up, and at the end "alive N": what was made and not freed */
 #define _GNU_SOURCE
 #ifdef STANDIN_EMULATED
 #include "../native/emulated/emulated.c"
@@ -13,7 +16,12 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include "../../native/backends/cuda/cu.h"
 
 int standin_alive, standin_calls; /* objects; calls of the function of STANDIN_FAIL */
@@ -40,9 +48,18 @@ static int fails(const char *name) {
     if (!what || sscanf(what, "%63s %d %d", which, &first, &code) != 3 || strcmp(which, name) != 0) return 0;
     return ++standin_calls >= first ? code : 0;
 }
+static void hang_at(const char *name) {
+    static int calls;
+    char which[64];
+    int first;
+    const char *what = getenv("STANDIN_HANG");
+    if (what && sscanf(what, "%63s %d", which, &first) == 2 && !strcmp(which, name) && ++calls == first)
+        for (;;) pause();
+}
 #define REACHED                            \
     do {                                  \
         int code_ = fails(__func__);      \
+        hang_at(__func__);                \
         if (code_) return code_;          \
     } while (0)
 
@@ -61,7 +78,8 @@ static int freed(void *object) {
 CUresult cuInit(unsigned flags) { (void)flags; REACHED; return number("STANDIN_ARCH", 75) ? 0 : CUDA_ERROR_NO_DEVICE; }
 CUresult cuDriverGetVersion(int *version) { *version = (int)number("STANDIN_VERSION", 13000); return 0; }
 CUresult cuGetErrorName(CUresult result, const char **name) { *name = result == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR"; return 0; }
-CUresult cuDeviceGetCount(int *n) { REACHED; *n = 1; return 0; }
+CUresult cuDeviceGetCount(int *n) { REACHED; *n = (int)number("STANDIN_CARDS", 1); return 0; }
+CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) { REACHED; *uuid = (CUuuid){{(unsigned char)device}}; return 0; }
 CUresult cuDeviceGet(CUdevice *device, int i) { REACHED; *device = i; return 0; }
 CUresult cuDeviceGetName(char *name, int bytes, CUdevice device) { (void)device; snprintf(name, (size_t)bytes, "NVIDIA Stand-in"); return 0; }
 CUresult cuDeviceGetAttribute(int *value, int which, CUdevice device) {
@@ -126,6 +144,7 @@ typedef struct one { CUfunction function; unsigned groups, threads; char argumen
 struct CUgraphNode_st { one launch; int done; };
 struct CUgraph_st { struct CUgraphNode_st *nodes; char (*waits)[256]; int n; }; /* waits[i][j]: node i for node j */
 struct CUgraphExec_st { struct CUgraph_st graph; int told; };
+static int joined; /* communicators */
 
 #ifdef STANDIN_EMULATED
 /* A key is the name of a text and its constants: "norm.kernel -DSPEC_0=64u -DSPEC_1=3u". */
@@ -173,6 +192,7 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) { (void)flags; REACHED; *stream = made(1); return 0; }
 CUresult cuStreamDestroy_v2(CUstream stream) { return freed(stream); }
 CUresult cuStreamSynchronize(CUstream stream) { (void)stream; REACHED; return 0; }
+CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) { (void)stream, (void)event, (void)flags; REACHED; return 0; }
 CUresult cuGraphCreate(CUgraph *graph, unsigned flags) { (void)flags; REACHED; *graph = made(sizeof **graph); return 0; }
 /* A node is its number, plus 1. */
 CUresult cuGraphAddKernelNode_v2(CUgraphNode *node, CUgraph g, const CUgraphNode *before, size_t n, const CUkernelNode *of) {
@@ -204,6 +224,7 @@ CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
     int moved = 0;
     (void)stream;
     REACHED;
+    if (joined) tell("replay\n");
     for (int i = 0; i < g->n; i++) g->nodes[i].done = 0;
     for (int left = g->n; left > 0; left--) {
         int at = g->n;
@@ -221,10 +242,13 @@ CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
 }
 CUresult cuGraphDestroy(CUgraph graph) { free(graph->nodes), free(graph->waits); return freed(graph); }
 CUresult cuGraphExecDestroy(CUgraphExec exec) { free(exec->graph.nodes), free(exec->graph.waits); return freed(exec); }
-CUresult cuEventCreate(CUevent *event, unsigned flags) { (void)flags; REACHED; *event = made(1); return 0; }
+struct CUevent_st { int due; }; /* sums that must be done before */
+static CUstream summing;
+static atomic_int asked_sums, done_sums;
+CUresult cuEventCreate(CUevent *event, unsigned flags) { (void)flags; REACHED; *event = made(sizeof **event); return 0; }
 CUresult cuEventDestroy_v2(CUevent event) { return freed(event); }
-CUresult cuEventRecord(CUevent event, CUstream stream) { (void)event, (void)stream; REACHED; return 0; }
-CUresult cuEventQuery(CUevent event) { (void)event; REACHED; return 0; }
+CUresult cuEventRecord(CUevent event, CUstream stream) { REACHED; event->due = stream == summing ? asked_sums : 0; return 0; }
+CUresult cuEventQuery(CUevent event) { REACHED; return event->due > done_sums ? CUDA_ERROR_NOT_READY : 0; }
 CUresult cuEventSynchronize(CUevent event) { (void)event; REACHED; return 0; }
 CUresult cuEventElapsedTime(float *ms, CUevent a, CUevent b) { (void)a, (void)b; REACHED; *ms = 0.001f; return 0; }
 CUresult cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *at, const uint64_t *sizes, const uint64_t *strides, const uint32_t *box,
@@ -238,6 +262,103 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     standin_alive--;
     tell("alive %d\n", standin_alive);
     return 0;
+}
+
+/* ---- NCCL: a file with a barrier, and a stretch for what each rank brings; its name is the id ---- */
+
+enum { STRETCH = 1 << 16 /* floats */, MOST_RANKS = 8 };
+typedef struct shared_sums {
+    atomic_int arrived, round;
+    float brought[MOST_RANKS][STRETCH];
+} shared_sums;
+struct ncclComm { int rank, size, asked; shared_sums *shared; pthread_t thread; atomic_int ended; };
+enum { MOST_SUMS = 256 };
+static int together, n_begun; /* inside a group; sums that it has */
+static struct { float *at; size_t n; int op; } sums[MOST_SUMS]; /* in turn */
+
+static void meet(ncclComm_t c) {
+    const int round = c->shared->round;
+    if (atomic_fetch_add(&c->shared->arrived, 1) == c->size - 1) {
+        atomic_store(&c->shared->arrived, 0);
+        atomic_fetch_add(&c->shared->round, 1);
+    }
+    while (c->shared->round == round && !c->ended) usleep(200);
+}
+
+static void add_up(ncclComm_t c, float *at, size_t n, int mean) {
+    for (size_t first = 0; first < n; first += STRETCH) {
+        const size_t count = n - first < STRETCH ? n - first : STRETCH;
+        memcpy(c->shared->brought[c->rank], at + first, count * sizeof *at);
+        meet(c);
+        for (size_t i = 0; i < count; i++) {
+            float total = 0;
+            for (int r = 0; r < c->size; r++) total += c->shared->brought[r][i];
+            at[first + i] = mean ? total / (float)c->size : total;
+        }
+        meet(c);
+    }
+}
+
+static void *add_up_all(void *comm) {
+    ncclComm_t c = comm;
+    while (!c->ended) {
+        if (done_sums == asked_sums) usleep(200);
+        for (; done_sums < asked_sums && !c->ended; done_sums++) {
+            const int i = done_sums % MOST_SUMS;
+            add_up(c, sums[i].at, sums[i].n, sums[i].op == ncclAvg);
+        }
+    }
+    return NULL;
+}
+
+const char *ncclGetLastError(ncclComm_t c) { (void)c; return "as the test wants it"; }
+ncclResult_t ncclGetVersion(int *version) { REACHED; *version = (int)number("STANDIN_NCCL", 22000); return 0; }
+ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
+    REACHED;
+    memset(id, 0, sizeof *id);
+    snprintf(id->internal, sizeof id->internal, "/fabric-standin-%d", (int)getpid());
+    return 0;
+}
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId id, int rank, ncclConfig_t *config) {
+    REACHED;
+    if (config->magic != 0xcafebeef || config->blocking || size > MOST_RANKS) return 4;
+    const int file = shm_open(id.internal, O_CREAT | O_RDWR, 0600);
+    if (file < 0 || ftruncate(file, sizeof(shared_sums))) return 2;
+    ncclComm_t c = *comm = made(sizeof **comm);
+    c->rank = rank, c->size = size;
+    c->shared = mmap(NULL, sizeof(shared_sums), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    meet(c);
+    shm_unlink(id.internal);
+    joined++;
+    asked_sums = done_sums = 0;
+    if (pthread_create(&c->thread, NULL, add_up_all, c)) return 2;
+    return ncclInProgress;
+}
+ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *state) { REACHED; *state = ++c->asked % 2 ? ncclInProgress : ncclSuccess; return 0; }
+ncclResult_t ncclCommAbort(ncclComm_t c) {
+    c->ended = 1;
+    pthread_join(c->thread, NULL);
+    munmap(c->shared, sizeof *c->shared);
+    joined--;
+    return freed(c);
+}
+ncclResult_t ncclGroupStart(void) { REACHED; together = 1, n_begun = 0; return 0; }
+ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, int type, int op, ncclComm_t c, CUstream stream) {
+    (void)c;
+    REACHED;
+    if (from != to || type != ncclFloat32 || !together) return 4;
+    tell("sum %zu\n", n);
+    const int i = (asked_sums + n_begun++) % MOST_SUMS;
+    sums[i].at = to, sums[i].n = n, sums[i].op = op;
+    summing = stream;
+    return ncclInProgress;
+}
+ncclResult_t ncclGroupEnd(void) {
+    REACHED;
+    asked_sums += n_begun;
+    together = 0;
+    return n_begun ? ncclInProgress : ncclSuccess;
 }
 
 /* ---- the compiler: what it makes is the name of the kernel and its constants ---- */

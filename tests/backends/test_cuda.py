@@ -11,24 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.cuda_standin import beside, build_standin
+from tests.backends.cuda_standin import beside
 from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import FLAGS, SOURCES, build
 from tests.native.test_portable import architectures, compile_text, compile_together, nvrtc
 
 __all__ = ["rows", "tiny", "uneven"]
-
-
-@pytest.fixture(scope="module")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_standin(tmp_path_factory.mktemp("standin"))
-
-
-@pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whose portable kernels run."""
-    return build_standin(tmp_path_factory.mktemp("card"), emulated=True)
 
 
 def train(folder: Path, tiny: Path, rows: Path, device: str, env: dict[str, str], *flags: str) -> Ended:

@@ -41,7 +41,8 @@ LAUNCHERS = {"open-mpi": open_mpi, "mpich": mpich}
 
 
 def start(
-    launcher: str, ranks: int, *arguments: str | Path, cwd: Path, first: str = "", other: str = "", number: int = 0,
+    launcher: str, ranks: int, *arguments: str | Path, cwd: Path, other: str = "", number: int = 0,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:  # fmt: skip
     """Starts one command on so many ranks. Rank `number` runs the shell line `other` before it."""
     command = [*LAUNCHERS[launcher](), "-n", str(ranks)]
@@ -51,7 +52,7 @@ def start(
         command += ["bash", "-c", line]
     else:
         command += [*FABRIC, *map(str, arguments)]
-    env = environment(settings(launcher))
+    env = environment({**settings(launcher), **(env or {})})
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

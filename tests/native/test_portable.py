@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.core.objects import nvrtc as native_nvrtc
+from fabric.core.cuda import nvrtc as native_nvrtc
 from tests.native.test_ops import FLAGS, ROOT, SOURCES
 
 EMULATED = ROOT / "tests" / "native" / "emulated"

@@ -1,5 +1,5 @@
-/* cu.h - the part of NVIDIA's driver interface and of its run-time compiler that this backend uses, declared here so that a
- * build needs no CUDA toolkit. Names, numbers and layouts are those of cuda.h and nvrtc.h. */
+/* cu.h - the part of NVIDIA's driver interface, of its run-time compiler and of NCCL that this backend uses, declared here so
+ * that a build needs no CUDA toolkit. Names, numbers and layouts are those of cuda.h, nvrtc.h and nccl.h. */
 #ifndef FB_CU_H
 #define FB_CU_H
 #include <stddef.h>
@@ -11,7 +11,7 @@
 #define CUCALL
 #endif
 
-typedef int CUresult, CUdevice, nvrtcResult;
+typedef int CUresult, CUdevice, nvrtcResult, ncclResult_t;
 typedef uint64_t CUdeviceptr;
 typedef struct CUctx_st *CUcontext;
 typedef struct CUstream_st *CUstream;
@@ -29,6 +29,14 @@ typedef struct CUkernelNode { /* CUDA_KERNEL_NODE_PARAMS_v2 */
     CUcontext context;
 } CUkernelNode;
 typedef struct nvrtcProgram_st *nvrtcProgram;
+typedef struct ncclComm *ncclComm_t;
+typedef struct CUuuid { unsigned char bytes[16]; } CUuuid;
+typedef struct ncclUniqueId { char internal[128]; } ncclUniqueId;
+typedef struct ncclConfig_t { /* as NCCL 2.14 had it: it takes the beginning for what the others know */
+    size_t size;
+    unsigned magic, version;
+    int blocking;
+} ncclConfig_t;
 
 enum {
     CUDA_SUCCESS = 0,
@@ -49,6 +57,11 @@ enum {
     CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9,
     CU_TENSOR_MAP_SWIZZLE_128B = 3,
     CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3,
+    ncclSuccess = 0,
+    ncclInProgress = 7,
+    ncclSum = 0,
+    ncclAvg = 4,
+    ncclFloat32 = 7,
 };
 
 /* X(name, arguments): every function of the driver; all of them are there from CUDA 12.0 on. */
@@ -61,6 +74,7 @@ enum {
     X(cuDeviceGetName, (char *, int, CUdevice))                                                                    \
     X(cuDeviceGetAttribute, (int *, int, CUdevice))                                                                \
     X(cuDeviceTotalMem_v2, (size_t *, CUdevice))                                                                   \
+    X(cuDeviceGetUuid_v2, (CUuuid *, CUdevice))                                                                    \
     X(cuDevicePrimaryCtxRetain, (CUcontext *, CUdevice))                                                           \
     X(cuDevicePrimaryCtxRelease_v2, (CUdevice))                                                                    \
     X(cuCtxSetCurrent, (CUcontext))                                                                                \
@@ -75,6 +89,7 @@ enum {
     X(cuStreamCreate, (CUstream *, unsigned))                                                                      \
     X(cuStreamDestroy_v2, (CUstream))                                                                              \
     X(cuStreamSynchronize, (CUstream))                                                                             \
+    X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                            \
     X(cuGraphCreate, (CUgraph *, unsigned))                                                                        \
     X(cuGraphAddKernelNode_v2, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t, const CUkernelNode *))        \
     X(cuGraphInstantiateWithFlags, (CUgraphExec *, CUgraph, unsigned long long))                                   \
@@ -106,8 +121,20 @@ enum {
     X(nvrtcGetProgramLogSize, (nvrtcProgram, size_t *))                                                            \
     X(nvrtcGetProgramLog, (nvrtcProgram, char *))
 
+#define NCCL_FUNCTIONS(X)                                                                                          \
+    X(ncclGetVersion, (int *))                                                                                     \
+    X(ncclGetUniqueId, (ncclUniqueId *))                                                                           \
+    X(ncclCommInitRankConfig, (ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *))                              \
+    X(ncclCommGetAsyncError, (ncclComm_t, ncclResult_t *))                                                         \
+    X(ncclCommAbort, (ncclComm_t))                                                                                 \
+    X(ncclGroupStart, (void))                                                                                      \
+    X(ncclAllReduce, (const void *, void *, size_t, int, int, ncclComm_t, CUstream))                               \
+    X(ncclGroupEnd, (void))
+
 #define CU_POINTER(name, arguments) CUresult(CUCALL *name) arguments;
 #define NVRTC_POINTER(name, arguments) nvrtcResult (*name) arguments;
+
+#define NCCL_POINTER(name, arguments) ncclResult_t (*name) arguments;
 
 typedef struct cu_driver {
     void *library;
@@ -120,4 +147,10 @@ typedef struct nvrtc {
     int major, minor;
     NVRTC_FUNCTIONS(NVRTC_POINTER)
 } nvrtc;
+
+typedef struct nccl {
+    void *library;
+    const char *(*ncclGetLastError)(ncclComm_t);
+    NCCL_FUNCTIONS(NCCL_POINTER)
+} nccl;
 #endif

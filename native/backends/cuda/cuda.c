@@ -129,6 +129,7 @@ static void cu_close(void *self) {
     if (c->context) {
         c->cu->cuCtxSetCurrent(c->context);
         if (c->stream) c->cu->cuStreamSynchronize(c->stream);
+        cu_leave(c);
         cu_kernels_close(c);
         for (int i = 0; i < 2; i++) {
             if (c->marks[i]) c->cu->cuEventDestroy_v2(c->marks[i]);
@@ -196,6 +197,14 @@ static int cu_open(int index, const fb_device_options *options, void **self, fb_
     if (code == FB_OK) code = open_stream(c);
     if (code) cu_close(c);
     else *self = c;
+    return code;
+}
+
+static int cu_card(void *self, char out[FB_CARD]) {
+    cuda *c = self;
+    CUuuid uuid;
+    int code = cu_check(c, c->cu->cuDeviceGetUuid_v2(&uuid, c->device), "name the card");
+    for (int i = 0; i < 16 && code == FB_OK; i++) snprintf(out + 2 * i, 3, "%02x", uuid.bytes[i]);
     return code;
 }
 
@@ -312,4 +321,10 @@ const fb_backend fb_backend_cuda = {
     .release = cu_release,
     .wait = cu_wait,
     .peak = cu_peak,
+    .card = cu_card,
+    .peers_id = cu_peers_id,
+    .join = cu_join,
+    .sum = cu_sum,
+    .summed = cu_summed,
+    .leave = cu_leave,
 };

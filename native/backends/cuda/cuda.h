@@ -1,6 +1,7 @@
 /* cuda.h - what the files of this folder share.
  *   cuda.c      the driver, its devices, opening one, memory               (fb_backend_cuda)
  *   program.c   launches made into graphs, and their replay
+ *   peers.c     sums over the cards of other processes, by NCCL
  *   compile.c   kernels compiled for the very device, and kept on disk
  *   lower.c     which of this folder's own kernels a launch runs on, if any
  *   *.cu        those kernels, as text; the others are the portable ones of native/kernels
@@ -59,6 +60,12 @@ typedef struct cuda {
     int n_kernels, room_kernels;
     char *cache_path;
     uint64_t texts;        /* hash of all texts */
+    struct {
+        ncclComm_t comm;     /* NULL: there are none */
+        CUstream stream;     /* of the sums */
+        CUevent ready, done; /* what is summed was computed; it was summed */
+        int running;
+    } peers;
 } cuda;
 
 extern const fb_backend fb_backend_cuda;
@@ -76,6 +83,13 @@ int cu_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const 
 void cu_release(void *self, void *program);
 uint64_t cu_scratch(void *self, const fb_launch *launch);
 int cu_peak(void *self, int kind, double seconds, double *per_second);
+
+/* peers.c */
+int cu_peers_id(const char *library, char id[FB_PEERS_ID]);
+int cu_join(void *self, const char *library, const char id[FB_PEERS_ID], int rank, int size);
+int cu_sum(void *self, const fb_view *what, int n, int mean);
+int cu_summed(void *self, int *done);
+void cu_leave(void *self);
 
 /* compile.c */
 int cu_compiler_open(cuda *c, const char *path);

@@ -258,6 +258,7 @@ int cu_replay(void *self, void *program, const int32_t counts[FB_COUNTS], const 
         if (code == FB_OK) code = cu_check(c, c->cu->cuGraphLaunch(p->graphs[i], c->stream), "run a graph");
         if (code == FB_OK) code = cu_check(c, c->cu->cuEventRecord(c->marks[i % 2], c->stream), "mark its work");
         if (code == FB_OK && run->done) *run->done += end - (i ? p->steps[i * PART].launch : 0);
+        if (code == FB_OK && run->reached) code = run->reached(run->context, end);
         if (code == FB_OK && run->duty < 1) {
             code = wait_for(c, c->marks[i % 2], run);
             fb_os_rest((fb_os_seconds() - before) * (1 / run->duty - 1), run->cancel);
