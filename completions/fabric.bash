@@ -80,6 +80,7 @@ _fabric() {
         train:--stride) _fabric_nothing; return ;;
         train:--accumulate) _fabric_nothing; return ;;
         train:--sync-every) _fabric_nothing; return ;;
+        train:--rank-shares) _fabric_nothing; return ;;
         train:--template) _fabric_files; return ;;
         train:--train) _fabric_words 'all' 'last'; return ;;
         train:--on-error) _fabric_words 'stop' 'skip'; return ;;
@@ -198,7 +199,7 @@ _fabric() {
         template)
             case $cur in -*) _fabric_words "-m --model --template --tokens --no-tokens --check --ctx --stride --train --on-error -o --output -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '*.jsonl' ;; esac ;;
         train)
-            case $cur in -*) _fabric_words "-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --sync-every --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --sample --sample-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --name --metrics --track --config --dry-run -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '*.jsonl' ;; esac ;;
+            case $cur in -*) _fabric_words "-m --model -o --output --full --no-full --type --rank --alpha --rslora --no-rslora --dropout --modules --seed -a --adapter --epochs --steps --lr --schedule --warmup-ratio --warmup-steps --lr-min --lora-plus --neftune --weight-decay --clip --optimizer --batch --ctx --stride --accumulate --sync-every --rank-shares --pack --no-pack --shuffle --no-shuffle --template --train --on-error --precision --weights --checkpointing --no-checkpointing --threads --device --val --eval-every --sample --sample-every --patience --checkpoint-every --checkpoint-minutes --keep --run-dir --name --metrics --track --config --dry-run -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '*.jsonl' ;; esac ;;
         resume)
             case $cur in -*) _fabric_words "-o --output --metrics --track --threads --epochs --steps -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '.fabric/runs/*/' ;; esac ;;
         runs)

@@ -107,6 +107,7 @@ complete -c fabric -n '__fish_seen_subcommand_from train' -l ctx -x -d 'longest 
 complete -c fabric -n '__fish_seen_subcommand_from train' -l stride -x -d 'tokens from one window of a long text to the next; default: windows do not overlap'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l accumulate -x -d 'micro-batches per step, at least; same result'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l sync-every -x -d 'with several ranks: average their parameters every N steps, not gradients each step'
+complete -c fabric -n '__fish_seen_subcommand_from train' -l rank-shares -x -d 'with several ranks: share of the rows of each, such as 100,40; default: by speed where devices differ'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l pack -l no-pack -d 'put several rows into one sequence, unseen by each other'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l shuffle -l no-shuffle -d 'a new order each epoch'
 complete -c fabric -n '__fish_seen_subcommand_from train' -l template -r -F -d 'chat template; default: the adapter\'s, the model\'s own, or one that its tokens fit'

@@ -34,7 +34,8 @@ class Dealing:
                 if len(found) == self.ranks:
                     self.speeds = found
                 elif shares == told:
-                    notice(f"--rank-shares has no effect: it has {len(found)} shares, for {self.ranks} ranks")
+                    what = f"it has {len(found)} shares, for {self.ranks} rank{'s' * (self.ranks > 1)}"
+                    notice(f"--rank-shares has no effect: {what}")
         self.measures = self.ranks > 1 and not self.speeds and len(set(devices)) > 1
         self.speeds = self.speeds if self.ranks > 1 else ()
 

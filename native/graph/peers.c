@@ -25,10 +25,11 @@ int fb_find_stretches(fb_plan *plan) {
         launches += fb_plan_launch(plan, p, &p->nodes[i], &launch);
         for (int k = 0; k < FB_MAX_OPERANDS; k++) {
             const fb_operand *v = &p->nodes[i].v[k];
-            if (v->tensor < 0 || !v->rows || p->tensors[v->tensor].place != FB_IN_GRADS || !fb_is_written(p->nodes[i].op, k)) continue;
-            const uint64_t first = fb_row_offset(p, &p->tensors[v->tensor], v->row),
-                           last = first + fb_type_bytes(FB_F32, (int64_t)v->rows * p->tensors[v->tensor].cols) - 1;
-            for (uint64_t s = first / stretch; s <= last / stretch; s++) plan->final[plan->n_stretches - 1 - (int32_t)s] = launches;
+            const fb_tensor_info *t = v->tensor < 0 ? NULL : &p->tensors[v->tensor];
+            if (!t || !v->rows || t->place != FB_IN_GRADS || !fb_is_written(p->nodes[i].op, k)) continue;
+            const uint64_t first = fb_row_offset(p, t, v->row), bytes = fb_type_bytes(FB_F32, (int64_t)v->rows * t->cols);
+            for (uint64_t s = first / stretch; s <= (first + bytes - 1) / stretch; s++)
+                plan->final[plan->n_stretches - 1 - (int32_t)s] = launches;
         }
     }
     return FB_OK;
@@ -65,7 +66,8 @@ static int add(batch *b, const fb_buffer *buffer, uint64_t from, uint64_t to) {
 
 static int has_peers(const fb_device *device) {
     if (!device || device->closed) return fb_fail(FB_E_ARGUMENT, "the device is closed");
-    return device->backend->join ? FB_OK : fb_fail(FB_E_DEVICE, "devices of %s add nothing up by themselves", device->backend->name);
+    if (device->backend->join) return FB_OK;
+    return fb_fail(FB_E_DEVICE, "devices of %s add nothing up by themselves", device->backend->name);
 }
 
 static int add_final(batch *b, fb_plan *plan, int launches) {
@@ -88,7 +90,8 @@ int fb_sum_final(void *context, int launches) {
 }
 
 int fb_plan_sum(fb_plan *plan, fb_buffer *more) {
-    int code = plan && plan->options.train && plan->ready ? has_peers(plan->device) : fb_fail(FB_E_ARGUMENT, "a sum needs a training plan that ran");
+    int code = plan && plan->options.train && plan->ready ? has_peers(plan->device)
+                                                           : fb_fail(FB_E_ARGUMENT, "a sum needs a training plan that ran");
     if (code == FB_OK && (!more || !more->parts || more->device != plan->device || !plan->options.grads->parts))
         code = fb_fail(FB_E_ARGUMENT, "what is summed with the gradients must lie on their device");
     batch b = {.device = code ? NULL : plan->device};
@@ -126,7 +129,8 @@ int fb_peers_id(const char *backend, const char *library, char id[FB_PEERS_ID]) 
 
 int fb_device_join(fb_device *device, const char *library, const char id[FB_PEERS_ID], int32_t rank, int32_t size) {
     int code = has_peers(device);
-    if (code == FB_OK && (!id || size < 1 || rank < 0 || rank >= size)) code = fb_fail(FB_E_ARGUMENT, "rank %d of %d", (int)rank, (int)size);
+    if (code == FB_OK && (!id || size < 1 || rank < 0 || rank >= size))
+        code = fb_fail(FB_E_ARGUMENT, "there is no rank %d of %d", (int)rank, (int)size);
     return code ? code : device->backend->join(device->self, library, id, rank, size);
 }
 

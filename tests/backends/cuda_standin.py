@@ -1,4 +1,4 @@
-"""Builds standin.c, which stands in for NVIDIA's driver, compiler and NCCL; the environment of a command that meets it."""
+"""Builds standin.c, which stands in for NVIDIA's driver, compiler and NCCL; the environment of a command with it."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.training.checkpoint import newest_checkpoint
 from tests.backends.conftest import card, standin
 from tests.backends.cuda_standin import beside
 from tests.cli.shell import Ended, fabric
@@ -104,6 +106,27 @@ def test_a_card_that_is_lost_ends_all_ranks(other: str, words: str, work: Path, 
     assert not (work / f"{run}.gguf").exists()
 
 
+def test_ranks_of_two_kinds_share_the_rows_by_speed(work: Path, card: Path) -> None:
+    """A card beside a processor: the shares are measured, kept, and as the user says."""
+    ended = on_cards(work, card, 2, "mixed", "--steps", "6", "--keep", "9", other="export STANDIN_ARCH=0")
+    assert ended.code == 0, ended
+    shares = re.findall(r"--rank-shares (\d+,100) deals them so", ended.err)
+    assert len(shares) == 1 and "1 on NVIDIA Stand-in, 1 on " in ended.err, ended.err
+    found = newest_checkpoint(work / "mixed")
+    assert found is not None and found.checked_totals().shares == shares[0]
+    alone = fabric(*train("six", "--device", "cpu", "--steps", "6"), cwd=work)
+    assert alone.code == 0, alone
+    same_losses(work / "mixed", work / "six")
+    resumed = finish(start("open-mpi", 2, "resume", "mixed", "--steps", "8", cwd=work, env={"FABRIC_DEVICE": "auto"}))
+    assert resumed.code == 0 and "dealt by speed" not in resumed.err, resumed
+    flags = train("told", "--rank-shares", "3,1")
+    told = finish(start("open-mpi", 2, *flags, cwd=work))
+    assert told.code == 0 and "--rank-shares" not in told.err, told
+    same_losses(work / "told", work / "alone")
+    wrong = fabric(*train("wrong", "--rank-shares", "3,1", "--device", "cpu"), cwd=work)
+    assert wrong.code == 0 and "--rank-shares has no effect: it has 2 shares, for 1 rank" in wrong.err
+
+
 ADD = """
 import sys
 import numpy as np
@@ -164,6 +187,8 @@ with set_up(settings) as setup:
     for _ in range(2):
         plan.accumulate(Batches(setup.machine, setup.rows.train).feeds(1), sum=True)
         plan.sum(rows)
+        while not device.summed():
+            pass
     print(plan.trained_bytes // 4, file=sys.stderr)
 """
 

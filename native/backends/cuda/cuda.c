@@ -215,6 +215,7 @@ static CUdeviceptr address_of(const fb_mem *mem) { return (CUdeviceptr)(uintptr_
 static void cu_free(void *self, fb_mem *mem) {
     cuda *c = self;
     c->cu->cuCtxSetCurrent(c->context);
+    if (c->peers.running) cu_leave(c); /* a sum that nobody waited for */
     c->cu->cuStreamSynchronize(c->stream); /* nothing that runs may still use it; a failure was reported where it happened */
     if (mem->handle) c->cu->cuMemFree_v2(address_of(mem));
     *mem = (fb_mem){0};
