@@ -3,6 +3,7 @@
 from fabric.core.handles import Cancelled
 from fabric.core.objects import (
     BF16,
+    BILINEAR,
     F32,
     FROZEN,
     GELU_TANH,
@@ -31,6 +32,7 @@ from fabric.core.sycl import find_sycl
 
 __all__ = [
     "BF16",
+    "BILINEAR",
     "F32",
     "FROZEN",
     "GELU_TANH",

@@ -25,7 +25,7 @@ Tensor = int
 F32, BF16, I32 = lib.FB_F32, lib.FB_BF16, lib.FB_I32
 TOKENS, TRAINED = lib.FB_ROWS_TOKENS, lib.FB_ROWS_TRAINED
 FROZEN, PARAM, STATE = lib.FB_FROZEN, lib.FB_PARAM, lib.FB_STATE
-SILU, GELU_TANH, RELU2 = lib.FB_SILU, lib.FB_GELU_TANH, lib.FB_RELU2
+SILU, GELU_TANH, RELU2, BILINEAR = lib.FB_SILU, lib.FB_GELU_TANH, lib.FB_RELU2, lib.FB_BILINEAR
 PAIRS, HALVES = lib.FB_ROPE_PAIRS, lib.FB_ROPE_HALVES
 PEAKS = {"f32": lib.FB_PEAK_F32, "bf16": lib.FB_PEAK_BF16, "read": lib.FB_PEAK_READ}
 F32Array = npt.NDArray[np.float32]
@@ -310,6 +310,10 @@ class Graph:
     def append(self, cache: Tensor, x: Tensor, slots: Tensor) -> Tensor:
         """cache[slots[t]] = x[t]."""
         return self._tensor(lib.fb_append(self.c, cache, x, slots))
+
+    def conv(self, x: Tensor, weight: Tensor, keys: Tensor, bias: Tensor = -1) -> Tensor:
+        """Each column of x (S, D) with its row of weight (D, L), over the last L keys that a query sees."""
+        return self._tensor(lib.fb_conv(self.c, x, weight, bias, keys))
 
     def glu(self, gate: Tensor, up: Tensor, kind: int) -> Tensor:
         """act(gate) * up."""

@@ -146,6 +146,16 @@ static void grad_attention(fb_autodiff *d, const fb_node *n, const fb_tensor *dy
     contribute(d, v, dv);
 }
 
+static void grad_conv(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor x = n->v[1].tensor, w = n->v[2].tensor, bias = n->v[3].tensor, range = n->v[4].tensor;
+    if (trains(d, w)) EMIT(FB_OP_CONV_DW, grad_of_param(d, w), dy[0], now(d, x), range);
+    if (trains(d, bias)) EMIT(FB_OP_BIAS_DB, grad_of_param(d, bias), dy[0]);
+    if (!needs(d, x)) return;
+    fb_tensor dx = fresh_grad(d, x);
+    EMIT(FB_OP_CONV_DX, dx, dy[0], w, range);
+    contribute(d, x, dx);
+}
+
 static void grad_glu(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor gate = n->v[1].tensor, up = n->v[2].tensor;
     fb_tensor dgate = fresh_grad(d, gate), dup = fresh_grad(d, up);
@@ -201,6 +211,9 @@ const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_ATTENTION]     = {"attention",     "ooiiii",     "mmm..m",     0, grad_attention},
     [FB_OP_ATTENTION_DQ]  = {"attention_dq",  "oxiiiiii",   "mmm..mmm",   0, NULL},
     [FB_OP_ATTENTION_DKV] = {"attention_dkv", "ooiiiiii",   "nn.nn...",   0, NULL},
+    [FB_OP_CONV]          = {"conv",          "oiiii",      "m...m",      0, grad_conv},
+    [FB_OP_CONV_DX]       = {"conv_dx",       "oiii",       "n...",       0, NULL},
+    [FB_OP_CONV_DW]       = {"conv_dw",       "xiii",       ".m.m",       0, NULL},
     [FB_OP_GLU]           = {"glu",           "oii",        "mmm",        0, grad_glu},
     [FB_OP_GLU_GRAD]      = {"glu_grad",      "ooiii",      "mmmmm",      0, NULL},
     [FB_OP_ADD]           = {"add",           "oii",        "mmm",        0, grad_add},

@@ -81,7 +81,14 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *                                                                       stats, other half = rowsum(dout * o) per head
  *  ATTENTION_DKV  out dk act(S,Hkv*hd); out dv act; q; k; v; stats; dout; range
  *                                                                       k, v, dk, dv start at key `first`
- *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH, FB_RELU2
+ *  CONV           out y act(T,D); x act(S,D); w f32(D,L); [bias f32(1,D)]; range i32(T,2)
+ *                                                                       y[t] = bias + sum_k w[:, L-1-k] x[end - 1 - k]
+ *                                                                       over keys of range [start, end), L up to
+ *                                                                       FB_MOST_TAPS
+ *  CONV_DX        out dx act(S,D); dy act(T,D); w; range                where the last key of a query is its own row:
+ *                                                                       others add nothing. dx starts at row `first`
+ *  CONV_DW        io dw f32(D,L); dy act(T,D); x act(S,D); range        dw += its gradient
+ *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH, FB_RELU2, FB_BILINEAR
  *  GLU_GRAD       out dgate act; out dup act; dy act; gate act; up act
  *  ADD            out y act; a act; b act
  *  SCALE          out y act; x act; [acc]                               y = scale * x + acc; also the cast
@@ -112,6 +119,7 @@ typedef enum fb_op {
     FB_OP_LINEAR, FB_OP_LINEAR_DX, FB_OP_LINEAR_DW, FB_OP_BIAS_DB, FB_OP_EMBED_DW,
     FB_OP_ROPE_TABLE, FB_OP_ROPE,
     FB_OP_ATTENTION, FB_OP_ATTENTION_DQ, FB_OP_ATTENTION_DKV,
+    FB_OP_CONV, FB_OP_CONV_DX, FB_OP_CONV_DW,
     FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD, FB_OP_DROPOUT,
     FB_OP_GATHER, FB_OP_SCATTER, FB_OP_XENT, FB_OP_APPEND, FB_OP_ZERO,
     FB_OP_TALLY, FB_OP_SUMSQ, FB_OP_NORM, FB_OP_ADAMW, FB_OP_SGD,
@@ -124,7 +132,7 @@ typedef struct fb_attr {
     int32_t rounded;                          /* LINEAR*: 1: operands may be rounded to 16 bits to be multiplied, F32 ones too */
     float eps;                                /* RMS_NORM*, ADAMW */
     float softcap;                            /* SOFTCAP* XENT; 0: none */
-    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key */
+    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key; CONV_DX: row */
     int32_t head_dim, layout, inverse;        /* ROPE */
     int32_t kind;                             /* GLU* */
     int32_t grad;                             /* XENT */

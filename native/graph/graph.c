@@ -350,10 +350,21 @@ fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots) 
     return done(g, cache);
 }
 
+fb_tensor fb_conv(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_tensor range) {
+    const fb_tensor_info *a = get_act(g, x, "x"), *w = get_f32(g, weight, "the convolution's weight");
+    const fb_tensor_info *b = bias < 0 ? NULL : get_f32(g, bias, "the bias"), *r = get_ints(g, range, "the range of keys", 2);
+    if (!a || !w || !r || (bias >= 0 && !b)) return -FB_E_ARGUMENT;
+    REQUIRE(w->rows == a->cols && w->cols <= FB_MOST_TAPS && (!b || (b->rows == 1 && b->cols == a->cols)),
+            "a convolution of %d columns with a weight of %d x %d", (int)a->cols, (int)w->rows, (int)w->cols);
+    fb_tensor y = output(g, range, a->cols, g->precision);
+    record(g, FB_OP_CONV, 5, (fb_tensor[]){y, x, weight, bias, range});
+    return done(g, y);
+}
+
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind) {
     const fb_tensor_info *a = get_act(g, gate, "gate"), *b = get_act(g, up, "up");
     if (!a || !b) return -FB_E_ARGUMENT;
-    REQUIRE(kind >= FB_SILU && kind <= FB_RELU2, "there is no kind %d of gate", kind);
+    REQUIRE(kind >= FB_SILU && kind <= FB_BILINEAR, "there is no kind %d of gate", kind);
     REQUIRE(a->cols == b->cols && same_rows(a, b), "gate and up differ in shape");
     fb_tensor y = output(g, gate, a->cols, g->precision);
     record(g, FB_OP_GLU, 3, (fb_tensor[]){y, gate, up})->attr.kind = kind;

@@ -18,6 +18,9 @@
 #define fb_attention_views(X) X(o) X(stats) X(q) X(k) X(v) X(range)
 #define fb_attention_dq_views(X) X(dq) X(stats) X(q) X(k) X(v) X(o) X(dout) X(range)
 #define fb_attention_dkv_views(X) X(dk) X(dv) X(q) X(k) X(v) X(stats) X(dout) X(range)
+#define fb_conv_views(X) X(y) X(x) X(w) X(bias) X(range)
+#define fb_conv_dx_views(X) X(dx) X(dy) X(w) X(range)
+#define fb_conv_dw_views(X) X(dw) X(dy) X(x) X(range)
 #define fb_glu_views(X) X(y) X(gate) X(up)
 #define fb_glu_grad_views(X) X(dgate) X(dup) X(dy) X(gate) X(up)
 #define fb_add_views(X) X(y) X(a) X(b)
@@ -38,7 +41,7 @@
 
 #define FB_VIEWS_OF_OPS(X) \
     X(embed) X(decode) X(rms_norm) X(rms_norm_dx) X(rms_norm_dw) X(linear) X(linear_dx) X(linear_dw) X(bias_db) \
-    X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(glu) X(glu_grad) \
-    X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
+    X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(conv) X(conv_dx) X(conv_dw) \
+    X(glu) X(glu_grad) X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
     X(tally) X(sumsq) X(norm) X(adamw) X(sgd)
 #endif

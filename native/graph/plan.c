@@ -97,6 +97,7 @@ static void bound_inputs(fb_plan *plan) {
         case FB_OP_ATTENTION:
             bound(plan, v[5].tensor, v[3].rows + 1);
             break;
+        case FB_OP_CONV: bound(plan, v[4].tensor, v[1].rows + 1); break;
         default: break;
         }
     }

@@ -91,7 +91,7 @@ static void emit_tile(fb_program *p, const fb_node *whole, int32_t m, int32_t ms
         if (*cols && cols[k] == 'n') v->col = n, v->cols = ns;
     }
     switch (whole->op) {
-    case FB_OP_EMBED: case FB_OP_EMBED_DW: case FB_OP_ATTENTION_DKV: tile->attr.first += n; break;
+    case FB_OP_EMBED: case FB_OP_EMBED_DW: case FB_OP_ATTENTION_DKV: case FB_OP_CONV_DX: tile->attr.first += n; break;
     case FB_OP_LINEAR_DX:
         if (n == 0) break;
         tile->v[3].tensor = tile->v[4].tensor = FB_NONE; /* the low-rank term is in the first part */

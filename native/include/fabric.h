@@ -210,7 +210,13 @@ fb_tensor fb_attention(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_te
 /* cache[slots[t]] = x[t]; returns the cache, for the ops that read it afterwards. */
 fb_tensor fb_append(fb_graph *g, fb_tensor cache, fb_tensor x, fb_tensor slots);
 
-enum { FB_SILU = 0, FB_GELU_TANH = 1, FB_RELU2 = 2 /* max(x, 0)^2 */ };
+enum { FB_MOST_TAPS = 8 };
+/* A causal convolution of each column: y[t] = bias + sum_k weight[:, L-1-k] x[range[t][1] - 1 - k] for k < L, of the keys
+ * that query t sees (fb_attention). x (S, D): this feed's rows, or a cache; weight (D, L) F32, L up to FB_MOST_TAPS; bias
+ * (1, D) F32 or none. */
+fb_tensor fb_conv(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_tensor range);
+
+enum { FB_SILU = 0, FB_GELU_TANH = 1, FB_RELU2 = 2 /* max(x, 0)^2 */, FB_BILINEAR = 3 /* x itself */ };
 /* act(gate) * up */
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind);
 fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b);

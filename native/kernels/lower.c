@@ -357,6 +357,45 @@ LOWER(dropout) {
     return 1;
 }
 
+static void convolved(dispatch *d, uint32_t op, struct fb_conv_operands v, const fb_view *shape, int32_t taps) {
+    spread(d, FB_KERNEL_conv, shape, 2);
+    d->operand.conv = v;
+    d->constant.conv.OP = op;
+    d->constant.conv.TAPS = (uint32_t)taps;
+    d->argument.conv = (struct fb_conv_arguments){.ROWS = rows_of(shape), .COLS = (uint32_t)shape->cols, .S = rows_of(&v.X)};
+}
+LOWER(conv) {
+    UNUSED;
+    const struct fb_conv_views *v = &l->conv;
+    const struct fb_conv_operands o = {.OUT = v->y, .X = v->x, .W = v->w, .BIAS = v->bias, .RANGE = v->range};
+    convolved(d, 0, o, &v->y, v->w.cols);
+    return 1;
+}
+LOWER(conv_dx) {
+    UNUSED;
+    const struct fb_conv_dx_views *v = &l->conv_dx;
+    convolved(d, 1, (struct fb_conv_operands){.OUT = v->dx, .X = v->dy, .W = v->w, .RANGE = v->range}, &v->dx, v->w.cols);
+    d->argument.conv.FIRST = (uint32_t)l->attr.first;
+    return 1;
+}
+LOWER(conv_dw) {
+    const struct fb_conv_dw_views *v = &l->conv_dw;
+    const fb_view none = {0};
+    room left = scratch_of(scratch, limits);
+    struct fb_conv_arguments *a = &d->argument.conv;
+    convolved(d, 2, (struct fb_conv_operands){.OUT = v->dw, .X = v->x, .RANGE = v->range, .DY = v->dy}, &v->dy, v->dw.cols);
+    d->groups = up((uint64_t)v->dy.cols, 64);
+    a->PARTS = parts_of(d->groups, 256, (uint32_t)v->dy.rows, 64, &a->DEPTH);
+    fb_view sums = a->PARTS > 1 ? take(&left, FB_F32, (uint64_t)a->PARTS * (uint64_t)v->dw.rows, (uint64_t)v->dw.cols) : none;
+    if (sums.mem) {
+        add_parts(&d[1], &v->dw, sums, &v->dw, &none);
+        d->operand.conv.OUT = sums;
+        d->groups *= a->PARTS;
+    } else a->PARTS = 1, a->DEPTH = (uint32_t)v->dy.rows;
+    d->rounds = (double)a->DEPTH * (v->dw.cols + 1);
+    return a->PARTS > 1 ? 2 : 1;
+}
+
 static int gated(dispatch *d, const fb_launch *l, uint32_t grad, struct fb_gate_operands v) {
     spread(d, FB_KERNEL_gate, &v.OUT, 2);
     d->operand.gate = v;
@@ -515,7 +554,8 @@ static lowering *const ROWS[FB_OP_COUNT] = {
     [FB_OP_RMS_NORM_DW] = rms_norm_dw, [FB_OP_LINEAR] = linear, [FB_OP_LINEAR_DX] = linear_dx,
     [FB_OP_LINEAR_DW] = linear_dw, [FB_OP_BIAS_DB] = bias_db, [FB_OP_EMBED_DW] = embed_dw,
     [FB_OP_ROPE_TABLE] = rope_table, [FB_OP_ROPE] = rope, [FB_OP_ATTENTION] = attention,
-    [FB_OP_ATTENTION_DQ] = attention_dq, [FB_OP_ATTENTION_DKV] = attention_dkv, [FB_OP_GLU] = glu,
+    [FB_OP_ATTENTION_DQ] = attention_dq, [FB_OP_ATTENTION_DKV] = attention_dkv, [FB_OP_CONV] = conv, [FB_OP_CONV_DX] = conv_dx,
+    [FB_OP_CONV_DW] = conv_dw, [FB_OP_GLU] = glu,
     [FB_OP_GLU_GRAD] = glu_grad, [FB_OP_ADD] = add, [FB_OP_SCALE] = scale, [FB_OP_SOFTCAP] = softcap,
     [FB_OP_SOFTCAP_GRAD] = softcap_grad, [FB_OP_DROPOUT] = dropout,
     [FB_OP_GATHER] = gather, [FB_OP_SCATTER] = scatter, [FB_OP_XENT] = xent,

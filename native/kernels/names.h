@@ -87,6 +87,21 @@
 #define attention_dkv_CONSTANTS attention_CONSTANTS
 #define attention_dkv_ARGUMENTS(ARG) attention_ARGUMENTS(ARG) ARG(uint, PARTS) /* of the queries */
 
+/* A causal convolution of each column over the keys that a query sees. */
+#define conv_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN)   /* y, dx, or dw (COLS, TAPS), or of that the sums of the parts */ \
+    BIND(1, X, ACT, READ)        /* or dy, of dx */ \
+    BIND(2, W, WORDS, READ)      /* F32 (COLS, TAPS) */ \
+    BIND(3, BIAS, WORDS, READ)   /* F32 (1, COLS) */ \
+    BIND(4, RANGE, WORDS, READ) BIND(5, DY, ACT, READ)
+#define conv_CONSTANTS(SPEC, TILE) \
+    SPEC(3, OP) /* 0 y, 1 dx, 2 dw += its gradient */ \
+    TILE(4, TAPS, 8u)
+#define conv_ARGUMENTS(ARG) \
+    ARG(rows, ROWS) ARG(uint, COLS) /* of y, dx or dy */ \
+    ARG(rows, S) ARG(uint, FIRST)   /* of dx: rows of dy, and the number of its own first row */ \
+    ARG(uint, PARTS) ARG(uint, DEPTH) /* of dw: of its rows */
+
 /* ---- norms and sums down the rows ---- */
 
 #define norm_OPERANDS(BIND) \
@@ -144,7 +159,7 @@
     BIND(1, OUT_UP, ACT, WRITTEN) BIND(2, DY, ACT, READ) BIND(3, GATE, ACT, READ) BIND(4, UP, ACT, READ)
 #define gate_CONSTANTS(SPEC, TILE) \
     SPEC(3, GRAD) \
-    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU */
+    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU, 3 none */
 #define gate_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS)
 
 #define update_OPERANDS(BIND) \

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fabric.core import GELU_TANH, HALVES, PAIRS, RELU2, SILU, Device, Lora
+from fabric.core import BILINEAR, GELU_TANH, HALVES, PAIRS, RELU2, SILU, Device, Lora
 from tests.core.harness import Lab, check_gradients
 
 T = 7
@@ -86,6 +86,13 @@ def attention(lab: Lab, window: int = 0, softcap: float = 0.0) -> int:
     return lab.loss(o, 16)
 
 
+def conv(lab: Lab) -> int:
+    """Twice over one input, of two segments, which have several readers then."""
+    x, seen = lab.param(T, 6), lab.ints(np.stack((LO, HI), axis=1))
+    y = lab.graph.conv(lab.graph.conv(x, lab.param(6, 3), seen, lab.param(1, 6)), lab.param(6, 4), seen)
+    return lab.loss(lab.graph.glu(y, lab.graph.conv(x, lab.param(6, 8), seen), SILU), 6)
+
+
 def glu(lab: Lab, kind: int) -> int:
     return lab.loss(lab.graph.glu(lab.param(T, 6), lab.param(T, 6), kind), 6)
 
@@ -127,8 +134,10 @@ OPS: dict[str, Callable[[Lab], int]] = {
     "attention": attention,
     "attention_window": lambda lab: attention(lab, window=2),
     "attention_softcap": lambda lab: attention(lab, softcap=1.5),
+    "conv": conv,
     "silu": lambda lab: glu(lab, SILU),
     "relu2": lambda lab: glu(lab, RELU2),
+    "bilinear": lambda lab: glu(lab, BILINEAR),
     "gelu": lambda lab: glu(lab, GELU_TANH),
     "add_and_scale": add_and_scale,
     "softcap": softcap,

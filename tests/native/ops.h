@@ -293,9 +293,52 @@ static void attention_grad(test_case *t, const int *s, int dq) {
 static void make_attention_dq(test_case *t, const int *s) { attention_grad(t, s, 1); }
 static void make_attention_dkv(test_case *t, const int *s) { attention_grad(t, s, 0); }
 
+/* ---- convolutions: T, S, columns, taps; of dx: T, its rows, columns, taps ---- */
+
+/* The key that tap `j` of `taps` meets for query t, or -1. */
+static int met(operand *range, int t, int j, int taps) {
+    int key = (int)AT(range, t, 1) - taps + j;
+    return key >= (int)AT(range, t, 0) ? key : -1;
+}
+
+static void make_conv(test_case *t, const int *s) {
+    operand *y = add(t, ACT, s[0], s[2], OUT), *x = add(t, ACT, s[1], s[2], 0), *w = add(t, FB_F32, s[2], s[3], 0);
+    operand *bias = add_maybe(t, below(2), FB_F32, 1, s[2]), *range = add(t, FB_I32, s[0], 2, 0);
+    packed_rows(range, s[0], s[1], 0);
+    for (int r = 0; r < s[0]; r++)
+        for (int c = 0; c < s[2]; c++) {
+            AT(y, r, c) = PRESENT(bias) ? AT(bias, 0, c) : 0;
+            for (int j = 0, key; j < s[3]; j++)
+                if ((key = met(range, r, j, s[3])) >= 0) AT(y, r, c) += AT(w, c, j) * AT(x, key, c);
+        }
+}
+
+static void make_conv_dx(test_case *t, const int *s) {
+    operand *dx = add(t, ACT, s[1], s[2], OUT), *dy = add(t, ACT, s[0], s[2], 0), *w = add(t, FB_F32, s[2], s[3], 0);
+    operand *range = add(t, FB_I32, s[0], 2, 0);
+    int first = t->launch.attr.first = (s[0] - s[1]) / 2;
+    packed_rows(range, s[0], s[0], 0);
+    for (int i = 0; i < s[1] * s[2]; i++) dx->d[i] = 0;
+    for (int r = 0; r < s[0]; r++)
+        for (int j = 0; j < s[3] && (int)AT(range, r, 1) == r + 1; j++) {
+            int row = met(range, r, j, s[3]) - first;
+            for (int c = 0; c < s[2] && row >= 0 && row < s[1]; c++) AT(dx, row, c) += AT(w, c, j) * AT(dy, r, c);
+        }
+}
+
+static void make_conv_dw(test_case *t, const int *s) {
+    operand *dw = add(t, FB_F32, s[2], s[3], OUT), *dy = add(t, ACT, s[0], s[2], 0), *x = add(t, ACT, s[1], s[2], 0);
+    operand *range = add(t, FB_I32, s[0], 2, 0);
+    packed_rows(range, s[0], s[1], 0);
+    for (int r = 0; r < s[0]; r++)
+        for (int j = 0, key; j < s[3]; j++)
+            for (int c = 0; c < s[2] && (key = met(range, r, j, s[3])) >= 0; c++) AT(dw, c, j) += AT(dy, r, c) * AT(x, key, c);
+}
+
 /* ---- element by element ---- */
 
 static double gate_of(int kind, double x) {
+    if (kind == FB_BILINEAR) return x;
     if (kind == FB_RELU2) return x > 0 ? x * x : 0;
     return kind == FB_SILU ? x / (1 + exp(-x)) : 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
 }
@@ -307,7 +350,7 @@ static void spread(operand *o, double by) { /* values far enough out for tanh an
 
 static void make_glu(test_case *t, const int *s) {
     operand *y = add(t, ACT, s[0], s[1], OUT), *gate = add(t, ACT, s[0], s[1], 0), *up = add(t, ACT, s[0], s[1], 0);
-    int kind = t->launch.attr.kind = below(3);
+    int kind = t->launch.attr.kind = below(4);
     spread(gate, 6);
     for (int i = 0; i < s[0] * s[1]; i++) y->d[i] = gate_of(kind, gate->d[i]) * up->d[i];
 }
@@ -315,7 +358,7 @@ static void make_glu(test_case *t, const int *s) {
 static void make_glu_grad(test_case *t, const int *s) {
     operand *dgate = add(t, ACT, s[0], s[1], OUT), *dup = add(t, ACT, s[0], s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0);
     operand *gate = add(t, ACT, s[0], s[1], 0), *up = add(t, ACT, s[0], s[1], 0);
-    int kind = t->launch.attr.kind = below(3);
+    int kind = t->launch.attr.kind = below(4);
     spread(gate, 6);
     for (int i = 0; i < s[0] * s[1]; i++) {
         double h = 1e-5, slope = (gate_of(kind, gate->d[i] + h) - gate_of(kind, gate->d[i] - h)) / (2 * h);

@@ -4,6 +4,7 @@
 #include "cpu.h"
 #include "products.h"
 #include "rows.h"
+#include "conv.h"
 
 static uint64_t scratch_of(const fb_launch *l, int threads) {
     switch (l->op) {
@@ -58,6 +59,9 @@ static float read_all(const float *p, int64_t n) {
             [FB_OP_ATTENTION] = run_attention,                   \
             [FB_OP_ATTENTION_DQ] = run_attention_dq,             \
             [FB_OP_ATTENTION_DKV] = run_attention_dkv,           \
+            [FB_OP_CONV] = run_conv,                             \
+            [FB_OP_CONV_DX] = run_conv_dx,                       \
+            [FB_OP_CONV_DW] = run_conv_dw,                       \
             [FB_OP_GLU] = run_glu,                               \
             [FB_OP_GLU_GRAD] = run_glu_grad,                     \
             [FB_OP_ADD] = run_add,                               \

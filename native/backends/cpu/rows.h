@@ -265,6 +265,10 @@ static inline vf sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
 
 /* act(x) and its derivative. GELU in its tanh form: x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3). */
 static inline vf gate(int kind, vf x, vf *slope) {
+    if (kind == FB_BILINEAR) {
+        *slope = v_set(1);
+        return x;
+    }
     if (kind == FB_RELU2) {
         vf positive = v_max(x, v_set(0));
         *slope = 2.0f * positive;
