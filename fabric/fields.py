@@ -54,14 +54,21 @@ class Fields:
 
     def uniform(self, key: str, count: int, default: Any = _MISSING) -> int:
         """A size, or a list with the same size for each of `count` layers."""
+        if not isinstance(self.get(key), list):
+            return self.size(key, default)
+        found = self.each(key, count)
+        if any(one != found[0] for one in found):
+            raise self.error(key, f"differs between layers ({short(found)}), which is not supported")
+        return found[0]
+
+    def each(self, key: str, count: int, default: Any = _MISSING, least: int = 1) -> list[int]:
+        """Sizes of `count` layers: a list of them, or one for all."""
         value = self.get(key)
         if not isinstance(value, list):
-            return self.size(key, default)
+            return [self.size(key, default, least)] * count
         if len(value) != count or not value:
             raise self.error(key, f"has {len(value)} entries for {count} layers")
-        if any(one != value[0] for one in value):
-            raise self.error(key, f"differs between layers ({short(value)}), which is not supported")
-        return Fields({key: value[0]}, self.where, self.prefix).size(key)
+        return [Fields({key: one}, self.where, self.prefix).size(key, least=least) for one in value]
 
     def number(self, key: str, default: Any = _MISSING, above: float = 0.0, most: float = math.inf) -> float:
         """A finite number greater than `above` and not greater than `most`."""

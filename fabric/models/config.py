@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from fabric.models.keys import Keys
 from fabric.weights.gguf import GGUF
 
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"  # LongRoPE's divisors of frequencies
-_BLOCK = re.compile(r"blk\.\d+\.(.+)")
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)")
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
@@ -54,20 +55,23 @@ def read_decoder(
 ) -> DecoderConfig:  # fmt: skip
     """The configuration of a llama-like decoder. `activation`: names of the one that its gate has. `row_norms`: norms
     of queries and keys are over whole rows, not over heads. `fused`: queries, keys and values are rows of one matrix,
-    gate and up of another.
+    gate and up of another. Where `keys.layered`, `n_kv_head` is the largest, and shapes are left to be checked.
 
     Raises DataError where keys are missing, do not fit together, or ask for what is not supported.
     """
     keys.check_dense()
-    n_layers, width = keys.size("block_count"), keys.size("embedding_length")
+    n_layers, width = keys.size("block_count", most=len(gguf.tensors) + 1), keys.size("embedding_length")
     n_head = keys.uniform("attention.head_count", n_layers)
-    n_kv_head = keys.uniform("attention.head_count_kv", n_layers, n_head)
-    keys.uniform("feed_forward_length", n_layers, 1)
+    if keys.layered:
+        n_kv_head = max(keys.each("attention.head_count_kv", n_layers, n_head, least=0))
+    else:
+        n_kv_head = keys.uniform("attention.head_count_kv", n_layers, n_head)
+        keys.uniform("feed_forward_length", n_layers, 1)
     if "attention.key_length" not in keys and width % n_head:
         raise keys.wrong("attention.key_length", "a size")
     head_dim = keys.size("attention.key_length", width // n_head, most=MOST_HEAD_DIM)
     n_rot = keys.size("rope.dimension_count", head_dim)
-    if n_head % n_kv_head:
+    if not n_kv_head or n_head % n_kv_head:
         raise DataError(f"{gguf.name}: {n_head} heads cannot share {n_kv_head} key heads")
     keys.only("attention.value_length", head_dim, why=f"differs from the {head_dim} of keys", each=True)
     if n_rot % 2 or n_rot > head_dim:
@@ -82,7 +86,8 @@ def read_decoder(
         rms_eps=keys.number("attention.layer_norm_rms_epsilon", most=1.0),
         inv_freq=inv_freq, magnitude=magnitude, vocab_size=_vocab_size(gguf), context_length=context_length,
     )  # fmt: skip
-    check_shapes(gguf, config, row_norms, fused)
+    if not keys.layered:
+        check_shapes(gguf, config, row_norms, fused)
     return config
 
 
@@ -152,13 +157,21 @@ def _vocab_size(gguf: GGUF) -> int:
     return embedding.shape[0]
 
 
-def check_shapes(gguf: GGUF, config: DecoderConfig, row_norms: bool, fused: bool) -> None:
+def check_shapes(
+    gguf: GGUF, config: DecoderConfig, row_norms: bool = False, fused: bool = False,
+    own: Callable[[int], Shapes] = lambda _: {},
+) -> None:  # fmt: skip
     """DataError for the first tensor of another shape than its model's, of those that a decoder here reads.
-    `row_norms`, `fused`: as in `read_decoder`."""
+    `row_norms`, `fused`: as in `read_decoder`; `own`: what a layer has beside that, or in its place; of -1: what lies
+    outside layers."""
     whole, block = _expected(gguf, config, row_norms, fused)
+    layers = {-1: {**whole, **own(-1)}}
     for name, info in gguf.tensors.items():
         inside = _BLOCK.fullmatch(name)
-        shape, why = block.get(inside[1], ((), "")) if inside else whole.get(name, ((), ""))
+        layer = int(inside[1]) if inside else -1
+        if layer not in layers:
+            layers[layer] = {**block, **own(layer)}
+        shape, why = layers[layer].get(inside[2] if inside else name, ((), ""))
         found = info.shape[1:] if len(shape) == 1 and len(info.shape) == 2 and info.shape[0] == 1 else info.shape
         if shape and found != shape:
             raise DataError(f"{gguf.name}: the tensor {name} is {_by(found)}, not {_by(shape)} as {why} has it")
@@ -178,7 +191,7 @@ def _expected(gguf: GGUF, c: DecoderConfig, row_norms: bool, fused: bool) -> tup
         "token_embd.weight": ((c.vocab_size, c.width), width),
         "output.weight": ((c.vocab_size, c.width), "token_embd.weight"),
         "output.bias": ((c.vocab_size,), "token_embd.weight"),
-        "output_norm.weight": ((c.width,), width),
+        **dict.fromkeys(("output_norm.weight", "token_embd_norm.weight"), ((c.width,), width)),
         **dict.fromkeys(
             ("rope_freqs.weight", LONG, SHORT), ((c.inv_freq.size,), f"RoPE of {2 * c.inv_freq.size} dimensions")
         ),

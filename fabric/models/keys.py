@@ -86,6 +86,7 @@ class Keys(Fields):
         self.architecture = gguf.architecture
         self.windows = False  # whether some layers see recent tokens only
         self.own_yarn = False  # whether YaRN has bounds of its own, and less than its usual effect on the magnitude
+        self.layered = False  # whether layers may have sizes of their own, which the architecture reads and checks
         self.longrope = False  # whether RoPE's frequencies may be divided by LongRoPE's factors
 
     def __enter__(self) -> Keys:

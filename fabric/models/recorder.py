@@ -188,12 +188,12 @@ class Recorder:
         return self.leaves.keys() | self.parted
 
     def vector(self, name: str) -> Tensor:
-        """A norm's weight or a bias, as F32."""
+        """A norm's weight, a bias or a convolution's weight, as F32."""
         info = self.gguf.tensors.get(name)
         if info is None or info.type == F32 or name in self.sources:
             return self.weight(name)
         if name not in self.leaves:
-            self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(-1))
+            self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(info.shape))
         return self.leaves[name]
 
     def constant(self, values: npt.NDArray[np.floating[Any]]) -> Tensor:
@@ -271,6 +271,14 @@ class Recorder:
             q, k, v, self.seen, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim, scale=scale,
             window=window, softcap=softcap,
         )  # fmt: skip
+
+    def conv(self, x: Tensor, name: str) -> Tensor:
+        """A causal convolution of each column with `name`.weight (cols, taps), over this feed's rows, or over a cache to
+        which they are added first."""
+        weight = self.vector(f"{name}.weight")
+        if self.cache_rows:
+            x = self._cached(x, self.gguf.tensors[f"{name}.weight"].shape[0])
+        return self.graph.conv(x, weight, self.seen)
 
     def _cached(self, x: Tensor, cols: int) -> Tensor:
         dtype = self.graph.precision

@@ -42,6 +42,8 @@ class Architecture:
     """What transformers makes of the head's output."""
     modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
     """Matrices of a block."""
+    top: Mapping[str, str] = field(default_factory=dict)
+    """Weights outside blocks beyond the usual ones."""
     norm_offset: float = 0.0
     """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
 
@@ -78,6 +80,16 @@ def _granite(get: Get) -> dict[str, Any]:
         "residual_multiplier": get("residual_scale"),
         "attention_multiplier": get("attention.scale"),
         "logits_scaling": get("logit_scale"),
+    }
+
+
+def _lfm2(get: Get) -> dict[str, Any]:
+    return {
+        **_plain(get),
+        "norm_eps": get("attention.layer_norm_rms_epsilon"),
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": get("shortconv.l_cache"),
+        "layer_types": ["full_attention" if heads else "conv" for heads in get("attention.head_count_kv")],
     }
 
 
@@ -205,6 +217,29 @@ ARCHITECTURES = {
         norms={**_HALVES, "attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
         settings=lambda get: {**_plain(get), "hidden_act": get("hidden_activation")},
         ropes={"inv_freq": "rope.freq_base"},
+    ),
+    "lfm2": Architecture(
+        config=transformers.Lfm2Config,
+        causal=transformers.Lfm2ForCausalLM,
+        norms={
+            "attn_norm": "operator_norm",
+            "ffn_norm": "ffn_norm",
+            "attn_q_norm": "self_attn.q_layernorm",
+            "attn_k_norm": "self_attn.k_layernorm",
+            "shortconv.conv": "conv.conv",
+        },
+        settings=_lfm2,
+        ropes={"inv_freq": "rope.freq_base"},
+        modules={
+            **{name: theirs for name, theirs in MODULES.items() if name.startswith("attn")},
+            "attn_output": "self_attn.out_proj",
+            "shortconv.in_proj": "conv.in_proj",
+            "shortconv.out_proj": "conv.out_proj",
+            "ffn_gate": "feed_forward.w1",
+            "ffn_up": "feed_forward.w3",
+            "ffn_down": "feed_forward.w2",
+        },
+        top={"token_embd_norm.weight": "model.embedding_norm.weight"},
     ),
     "phi3": Architecture(
         config=transformers.Phi3Config,

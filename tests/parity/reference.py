@@ -55,7 +55,8 @@ class Reference:
             return default if field is None else field.contents()
 
         self.heads = get("attention.head_count")
-        self.kv_heads = get("attention.head_count_kv", self.heads)
+        kv_heads = get("attention.head_count_kv", self.heads)
+        self.kv_heads = max(kv_heads) if isinstance(kv_heads, list) else kv_heads
         self.head_dim = get("attention.key_length", get("embedding_length") // self.heads)
         self.layers, self.rotated = get("block_count"), get("rope.dimension_count", self.head_dim)
         config = arch.config(
@@ -78,7 +79,8 @@ class Reference:
         self.model.requires_grad_(False)
         unset = dict(self.model.named_parameters())
         for name, values in self._state(weights):  # one by one: a state dictionary would double the memory
-            unset.pop(name).copy_(torch.from_numpy(np.ascontiguousarray(values)))
+            parameter = unset.pop(name)
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(parameter.shape))
         if unset:
             raise ValueError(f"{path} has nothing for {', '.join(unset)}")
         for buffer, key in arch.ropes.items():
@@ -116,6 +118,7 @@ class Reference:
         yield "token_embd.weight", "model.embed_tokens.weight", 0.0
         yield "output_norm.weight", "model.norm.weight", offset
         yield "output.weight", "lm_head.weight", 0.0
+        yield from ((ours, theirs, 0.0) for ours, theirs in self.architecture.top.items())
         for i in range(self.layers):
             for ours, theirs in self.architecture.norms.items():
                 yield f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}.weight", offset
@@ -181,14 +184,16 @@ class Reference:
         return {ours: self._ours(ours, trained[theirs].grad) for ours, theirs, _ in self._names() if theirs in trained}
 
     def _ours(self, name: str, values: Any) -> Array:
-        return np.ascontiguousarray(self._order(name, values.detach().float().numpy(), inverse=False)).copy()
+        found = values.detach().float().numpy()
+        found = found[:, 0] if found.ndim == 3 else found  # a convolution's, of one input a column
+        return np.ascontiguousarray(self._order(name, found, inverse=False)).copy()
 
     # ---- LoRA ----
 
     def add_lora(self, pairs: Pairs, alpha: float, dtype: torch.dtype | None = torch.float32) -> None:
         """Wraps the model in PEFT and sets A and B. They are held in `dtype` (None: the model's own)."""
         rank = next(iter(pairs.values()))[0].shape[0]
-        names = sorted({self.architecture.modules[name.split(".")[2]] for name in pairs})
+        names = sorted({self.architecture.modules[_module(name)] for name in pairs})
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
         self.model = get_peft_model(self.model, config, autocast_adapter_dtype=False)
         self.scale = alpha / rank
@@ -205,8 +210,8 @@ class Reference:
         self._names = list(pairs)
 
     def _layer(self, name: str) -> Any:
-        _, block, module, _ = name.split(".")
-        return self.model.get_submodule(f"base_model.model.model.layers.{block}.{self.architecture.modules[module]}")
+        module = self.architecture.modules[_module(name)]
+        return self.model.get_submodule(f"base_model.model.model.layers.{name.split('.')[1]}.{module}")
 
     def pairs(self) -> dict[str, tuple[Array, Array]]:
         """The pairs as they are now."""
@@ -262,6 +267,11 @@ class Reference:
         with torch.no_grad():
             parts = [self.nll(row).double() for row in rows]
         return float(torch.cat(parts).mean())
+
+
+def _module(name: str) -> str:
+    """Of blk.N.MODULE.weight."""
+    return ".".join(name.split(".")[2:-1])
 
 
 def _bits(dtype: torch.dtype) -> int:

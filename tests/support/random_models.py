@@ -115,15 +115,17 @@ VECTORS = {
     "phi3": _HALVES,
     "mistral3": _HALVES,
     "bitnet": (*_HALVES, "attn_sub_norm", "ffn_sub_norm"),
+    "lfm2": (*_HALVES, *_HEADS, "shortconv.conv.weight"),
 }
-"""The norms and biases of a block, by architecture."""
+"""The norms, biases and convolutions of a block, by architecture."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """An architecture and its sizes. Of gemma3 alone: `window` and `local_base` (of RoPE) of most layers, and
     `linear_scaling` of every `period`-th, which sees all. `rotated`: dimensions of a head that RoPE turns, 0: all.
-    `own`: numbers under keys of this architecture alone.
+    `own`: numbers under keys of this architecture alone. Of lfm2 alone: `mixers`, a letter a layer, a: attends,
+    c: convolves.
     """
 
     hidden: int = 64
@@ -145,10 +147,19 @@ class Shape:
     linear_scaling: float = 1.0
     rotated: int = 0
     own: tuple[tuple[str, float | int | bool | str], ...] = ()
+    mixers: str = ""
 
-    def linear(self) -> dict[str, tuple[int, int]]:
+    def linear(self, layer: int = 0) -> dict[str, tuple[int, int]]:
         """(out, in) of a block's matrices, by module."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.mixers[layer : layer + 1] == "c":
+            return {
+                "shortconv.in_proj": (3 * self.hidden, self.hidden),
+                "shortconv.out_proj": (self.hidden, self.hidden),
+                "ffn_gate": (self.ffn, self.hidden),
+                "ffn_up": (self.ffn, self.hidden),
+                "ffn_down": (self.hidden, self.ffn),
+            }
         if self.architecture == "phi3":
             return {
                 "attn_qkv": (q + 2 * kv, self.hidden),
@@ -166,19 +177,26 @@ class Shape:
             "ffn_down": (self.hidden, self.ffn),
         }
 
-    def vectors(self) -> dict[str, int]:
-        """Sizes of a block's norms and biases, by name."""
-        found = {}
+    def vectors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
+        """Shapes of a block's norms, biases and convolutions, by name."""
+        found: dict[str, tuple[int, ...]] = {}
+        linear = self.linear(layer)
         for name in VECTORS[self.architecture]:
             module, _, kind = name.partition(".")
-            size = self.hidden
+            shape: tuple[int, ...] = (self.hidden,)
             if kind == "bias":
-                size = self.linear()[module][0]
+                shape = linear[module][:1]
+            elif name in _HEADS and name.removesuffix("_norm") not in linear:
+                continue
             elif name in _HEADS:
-                size = self.linear()[name.removesuffix("_norm")][0] if self.architecture == "olmo2" else self.head_dim
+                shape = linear[name.removesuffix("_norm")][:1] if self.architecture == "olmo2" else (self.head_dim,)
             elif name == "ffn_sub_norm":
-                size = self.ffn
-            found[name if kind else f"{name}.weight"] = size
+                shape = (self.ffn,)
+            elif module == "shortconv" and "shortconv.in_proj" not in linear:
+                continue
+            elif module == "shortconv":
+                shape = (self.hidden, int(dict(self.own)["shortconv.l_cache"]))
+            found[name if kind else f"{name}.weight"] = shape
         return found
 
 
@@ -206,6 +224,7 @@ SMALL = {
         ),
     ),
     "bitnet": Shape(rope_base=5e5, architecture="bitnet", own=(("hidden_activation", "relu2"),)),
+    "lfm2": Shape(layers=3, rope_base=1e6, architecture="lfm2", own=(("shortconv.l_cache", 3),), mixers="cac"),
     "phi3": Shape(context=1024, tied=False, architecture="phi3", rotated=12, rope_scaling=LongRope()),
     "granite": Shape(
         architecture="granite",
@@ -235,6 +254,13 @@ def _phi3(layers: int, heads: int, kv_heads: int, rotated: int, vocab: int, scal
     return Shape(
         3072, layers, heads, kv_heads, 3072 // heads, 8192, vocab, 131072, 1e4, scaling, 1e-5, tied,
         architecture="phi3", rotated=rotated,
+    )  # fmt: skip
+
+
+def _lfm2(hidden: int, heads: int, ffn: int) -> Shape:
+    return Shape(
+        hidden, 16, heads, 8, 64, ffn, 65536, 128000, 1e6, None, 1e-5,
+        architecture="lfm2", own=(("shortconv.l_cache", 3),), mixers="ccaccaccacacacac",
     )  # fmt: skip
 
 
@@ -293,6 +319,8 @@ PRESETS = {
     "ministral3-3b": Shape(
         3072, 26, 32, 8, 128, 9216, 131072, 262144, 1e6, None, 1e-5, architecture="mistral3", own=_MINISTRAL
     ),
+    "lfm2-350m": _lfm2(1024, 16, 4608),
+    "lfm2-1.2b": _lfm2(2048, 32, 8192),
     "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
     "phi-4-mini": _phi3(32, 24, 8, 128, 200064, _LONGROPE_48, True),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
@@ -370,7 +398,7 @@ def _metadata(
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_head_count_kv([shape.kv_heads * (one == "a") for one in shape.mixers] or shape.kv_heads)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.rotated or shape.head_dim)
@@ -471,17 +499,17 @@ def write_model(
 
         makers.append(make)
 
-    def drawn(name: str, size: int) -> None:
-        noise = 0.1 * rng.standard_normal(size)
-        vector(name, (noise if name.endswith("bias") else 1 + noise).astype(np.float32))
+    def drawn(name: str, shape: tuple[int, ...]) -> None:
+        noise = 0.1 * rng.standard_normal(shape)
+        vector(name, (noise if name.endswith("bias") else 1 + noise if len(shape) == 1 else 6 * noise).astype(np.float32))
 
     matrix("token_embd.weight", "token_embd", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
     for i in range(shape.layers):
-        for name, size in shape.vectors().items():
+        for name, size in shape.vectors(i).items():
             drawn(f"blk.{i}.{name}", size)
-        for module, (rows, cols) in shape.linear().items():
+        for module, (rows, cols) in shape.linear(i).items():
             matrix(f"blk.{i}.{module}.weight", module, rows, cols, 1 / math.sqrt(cols))
-    drawn("output_norm.weight", shape.hidden)
+    drawn(f"{'token_embd_norm' if shape.architecture == 'lfm2' else 'output_norm'}.weight", (shape.hidden,))
     if not shape.tied:
         matrix("output.weight", "output", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
     if isinstance(shape.rope_scaling, LongRope):
@@ -510,7 +538,7 @@ def random_pairs(
     rng = np.random.default_rng(seed)
     found = {}
     for i in range(shape.layers):
-        for module, (rows, cols) in shape.linear().items():
+        for module, (rows, cols) in shape.linear(i).items():
             if modules is None or module in modules:
                 a = rng.uniform(-1, 1, (rank, cols)) / math.sqrt(cols)
                 b = rng.standard_normal((rows, rank)) * b_std
