@@ -4,7 +4,7 @@ and no other."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fabric.errors import DataError
 from fabric.fields import named, short
 from fabric.huggingface.config import Settings, read_settings
 from fabric.huggingface.folder import Folder
-from fabric.huggingface.names import EMBEDDING, HEAD, of_text_model
+from fabric.huggingface.names import EMBEDDING, HEAD, KEPT_F32, of_text_model
 from fabric.huggingface.safetensors import Stored, read_weights
 from fabric.notices import notice
 
@@ -44,10 +44,15 @@ def read_checkpoint(folder: Folder) -> Checkpoint:
                 raise DataError(f"{tensor.where}: the tensor {told}")
             if ours in found:
                 raise DataError(f"{tensor.where}: {short(name)} and {short(found[ours].name)} are the same tensor")
-            found[ours] = tensor
+            found[ours] = replace(tensor, shape=tensor.shape[::2]) if _is_convolution(ours, tensor) else tensor
     if dropped:
         notice(f"{folder}: {len(dropped)} tensors of other parts than the text model are left out: {named(dropped, 2)}")
     return Checkpoint(settings, complete(folder, settings, found), dropped, settings.heads)
+
+
+def _is_convolution(ours: str, tensor: Stored) -> bool:
+    """Of each column by itself: transformers has an axis of 1 between columns and taps."""
+    return ours.endswith(KEPT_F32) and tensor.shape[1:-1] == (1,)
 
 
 def complete(folder: Folder, settings: Settings, found: dict[str, Stored]) -> dict[str, Stored]:

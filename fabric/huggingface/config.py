@@ -11,16 +11,15 @@ from typing import Any
 from fabric.core.blocks import Floats
 from fabric.fields import Fields
 from fabric.huggingface.inert import OF_IMAGES, name_unknown
+from fabric.huggingface.layered import FULL, SHAPES, SLIDING, Shapes, Tensors, alike, layer_types, read_lfm2
 from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
 from fabric.huggingface.rope import read_rope
 from fabric.notices import notice
 
-Tensors = dict[str, Floats]
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
 _OF_TEXT_AND_IMAGES = ("gemma3", "mistral3")  # model types whose text model is a part of the configuration
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
 
 
@@ -49,7 +48,7 @@ class Settings:
         """Of the modules whose rows RoPE turns."""
         return {"attn_q": self.n_head, "attn_k": self.n_kv_head}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """GGUF's name and the shape of every tensor that the model has; an untied head included."""
         d, q, kv, f = self.width, self.n_head * self.head_dim, self.n_kv_head * self.head_dim, self.ffn
         linear = {
@@ -61,14 +60,18 @@ class Settings:
         whole = self.family.row_norms
         norms = {"attn_q_norm": (q if whole else self.head_dim,), "attn_k_norm": (kv if whole else self.head_dim,)}
         norms |= {"ffn_sub_norm": (f,)}
-        found: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, d)}
+        block: Shapes = {}
+        for module in self.family.names.values():
+            block[f"{module}.weight"] = linear.get(module, norms.get(module, (d,)))
+            if module in self.biases:
+                block[f"{module}.bias"] = linear[module][:1]
+        own = SHAPES.get(self.family.architecture, alike)
+        arch = {key.removeprefix(f"{self.family.architecture}."): value for key, value in self.metadata.items()}
+        found: Shapes = {EMBEDDING: (self.vocab_size, d)}
         for i in range(self.n_layers):
-            for module in self.family.names.values():
-                vector = norms.get(module, (d,))
-                found[f"blk.{i}.{module}.weight"] = linear.get(module, vector)
-                if module in self.biases:
-                    found[f"blk.{i}.{module}.bias"] = linear[module][:1]
-        return {**found, NORM: (d,), **({} if self.tied else {HEAD: (self.vocab_size, d)})}
+            found |= {f"blk.{i}.{name}": shape for name, shape in own(arch, i, block).items()}
+        outside = own(arch, -1, {NORM: (d,)})
+        return {**found, **outside, **({} if self.tied else {HEAD: (self.vocab_size, d)})}
 
 
 def read_settings(config: Fields) -> Settings:
@@ -83,7 +86,9 @@ def read_settings(config: Fields) -> Settings:
         told, prefix = {**text.values, "tie_word_embeddings": config.flag("tie_word_embeddings", tied)}, text.prefix
         _refuse_foreign(config)
         name_unknown(config, OF_IMAGES)
-    return _settings(family, Fields({**family.defaults, **told}, config.where, prefix), config)
+    older = {new: told[old] for old, new in family.older.items() if old in told}
+    told = {key: value for key, value in told.items() if key not in family.older}
+    return _settings(family, Fields({**family.defaults, **told, **older}, config.where, prefix), config)
 
 
 def _refuse_foreign(c: Fields) -> None:
@@ -115,7 +120,7 @@ def _settings(family: Family, c: Fields, top: Fields) -> Settings:
         "feed_forward_length": c.size("intermediate_size"),
         "attention.head_count": n_head,
         "attention.head_count_kv": n_kv_head,
-        "attention.layer_norm_rms_epsilon": c.number("rms_norm_eps", most=1.0),
+        "attention.layer_norm_rms_epsilon": c.number(family.eps, most=1.0),
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
     }
@@ -124,7 +129,7 @@ def _settings(family: Family, c: Fields, top: Fields) -> Settings:
     tensors = _OWN.get(family.architecture, _plain)(c, family, arch)
     settings = Settings(
         family=family, fields=c, n_layers=n_layers, width=width, n_head=n_head, n_kv_head=n_kv_head, head_dim=head_dim,
-        ffn=c.size("intermediate_size"), vocab_size=c.size("vocab_size"), tied=c.flag("tie_word_embeddings", False),
+        ffn=arch["feed_forward_length"], vocab_size=c.size("vocab_size"), tied=c.flag("tie_word_embeddings", False),
         biases=_biases(c, family), tensors=tensors,
         metadata={f"{family.architecture}.{key}": value for key, value in arch.items()},
         weights=top.text("transformers_weights") if "transformers_weights" in top else None,
@@ -163,8 +168,8 @@ def _smollm3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     ]:
         raise c.wrong("no_rope_layers", f"0 in every {_WITHOUT_ROPE}th of {n_layers} layers, as GGUF's readers have it")
     c.only("use_sliding_window", False, why="a smollm3 model in GGUF cannot have")
-    if any(_layer_types(c, n_layers, lambda _: False)):
-        raise c.error("layer_types", f"has {_SLIDING}, but a smollm3 model in GGUF has no windows")
+    if any(layer_types(c, n_layers, lambda _: False)):
+        raise c.error("layer_types", f"has {SLIDING}, but a smollm3 model in GGUF has no windows")
     c.get("sliding_window")  # without effect where no layer has one
     return _plain(c, family, arch, 2e6)
 
@@ -182,8 +187,8 @@ def _granite(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 def _exaone4(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """GGUF's readers know windows in the largest of these models only."""
     c.only("sliding_window", None, why="is not supported in an exaone4 model")
-    if any(_layer_types(c, arch["block_count"], lambda _: False)):
-        raise c.error("layer_types", f"has {_SLIDING}, but there is no sliding window")
+    if any(layer_types(c, arch["block_count"], lambda _: False)):
+        raise c.error("layer_types", f"has {SLIDING}, but there is no sliding window")
     c.get("sliding_window_pattern")  # without effect where there is no window
     return _plain(c, family, arch)
 
@@ -224,16 +229,6 @@ def _phi3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 # ---- attention ----
 
 
-def _layer_types(c: Fields, n_layers: int, default: Callable[[int], bool]) -> list[bool]:
-    """For each layer whether it has a window: `layer_types`, or `default` of its number."""
-    types = c.get("layer_types")
-    if types is None:
-        return [default(i) for i in range(n_layers)]
-    if not isinstance(types, list) or len(types) != n_layers or not all(one in (_FULL, _SLIDING) for one in types):
-        raise c.wrong("layer_types", f"{_FULL} or {_SLIDING} for each of {n_layers} layers")
-    return [one == _SLIDING for one in types]
-
-
 def _window(c: Fields, family: Family, arch: dict[str, Any]) -> None:
     """GGUF has no windows for these models: rows that are no longer than the window compute the same without it."""
     if "sliding_window" not in family.defaults or family.architecture in _OWN:
@@ -242,9 +237,9 @@ def _window(c: Fields, family: Family, arch: dict[str, Any]) -> None:
     if "max_window_layers" in family.defaults:
         first = c.size("max_window_layers", least=0)
         windowed = c.flag("use_sliding_window", False) and window > 0
-        sliding = any(_layer_types(c, n_layers, lambda i: windowed and i >= first))
+        sliding = any(layer_types(c, n_layers, lambda i: windowed and i >= first))
         if sliding and not windowed:
-            raise c.error("layer_types", f"has {_SLIDING}, but there is no sliding window")
+            raise c.error("layer_types", f"has {SLIDING}, but there is no sliding window")
         window = window if sliding else 0
     if 0 < window < arch["context_length"]:
         told = f"GGUF has no window for {family.architecture} models, so the context is cut to it"
@@ -266,8 +261,8 @@ def _gemma2(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """Windows in every other layer, and soft caps."""
     _check_gemma(c, arch, _LAYERS_OF_GEMMA2_27B)
     n_layers = arch["block_count"]
-    if _layer_types(c, n_layers, lambda i: i % 2 == 0) != [i % 2 == 0 for i in range(n_layers)]:
-        raise c.wrong("layer_types", f"{_SLIDING} in every other layer, from the first on")
+    if layer_types(c, n_layers, lambda i: i % 2 == 0) != [i % 2 == 0 for i in range(n_layers)]:
+        raise c.wrong("layer_types", f"{SLIDING} in every other layer, from the first on")
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         arch[key] = c.number(key)
     c.only("tie_word_embeddings", True, why="a gemma2 model in GGUF cannot have")
@@ -281,20 +276,20 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
         c.only(key, why="a gemma3 model in GGUF cannot have")
     period = c.size("sliding_window_pattern", _SLIDING_PATTERN)
-    windowed = _layer_types(c, n_layers, lambda i: bool((i + 1) % period))
+    windowed = layer_types(c, n_layers, lambda i: bool((i + 1) % period))
     full = [i + 1 for i, one in enumerate(windowed) if not one]
     period = full[0] if full else n_layers + 1
     if full != list(range(period, n_layers + 1, period)):
-        raise c.wrong("layer_types", f"{_FULL} in every n-th layer")
+        raise c.wrong("layer_types", f"{FULL} in every n-th layer")
     if period != _SLIDING_PATTERN and not (not full and n_layers < _SLIDING_PATTERN):
         arch["attention.sliding_window_pattern"] = period
     ropes = c.child("rope_parameters")
-    if ropes.values and not any(kind in ropes for kind in (_FULL, _SLIDING)):
-        raise c.wrong("rope_parameters", f"an object with {_FULL} and {_SLIDING}")
-    both = ropes.child(_FULL)
+    if ropes.values and not any(kind in ropes for kind in (FULL, SLIDING)):
+        raise c.wrong("rope_parameters", f"an object with {FULL} and {SLIDING}")
+    both = ropes.child(FULL)
     full_rope = Fields({**both.values, **c.child("rope_scaling").values}, both.where, both.prefix)
     tensors = read_rope(c, full_rope, family, arch, 1e6)
-    sliding = ropes.child(_SLIDING)
+    sliding = ropes.child(SLIDING)
     sliding.only("rope_type", "default", why="GGUF cannot express for layers with a window")
     base = sliding.number("rope_theta", c.number("rope_local_base_freq", 10000.0))
     if base != 10000.0:
@@ -306,5 +301,5 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
     "bitnet": _bitnet, "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite,
-    "mistral3": _mistral3, "phi3": _phi3, "smollm3": _smollm3,
+    "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "smollm3": _smollm3,
 }  # fmt: skip

@@ -13,6 +13,8 @@ def _names(text: str) -> frozenset[str]:
 # Settings of every class that change nothing that is computed here: housekeeping, training, generation, other tasks.
 INERT = _names(
     """
+    block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu block_use_xavier_init conv_dim
+    conv_dim_out conv_use_xavier_init num_heads use_pos_enc
     _attn_implementation_autoset _name_or_path _sliding_window_pattern add_cross_attention architectures
     attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
     cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty

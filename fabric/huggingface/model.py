@@ -15,7 +15,7 @@ from fabric.files import check_streams, open_output
 from fabric.huggingface import mistral
 from fabric.huggingface.checkpoint import read_checkpoint
 from fabric.huggingface.folder import Folder
-from fabric.huggingface.names import Family
+from fabric.huggingface.names import KEPT_F32, Family
 from fabric.huggingface.safetensors import Stored
 from fabric.huggingface.tokenizer import tokenizer_metadata
 from fabric.notices import held
@@ -78,7 +78,8 @@ def convert_model(path: Path, output: str, type: str = "keep", progress: Progres
 
 
 def _tensor(name: str, source: Stored, type: str) -> _Tensor:
-    kind = F32 if len(source.shape) < 2 else source.type if type == "keep" else BY_NAME[type.upper()].type
+    kind = source.type if type == "keep" else BY_NAME[type.upper()].type
+    kind = F32 if len(source.shape) < 2 or name.endswith(KEPT_F32) else kind
     return _Tensor(TensorSpec(name, kind, source.shape), source)
 
 

@@ -39,8 +39,9 @@ _FUSED = {
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ""),
     "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
 }  # fmt: skip
-_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.]+)\.(weight|bias)")
+_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.0-9]+)\.(weight|bias)")
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+KEPT_F32 = "shortconv.conv.weight"  # matrices that readers want in F32
 QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 # Prefixes of the text model inside a multimodal one, as today's transformers saves it and as older releases did, and
@@ -67,6 +68,9 @@ class Family:
     model_types: tuple[str, ...]
     defaults: Mapping[str, Any]
     layer: Mapping[str, str] = field(default_factory=dict)  # "" for a common one that it lacks
+    top: Mapping[str, str] = field(default_factory=dict)  # tensors outside layers, the same
+    eps: str = "rms_norm_eps"  # the setting of norms
+    older: Mapping[str, str] = field(default_factory=dict)  # names of settings that count before today's
     biases: frozenset[str] = frozenset()  # modules that always have one
     bias_flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
@@ -82,11 +86,16 @@ class Family:
         """Modules of a layer: transformers' name to GGUF's."""
         return {theirs: ours for theirs, ours in {**_LAYER, **self.layer}.items() if ours}
 
+    @property
+    def tops(self) -> dict[str, str]:
+        """Tensors outside layers, the same."""
+        return {theirs: ours for theirs, ours in {**_TOP, **self.top}.items() if ours}
+
     def ours(self, name: str) -> str | None:
         """GGUF's name of a transformers tensor; None for what GGUF does not hold."""
         found = _IN_LAYER.fullmatch(name)
         if not found:
-            return _TOP.get(name)
+            return self.tops.get(name)
         module = self.names.get(found[2])
         return f"blk.{found[1]}.{module}.{found[3]}" if module else None
 
@@ -94,7 +103,7 @@ class Family:
         """transformers' name of a GGUF tensor, None when there is none."""
         found = _OURS_IN_LAYER.fullmatch(name)
         if not found:
-            return next((theirs for theirs, ours in _TOP.items() if ours == name), None)
+            return next((theirs for theirs, ours in self.tops.items() if ours == name), None)
         names = {ours: theirs for theirs, ours in self.names.items()}
         return f"model.layers.{found[1]}.{names[found[2]]}.{found[3]}" if found[2] in names else None
 
@@ -206,6 +215,25 @@ FAMILIES = (
         defaults={**_COMMON, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "rms_norm_eps": 1e-5,
                   "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "sliding_window": None,
                   "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000},
+    ),
+    Family(
+        "lfm2", ("Lfm2ForCausalLM",), ("lfm2",), eps="norm_eps",
+        older={"tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size"},
+        layer={
+            **dict.fromkeys(_LAYER, ""), "operator_norm": "attn_norm", "ffn_norm": "ffn_norm",
+            "conv.in_proj": "shortconv.in_proj", "conv.conv": "shortconv.conv", "conv.out_proj": "shortconv.out_proj",
+            "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+            "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
+            "self_attn.k_layernorm": "attn_k_norm", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
+            "feed_forward.w2": "ffn_down",
+        },
+        top={"model.norm.weight": "", "model.embedding_norm.weight": "token_embd_norm.weight"},
+        defaults={**{key: value for key, value in _COMMON.items() if key != "rms_norm_eps"}, "norm_eps": 1e-5,
+                  "vocab_size": 65536, "hidden_size": 2560, "intermediate_size": 12288, "num_key_value_heads": 8,
+                  "max_position_embeddings": 128000, "tie_word_embeddings": True, "conv_bias": False,
+                  "conv_L_cache": 3, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
+                  "block_auto_adjust_ff_dim": True, "full_attn_idxs": None, "layer_types": None, "bos_token_id": 1,
+                  "eos_token_id": 2, "pad_token_id": 0},
     ),
     Family(
         "exaone4", ("Exaone4ForCausalLM",), ("exaone4",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, rope_factors=True,

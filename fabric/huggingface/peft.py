@@ -59,7 +59,8 @@ def adapter_from_peft(path: Path, base: str, output: str) -> Adapter:
     folder = Folder(path)
     with held(), GGUF.open(base) as gguf:
         config = _Config(folder)
-        family, heads = family_of_architecture(gguf.architecture, gguf.name), _heads(gguf)
+        family = family_of_architecture(gguf.architecture, gguf.name)
+        heads = _heads(gguf) if family.pairs_rope else {}
         pairs, scales = {}, {}
         for ours, (stem, both) in _pairs(folder, family, gguf, heads).items():
             pair = _pair(folder, ours, both, family, heads)
@@ -96,7 +97,8 @@ def adapter_to_peft(source: str, base: str, output: Path) -> Adapter:
     adapter = read_adapter(source)
     with GGUF.open(base) as gguf:
         check_adapter(adapter, gguf, source)
-        family, heads = family_of_architecture(gguf.architecture, gguf.name), _heads(gguf)
+        family = family_of_architecture(gguf.architecture, gguf.name)
+        heads = _heads(gguf) if family.pairs_rope else {}
         history = join_histories(adapter.history, [step("convert", {"to": "peft"}, {"base": gguf.sha256()})])
     tensors, modules, ranks = {}, set(), {}
     for name, pair in adapter.pairs.items():
@@ -238,6 +240,7 @@ def _pair(folder: Folder, name: str, both: dict[str, Stored], family: Family, he
 
 
 def _heads(gguf: GGUF) -> dict[str, int]:
+    """Of modules whose rows are in another order in GGUF."""
     keys = Fields(gguf.metadata, gguf.name, "metadata ")
     arch = gguf.architecture
     layers = keys.size(f"{arch}.block_count")

@@ -273,8 +273,8 @@ class Recorder:
         )  # fmt: skip
 
     def conv(self, x: Tensor, name: str) -> Tensor:
-        """A causal convolution of each column with `name`.weight (cols, taps), over this feed's rows, or over a cache to
-        which they are added first."""
+        """A causal convolution of each column with `name`.weight (cols, taps), over this feed's rows, or over a cache
+        to which they are added first."""
         weight = self.vector(f"{name}.weight")
         if self.cache_rows:
             x = self._cached(x, self.gguf.tensors[f"{name}.weight"].shape[0])

@@ -48,9 +48,11 @@ Schedule = Literal["constant", "linear", "cosine", "exponential"]
 FOREIGN_MODULES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
     "up_proj": "ffn_up", "down_proj": "ffn_down", "qkv_proj": "attn_qkv", "gate_up_proj": "ffn_up", "lm_head": "output",
-    "all-linear": "all",
+    "in_proj": "shortconv.in_proj", "out_proj": "attn_output,shortconv.out_proj", "w1": "ffn_gate", "w2": "ffn_down",
+    "w3": "ffn_up", "all-linear": "all",
 }  # fmt: skip
 """Names of Hugging Face, and ours."""
+_OURS = dict.fromkeys(",".join(FOREIGN_MODULES.values()).split(","))
 
 
 def modules_of(text: str) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ Modules = Annotated[
     tuple[str, ...],
     Setting(
         "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas", "NAMES", only="lora", always=True,
-        parse=modules_of, written="all", completes=("attn", "ffn", *dict.fromkeys(FOREIGN_MODULES.values())),
+        parse=modules_of, written="all", completes=("attn", "conv", "ffn", *_OURS),
     ),
 ]  # fmt: skip
 BATCH = Setting("rows per optimizer step; default: by the number of rows", "ROWS", low=1, always=True)

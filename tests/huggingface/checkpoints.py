@@ -57,6 +57,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 4.0,
         },
     ),
+    "lfm2": ("Lfm2", {"num_hidden_layers": 3, "full_attn_idxs": [1], "intermediate_size": 300}),
     "bitnet": ("BitNet", {"tie_word_embeddings": True}),
     "mistral3": ("Ministral3", {"head_dim": 32, "rope_parameters": MINISTRAL}),
     "phi3": (

@@ -188,12 +188,14 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
     assert not list(tmp_path.glob(".*.partial"))
 
 
-@pytest.mark.parametrize("name", ["bitnet", "exaone4", "gemma2", "granite", "mistral3", "olmo2", "phi3", "smollm3"])
+@pytest.mark.parametrize(
+    "name", ["bitnet", "exaone4", "gemma2", "granite", "lfm2", "mistral3", "olmo2", "phi3", "smollm3"]
+)
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     checkpoint(tmp_path / "hf", name)
-    modules = [*ALL[:-1], "qkv_proj", "gate_up_proj"]
+    modules = [*ALL[:-1], "qkv_proj", "gate_up_proj", "in_proj", "out_proj", "w1", "w2", "w3"]
     theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=modules)
     script = (
         "convert hf -o m.gguf && fabric convert peft -m m.gguf -o a.gguf && fabric convert a.gguf -m m.gguf -o back"

@@ -27,7 +27,8 @@ CLASSES = {
     "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
     "gemma3_text": "Gemma3TextConfig",
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
-    "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config", "ministral3": "Ministral3Config",
+    "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config",
+    "lfm2": "Lfm2Config", "ministral3": "Ministral3Config",
 }  # fmt: skip
 
 
@@ -59,6 +60,7 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}}),
     ("phi3", {"rope_parameters": LONGROPE | {"attention_factor": 1.3, "factor": 3.0}}),
     ("phi3", {"original_max_position_embeddings": 20, "tie_word_embeddings": True, "rope_parameters": LONGROPE}),
+    ("lfm2", {"block_auto_adjust_ff_dim": False, "intermediate_size": 96, "tie_word_embeddings": False}),
     ("gemma3", {"tie_word_embeddings": False}),
     ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
     ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
@@ -106,6 +108,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate"),
     ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "beta_fast"),
     ("bitnet", {"hidden_act": "silu"}, "hidden_act"),
+    ("lfm2", {"conv_bias": True}, "conv_bias"),
+    ("lfm2", {"layer_types": ["conv", "sliding_attention", "conv"]}, "layer_types"),
     ("bitnet", {"quantization_config": {"quant_method": "bitnet"}}, "quantization_config"),
     ("mistral3", {"sliding_window": 16}, "sliding_window"),
     ("mistral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_type"),

@@ -501,7 +501,8 @@ def write_model(
 
     def drawn(name: str, shape: tuple[int, ...]) -> None:
         noise = 0.1 * rng.standard_normal(shape)
-        vector(name, (noise if name.endswith("bias") else 1 + noise if len(shape) == 1 else 6 * noise).astype(np.float32))
+        is_norm = len(shape) == 1 and not name.endswith("bias")
+        vector(name, (1 + noise if is_norm else noise if len(shape) == 1 else 6 * noise).astype(np.float32))
 
     matrix("token_embd.weight", "token_embd", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
     for i in range(shape.layers):
