@@ -276,9 +276,9 @@ class Graph:
         check(lib.fb_keep(self.c, t))
         return t
 
-    def embed(self, weight: Tensor, ids: Tensor, scale: float = 1.0) -> Tensor:
-        """(T, D) = scale * weight[ids]."""
-        return self._tensor(lib.fb_embed(self.c, weight, ids, scale))
+    def embed(self, weight: Tensor, ids: Tensor, scale: float = 1.0, parts: int = 1, part: int = 0) -> Tensor:
+        """(T, D) = scale * weight[ids * parts + part]."""
+        return self._tensor(lib.fb_embed(self.c, weight, ids, scale, parts, part))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Over groups as wide as the weight: whole rows, or heads."""

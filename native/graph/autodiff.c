@@ -63,7 +63,7 @@ static void contribute(fb_autodiff *d, fb_tensor x, fb_tensor part) {
 
 static void grad_embed(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor w = n->v[1].tensor, ids = n->v[2].tensor;
-    if (trains(d, w)) EMIT(FB_OP_EMBED_DW, grad_of_param(d, w), dy[0], ids)->attr.scale = n->attr.scale;
+    if (trains(d, w)) EMIT(FB_OP_EMBED_DW, grad_of_param(d, w), dy[0], ids)->attr = n->attr;
 }
 
 static void grad_rms_norm(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {

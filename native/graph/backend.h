@@ -57,8 +57,8 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *  out: written; io: read and written; everything else is read. [x]: may be absent.
  *  "acc" is a term added to the output, act of the output's shape; it may be the same memory as the output.
  *
- *  EMBED          out y act(T,D); w block(V,D); ids i32(T,1).           y = scale * w[ids - first]; rows of other ids
- *                                                                       are left alone (w may be a slice)
+ *  EMBED          out y act(T,D); w block(V,D); ids i32(T,1).           y = scale * w[ids * stride - first]; where w has
+ *                                                                       no such row (it may be a slice) y is left alone
  *  DECODE         out y bf16(N,K); w block(N,K)                         y = w
  *  RMS_NORM       out y act(T,D); x act(T,D); w f32(1,G)                G divides D: groups of G columns
  *  RMS_NORM_DX    out dx act(T,D); dy act; x act; w; [acc]
@@ -69,7 +69,7 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *                                                                       dx = scale*(dy w) + u a + acc
  *  LINEAR_DW      io dw f32(N,K); dy act(T,N); x act(T,K)               dw += scale * dy^T x
  *  BIAS_DB        io db f32(1,N); dy act(T,N)                           db += column sums
- *  EMBED_DW       io dw f32(V,D); dy act(T,D); ids i32(T,1)             dw[ids - first] += scale * dy
+ *  EMBED_DW       io dw f32(V,D); dy act(T,D); ids i32(T,1)             dw[ids * stride - first] += scale * dy
  *  ROPE_TABLE     out table f32(T,n_rot); pos i32(T,1); inv_freq f32(1,n_rot/2)   [t][2i]=cos*scale, [2i+1]=sin*scale
  *  ROPE           out y act(T,H*head_dim); x act; table f32(T,n_rot); [acc]       inverse = 1 rotates back
  *  ATTENTION      out o act(T,Hq*hd); out stats f32(T,2*Hq); q act; k act(S,Hkv*hd); v act; range i32(T,2)
@@ -132,6 +132,7 @@ typedef struct fb_attr {
     int32_t rounded;                          /* LINEAR*: 1: operands may be rounded to 16 bits to be multiplied, F32 ones too */
     float eps;                                /* RMS_NORM*, ADAMW */
     float softcap;                            /* SOFTCAP* XENT; 0: none */
+    int32_t stride;                           /* EMBED EMBED_DW */
     int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key; CONV_DX: row */
     int32_t head_dim, layout, inverse;        /* ROPE */
     int32_t kind;                             /* GLU* */

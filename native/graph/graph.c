@@ -210,11 +210,14 @@ static int same_rows(const fb_tensor_info *a, const fb_tensor_info *b) {
         if (!(condition)) return -fb_fail(FB_E_ARGUMENT, __VA_ARGS__); \
     } while (0)
 
-fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale) {
+fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale, int32_t stride, int32_t part) {
     const fb_tensor_info *w = get_weight(g, weight, "the embedding"), *i = get_ints(g, ids, "ids", 1);
     if (!w || !i) return -FB_E_ARGUMENT;
+    REQUIRE(stride > 0 && part >= 0 && part < stride && w->rows % stride == 0, "an embedding of %d rows in parts of %d",
+            (int)w->rows, (int)stride);
     fb_tensor y = output(g, ids, w->cols, FB_F32);
-    record(g, FB_OP_EMBED, 3, (fb_tensor[]){y, weight, ids})->attr.scale = scale;
+    fb_attr *attr = &record(g, FB_OP_EMBED, 3, (fb_tensor[]){y, weight, ids})->attr;
+    attr->scale = scale, attr->stride = stride, attr->first = -part;
     return done(g, y);
 }
 

@@ -91,7 +91,8 @@ static void bound_inputs(fb_plan *plan) {
     for (int32_t i = 0; i < plan->program.n_nodes; i++) {
         const fb_operand *v = plan->program.nodes[i].v;
         switch (plan->program.nodes[i].op) {
-        case FB_OP_EMBED: case FB_OP_GATHER: bound(plan, v[2].tensor, v[1].rows); break;
+        case FB_OP_EMBED: bound(plan, v[2].tensor, v[1].rows / plan->program.nodes[i].attr.stride); break;
+        case FB_OP_GATHER: bound(plan, v[2].tensor, v[1].rows); break;
         case FB_OP_APPEND: bound(plan, v[2].tensor, v[0].rows); break;
         case FB_OP_XENT: bound(plan, v[2].tensor, v[1].cols); break;
         case FB_OP_ATTENTION:

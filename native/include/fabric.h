@@ -173,8 +173,8 @@ void fb_mark(fb_graph *g);
 /* Keeps a tensor readable after the run. */
 int fb_keep(fb_graph *g, fb_tensor t);
 
-/* y (T, D) = scale * weight[ids]; weight (V, D) of any block format, ids (T, 1). */
-fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale);
+/* y (T, D) = scale * weight[ids * stride + part]; weight (V, D) of any block format, ids (T, 1). */
+fb_tensor fb_embed(fb_graph *g, fb_tensor weight, fb_tensor ids, float scale, int32_t stride, int32_t part);
 /* y = x / sqrt(mean(x^2) + eps) * weight over groups of weight's width (whole rows, or heads). */
 fb_tensor fb_rms_norm(fb_graph *g, fb_tensor x, fb_tensor weight, float eps);
 

@@ -252,17 +252,18 @@ LOWER(bias_db) {
 }
 
 /* Rows are added in order by each destination, so destinations are dealt to 16 times as many threads. */
-static int scattered(dispatch *d, fb_view out, fb_view in, fb_view index, int32_t first, float scale) {
+static int scattered(dispatch *d, fb_view out, fb_view in, fb_view index, int32_t stride, int32_t first, float scale) {
     summed(d, 2, (struct fb_columns_operands){.OUT = out, .DY = in, .INDEX = index}, 1);
     d->groups *= 16;
+    d->argument.columns.STRIDE = (uint32_t)stride;
     d->argument.columns.FIRST = (uint32_t)first;
     d->argument.columns.SCALE = scale;
     return 1;
 }
-LOWER(scatter) { UNUSED; return scattered(d, l->scatter.y, l->scatter.x, l->scatter.index, 0, 1); }
+LOWER(scatter) { UNUSED; return scattered(d, l->scatter.y, l->scatter.x, l->scatter.index, 1, 0, 1); }
 LOWER(embed_dw) {
     UNUSED;
-    return scattered(d, l->embed_dw.dw, l->embed_dw.dy, l->embed_dw.ids, l->attr.first, l->attr.scale);
+    return scattered(d, l->embed_dw.dw, l->embed_dw.dy, l->embed_dw.ids, l->attr.stride, l->attr.first, l->attr.scale);
 }
 
 LOWER(sumsq) {
@@ -439,31 +440,32 @@ LOWER(sgd) {
                    (struct fb_update_arguments){.LR_SCALE = a->lr_scale, .DECAY = a->decay, .BETA1 = a->momentum});
 }
 
-static int moved(dispatch *d, uint32_t op, struct fb_rows_operands v, uint32_t first, float scale) {
+static int moved(dispatch *d, uint32_t op, struct fb_rows_operands v, int32_t stride, int32_t first, float scale) {
     const fb_view *shape = op == 1 ? &v.W : &v.OUT;
     spread(d, FB_KERNEL_rows, shape, 4);
     d->operand.rows = v;
     d->constant.rows.OP = op;
     d->constant.rows.WTYPE = (uint32_t)v.W.type;
     d->argument.rows = (struct fb_rows_arguments){.ROWS = rows_of(shape), .COLS = (uint32_t)shape->cols,
-                                                  .CHOICE = rows_of(&v.W), .FIRST = first, .SCALE = scale};
+                                                  .CHOICE = rows_of(&v.W), .STRIDE = (uint32_t)stride,
+                                                  .FIRST = (uint32_t)first, .SCALE = scale};
     return 1;
 }
 LOWER(embed) {
     UNUSED;
     const struct fb_rows_operands v = {.OUT = l->embed.y, .W = l->embed.w, .IDS = l->embed.ids};
-    return moved(d, 0, v, (uint32_t)l->attr.first, l->attr.scale);
+    return moved(d, 0, v, l->attr.stride, l->attr.first, l->attr.scale);
 }
 LOWER(gather) {
     UNUSED;
-    return moved(d, 0, (struct fb_rows_operands){.OUT = l->gather.y, .W = l->gather.x, .IDS = l->gather.index}, 0, 1);
+    return moved(d, 0, (struct fb_rows_operands){.OUT = l->gather.y, .W = l->gather.x, .IDS = l->gather.index}, 1, 0, 1);
 }
 LOWER(append) {
     UNUSED;
-    return moved(d, 1, (struct fb_rows_operands){.OUT = l->append.cache, .W = l->append.x, .IDS = l->append.slots}, 0, 1);
+    return moved(d, 1, (struct fb_rows_operands){.OUT = l->append.cache, .W = l->append.x, .IDS = l->append.slots}, 1, 0, 1);
 }
 
-LOWER(decode) { UNUSED; return moved(d, 2, (struct fb_rows_operands){.OUT = l->decode.y, .W = l->decode.w}, 0, 1); }
+LOWER(decode) { UNUSED; return moved(d, 2, (struct fb_rows_operands){.OUT = l->decode.y, .W = l->decode.w}, 1, 0, 1); }
 
 static int turned(dispatch *d, uint32_t op, struct fb_rope_operands v, struct fb_rope_arguments a) {
     spread(d, FB_KERNEL_rope, &v.OUT, 2);

@@ -115,11 +115,11 @@
     BIND(0, OUT, ACT, WRITTEN) BIND(1, DY, ACT, READ) BIND(2, X, ACT, READ) \
     BIND(3, INV, WORDS, READ) /* F32 (ROWS, GROUPS) */ BIND(4, INDEX, WORDS, READ) /* of 0 and 1, OUT may be the sums of the parts */
 #define columns_CONSTANTS(SPEC, TILE) \
-    SPEC(3, OP) /* 0 db += dy; 1 dw += dy x inv over rows and groups; 2 y[index[r] - first] += scale x[r], each a sixteenth */
+    SPEC(3, OP) /* 0 db += dy; 1 dw += dy x inv over rows and groups; 2 y[index[r] stride - first] += scale x[r], each a sixteenth */
 #define columns_ARGUMENTS(ARG) \
     ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, GROUPS) \
     ARG(uint, PARTS) ARG(uint, DEPTH) /* of rows and groups, and groups of rows in each */ \
-    ARG(rows, TARGETS) ARG(uint, FIRST) ARG(float, SCALE) /* rows of y */
+    ARG(rows, TARGETS) ARG(uint, STRIDE) ARG(uint, FIRST) ARG(float, SCALE) /* rows of y */
 
 #define sumsq_OPERANDS(BIND) BIND(0, PARTIAL, WORDS, WRITTEN) BIND(1, X, WORDS, READ)
 #define sumsq_CONSTANTS(SPEC, TILE)
@@ -173,10 +173,10 @@
 #define rows_OPERANDS(BIND) BIND(0, OUT, ACT, WRITTEN) BIND(1, W, BLOCKS, READ) BIND(2, IDS, WORDS, READ) \
     BIND(3, GRIDS, GRIDS, READ)
 #define rows_CONSTANTS(SPEC, TILE) \
-    SPEC(3, OP) /* 0 out[r] = scale w[ids[r] - first], other ids left alone; 1 out[ids[r]] = w[r]; 2 out = w */ \
+    SPEC(3, OP) /* 0 out[r] = scale w[ids[r] stride - first], other ids left alone; 1 out[ids[r]] = w[r]; 2 out = w */ \
     SPEC(4, WTYPE)
 #define rows_ARGUMENTS(ARG) \
-    ARG(rows, ROWS) ARG(uint, COLS) ARG(rows, CHOICE) /* rows of w */ ARG(uint, FIRST) ARG(float, SCALE)
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(rows, CHOICE) /* rows of w */ ARG(uint, STRIDE) ARG(uint, FIRST) ARG(float, SCALE)
 
 #define rope_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) /* (T, heads * HEAD); of the table: positions */ \

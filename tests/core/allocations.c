@@ -48,7 +48,7 @@ int main(void) {
     fb_lora none = {.a = -1, .b = -1}, pair = {.scale = 1};
     pair.a = fb_leaf(g, FB_PARAM, flat[0], 0, FB_F32, RANK, WIDTH);
     pair.b = fb_leaf(g, FB_PARAM, flat[0], sizeof values / 2, FB_F32, WIDTH, RANK);
-    must(fb_loss(g, fb_linear(g, fb_embed(g, head, tokens, 1), square, -1, pair, -1), head, none, at, wanted, 0) >= 0);
+    must(fb_loss(g, fb_linear(g, fb_embed(g, head, tokens, 1, 1, 0), square, -1, pair, -1), head, none, at, wanted, 0) >= 0);
     fb_plan *plan = fb_plan_new(g, &(fb_plan_options){.train = 1, .params = flat[0], .grads = flat[1]});
     must(plan != NULL);
     const void *inputs[] = {ids, index, targets};

@@ -21,7 +21,9 @@ def device() -> Device:
 
 
 def embed(lab: Lab) -> int:
-    return lab.loss(lab.graph.embed(lab.param(5, 6), lab.ints(np.array([0, 4, 4, 2, 1, 0, 4])), 1.7), 6)
+    ids, table = lab.ints(np.array([0, 4, 4, 2, 1, 0, 4])), lab.param(15, 6)
+    parts = [lab.graph.embed(table, ids, 1.7, 3, part) for part in (0, 2)]
+    return lab.loss(lab.graph.add(lab.graph.embed(lab.param(5, 6), ids, 1.7), lab.graph.glu(*parts, SILU)), 6)
 
 
 def rms_norm(lab: Lab) -> int:

@@ -6,9 +6,10 @@
 static void make_embed(test_case *t, const int *s) {
     operand *y = add(t, ACT, s[0], s[1], OUT), *w = add(t, t->weight, s[2], s[1], 0), *ids = add_ids(t, s[0], s[2] + 4);
     t->equal = t->variant == 0;
-    t->launch.attr.scale = t->equal ? 1 : 1.5f, t->launch.attr.first = 2;
+    const int stride = t->launch.attr.stride = 1 + below(3), first = t->launch.attr.first = stride > 1 ? -1 : 2;
+    t->launch.attr.scale = t->equal ? 1 : 1.5f;
     for (int r = 0; r < s[0]; r++)
-        for (int c = 0, id = (int)AT(ids, r, 0) - 2; c < s[1] && id >= 0 && id < s[2]; c++)
+        for (int c = 0, id = (int)AT(ids, r, 0) * stride - first; c < s[1] && id >= 0 && id < s[2]; c++)
             AT(y, r, c) = t->launch.attr.scale * AT(w, id, c);
 }
 
@@ -139,9 +140,10 @@ static void make_bias_db(test_case *t, const int *s) {
 
 static void make_embed_dw(test_case *t, const int *s) {
     operand *dw = add(t, FB_F32, s[2], s[1], OUT), *dy = add(t, ACT, s[0], s[1], 0), *ids = add_ids(t, s[0], s[2] + 4);
-    t->launch.attr.scale = 1.5f, t->launch.attr.first = 2;
+    const int stride = t->launch.attr.stride = 1 + below(3), first = t->launch.attr.first = stride > 1 ? -1 : 2;
+    t->launch.attr.scale = 1.5f;
     for (int r = 0; r < s[0]; r++)
-        for (int c = 0, id = (int)AT(ids, r, 0) - 2; c < s[1] && id >= 0 && id < s[2]; c++)
+        for (int c = 0, id = (int)AT(ids, r, 0) * stride - first; c < s[1] && id >= 0 && id < s[2]; c++)
             AT(dw, id, c) += 1.5 * AT(dy, r, c);
 }
 

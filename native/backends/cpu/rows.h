@@ -23,7 +23,7 @@ static void run_embed(fb_worker *w, const fb_launch *l, char *scratch) {
     vf scale = v_set(l->attr.scale);
     float buf[CHUNK];
     for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
-        int64_t id = (int64_t)row_id(&v[2], t) - l->attr.first;
+        int64_t id = (int64_t)row_id(&v[2], t) * l->attr.stride - l->attr.first;
         if (id < 0 || id >= v[1].rows) continue;
         const char *src = fb_row(&v[1], id);
         char *dst = fb_row(&v[0], t);
@@ -155,13 +155,13 @@ static void run_bias_db(fb_worker *w, const fb_launch *l, char *scratch) {
         }
 }
 
-/* dst[index[t] - first] += scale * x[t], every item its own columns, so rows that meet add up in order of t. */
-static inline void scatter(fb_worker *w, const fb_view *dst, const fb_view *x, const fb_view *index, int64_t first,
-                           float scale) {
+/* dst[index[t] * stride - first] += scale * x[t], every item its own columns, so rows that meet add up in order of t. */
+static inline void scatter(fb_worker *w, const fb_view *dst, const fb_view *x, const fb_view *index, int64_t stride,
+                           int64_t first, float scale) {
     int64_t n = dst->cols;
     for (int64_t c0; (c0 = fb_next(w) * COLUMNS) < n;)
         for (int64_t t = 0; t < x->rows; t++) {
-            int64_t id = (int64_t)row_id(index, t) - first;
+            int64_t id = (int64_t)row_id(index, t) * stride - first;
             if (id < 0 || id >= dst->rows) continue;
             char *to = fb_row(dst, id);
             const char *from = fb_row(x, t);
@@ -174,12 +174,12 @@ static inline void scatter(fb_worker *w, const fb_view *dst, const fb_view *x, c
 
 static void run_embed_dw(fb_worker *w, const fb_launch *l, char *scratch) {
     OPERANDS(l);
-    scatter(w, &v[0], &v[1], &v[2], l->attr.first, l->attr.scale);
+    scatter(w, &v[0], &v[1], &v[2], l->attr.stride, l->attr.first, l->attr.scale);
 }
 
 static void run_scatter(fb_worker *w, const fb_launch *l, char *scratch) {
     OPERANDS(l);
-    scatter(w, &v[0], &v[1], &v[2], 0, 1.0f);
+    scatter(w, &v[0], &v[1], &v[2], 1, 0, 1.0f);
 }
 
 static void copy_row(const fb_view *out, int64_t r, const fb_view *in, int64_t from) {
