@@ -2,7 +2,7 @@
 
 An architecture module has two functions: `read_config(gguf) -> Config` and
 `build(recorder, config) -> Tensor`, the normed hidden states (T, width) that the head reads. `MODULES` names its linear
-layers where they are not the usual ones.
+layers where they are not the usual ones, and `inert(gguf)` the tensors that it has no use for.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ def architecture_of(gguf: GGUF) -> ModuleType:
             f"{gguf.path}: architecture '{name}' is not supported; use one of: {', '.join(architectures())}"
         )
     return importlib.import_module(f"fabric.models.{name}")
+
+
+def inert_of(gguf: GGUF) -> set[str]:
+    """Tensors that files of a model's architecture may hold and that nothing computes with."""
+    find = getattr(architecture_of(gguf), "inert", None)
+    return find(gguf) if find else set()
 
 
 def modules_of(gguf: GGUF) -> dict[str, tuple[str, ...]]:

@@ -128,6 +128,7 @@ class Recorder:
         self.sources, self.cache_rows, self.alpha, self.dropout = sources, cache_rows, alpha, dropout
         self.context = context
         self.caches: list[Buffer] = []
+        self._caches: dict[Tensor, Tensor] = {}  # what was added to one, and the cache
         self.given = list(caches)
         self.softcap = 0.0  # of logits: the model sets it
         self.leaves: dict[str, Tensor] = {}
@@ -154,20 +155,21 @@ class Recorder:
         """What a feed of this graph has to hold."""
         return Inputs(tuple(self._names))
 
-    def source(self, name: str, rows: range | None = None) -> Tensor:
-        """A matrix of the sources, or some rows of it."""
+    def source(self, name: str, rows: range | None = None, parts: int = 1) -> Tensor:
+        """A matrix of the sources, or some rows of it; its rows in `parts`."""
         s = self.sources[name]
-        return self._leaf(name, rows, s.kind, s.buffer, s.offset, F32, s.rows, s.cols)
+        return self._leaf(name, rows, s.kind, s.buffer, s.offset, F32, s.rows * parts, s.cols // parts)
 
-    def weight(self, name: str, rows: range | None = None) -> Tensor:
-        """A matrix of the file in its own block format, or what takes its place, or some rows of it, without a copy."""
+    def weight(self, name: str, rows: range | None = None, parts: int = 1) -> Tensor:
+        """A matrix of the file in its own block format, or what takes its place, or some rows of it, without a copy.
+        `parts`: each of its rows is as many rows."""
         if name in self.sources:
-            return self.source(name, rows)
+            return self.source(name, rows, parts)
         buffer, info = self.weights.buffer(name), self.gguf.tensors[name]
         if len(info.shape) > 2:
             raise DataError(f"{self.gguf.path}: tensor {name} has {len(info.shape)} dimensions, not one or two")
         n, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
-        return self._leaf(name, rows, FROZEN, buffer, 0, info.type, n, cols)
+        return self._leaf(name, rows, FROZEN, buffer, 0, info.type, n * parts, cols // parts)
 
     def _leaf(
         self, name: str, rows: range | None, kind: int, buffer: Buffer, offset: int, type: int, n: int, cols: int
@@ -214,6 +216,20 @@ class Recorder:
         """(T, width) F32."""
         rows = self.graph.embed(self.weight(EMBEDDING), self.tokens, scale)
         return rows if self.noise < 0 else self.graph.add(rows, self.noise)
+
+    def embed_part(self, name: str, part: int, parts: int, scale: float) -> Tensor:
+        """(T, cols / parts) F32: one of the equal `parts` of each row of a table."""
+        return self.graph.embed(self.weight(name, parts=parts), self.tokens, scale, parts, part)
+
+    def scalar(self, name: str) -> float:
+        """A tensor of one number that does not train, 1 where the file has none."""
+        if name not in self.gguf.tensors:
+            return 1.0
+        self.read.add(name)
+        value = float(decode_tensor(self.gguf, name).reshape(-1)[0])
+        if not np.isfinite(value):
+            raise DataError(f"{self.gguf.name}: {name} is {value}")
+        return value
 
     def rope_table(self, inv_freq: npt.NDArray[np.float32], magnitude: float = 1.0, factors: str = "") -> Tensor:
         """Cosines and sines of this feed's positions. `factors`: a tensor that divides frequencies, if there is one."""
@@ -264,7 +280,7 @@ class Recorder:
         self, q: Tensor, k: Tensor, v: Tensor, *, n_head: int, n_kv_head: int, head_dim: int, scale: float,
         window: int = 0, softcap: float = 0.0,
     ) -> Tensor:  # fmt: skip
-        """Over this feed's rows, or over a cache to which they are added first."""
+        """Over this feed's rows, or over a cache to which they are added first, once for all layers that share them."""
         if self.cache_rows:
             k, v = self._cached(k, n_kv_head * head_dim), self._cached(v, n_kv_head * head_dim)
         return self.graph.attention(
@@ -281,12 +297,15 @@ class Recorder:
         return self.graph.conv(x, weight, self.seen)
 
     def _cached(self, x: Tensor, cols: int) -> Tensor:
+        if x in self._caches:
+            return self._caches[x]
         dtype = self.graph.precision
         rows_bytes = self.cache_rows * cols * (2 if dtype == BF16 else 4)
         buffer = self.given[len(self.caches)] if self.given else Buffer(self.weights.device, rows_bytes)
         self.caches.append(buffer)
         cache = self.graph.leaf(STATE, buffer, 0, dtype, self.cache_rows, cols)
-        return self.graph.append(cache, x, self.slots)
+        self._caches[x] = self.graph.append(cache, x, self.slots)
+        return self._caches[x]
 
     @property
     def head_name(self) -> str:

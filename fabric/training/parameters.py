@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fabric.core import PARAM, Buffer, Range
 from fabric.core.blocks import decode
 from fabric.errors import DataError, UsageError
-from fabric.models import architecture_of, modules_of
+from fabric.models import architecture_of, inert_of, modules_of
 from fabric.models.recorder import Recorder, Source, Weights
 from fabric.training.settings import ALL
 from fabric.weights.adapter import Adapter
@@ -91,7 +91,8 @@ def lora_layout(gguf: GGUF, modules: tuple[str, ...], rank: int) -> Layout:
     Raises UsageError for a module that the model does not have, and for `output` where the head is tied to the
     embedding.
     """
-    found = {name: found[1] or HEAD for name in gguf.tensors if (found := _MODULE.fullmatch(name))}
+    used = gguf.tensors.keys() - inert_of(gguf)
+    found = {n: match[1] or HEAD for n in gguf.tensors if n in used and (match := _MODULE.fullmatch(n))}
     wanted = _modules(gguf, modules, set(found.values()))
     return _place(_pairs(gguf, ((name, rank) for name, module in found.items() if module in wanted)))
 

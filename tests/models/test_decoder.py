@@ -16,7 +16,7 @@ from tests.support.random_models import SMALL, write_model
 pytest.importorskip("gguf", reason="the small models are written by the gguf package")
 
 
-@pytest.mark.parametrize("name", ["llama", "lfm2"])
+@pytest.mark.parametrize("name", ["llama", "lfm2", "gemma4"])
 def test_logits_are_the_same_however_tokens_are_fed(name: str, tmp_path: Path) -> None:
     """Feeds of few tokens have plans of their own, over the same cache, in which another sequence may lie before."""
     model = write_model(tmp_path / "m.gguf", SMALL[name])

@@ -44,6 +44,8 @@ class Architecture:
     """Matrices of a block."""
     top: Mapping[str, str] = field(default_factory=dict)
     """Weights outside blocks beyond the usual ones."""
+    scalars: Mapping[str, str] = field(default_factory=dict)
+    """Buffers of one number in each block, which do not train."""
     norm_offset: float = 0.0
     """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
 
@@ -80,6 +82,27 @@ def _granite(get: Get) -> dict[str, Any]:
         "residual_multiplier": get("residual_scale"),
         "attention_multiplier": get("attention.scale"),
         "logits_scaling": get("logit_scale"),
+    }
+
+
+def _gemma4(get: Get) -> dict[str, Any]:
+    window, full = "sliding_attention", "full_attention"
+    ffn = get("feed_forward_length")
+    return {
+        "rope_parameters": {
+            window: {"rope_type": "default", "rope_theta": get("rope.freq_base_swa")},
+            full: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": get("rope.freq_base")},
+        },
+        "intermediate_size": min(ffn) if isinstance(ffn, list) else ffn,
+        "use_double_wide_mlp": isinstance(ffn, list),
+        "head_dim": get("attention.key_length_swa"),
+        "global_head_dim": get("attention.key_length"),
+        "layer_types": [window if one else full for one in get("attention.sliding_window_pattern")],
+        "sliding_window": get("attention.sliding_window"),
+        "num_kv_shared_layers": get("attention.shared_kv_layers"),
+        "vocab_size_per_layer_input": get("vocab_size"),
+        "hidden_size_per_layer_input": get("embedding_length_per_layer_input"),
+        "final_logit_softcapping": get("final_logit_softcapping"),
     }
 
 
@@ -217,6 +240,27 @@ ARCHITECTURES = {
         norms={**_HALVES, "attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
         settings=lambda get: {**_plain(get), "hidden_act": get("hidden_activation")},
         ropes={"inv_freq": "rope.freq_base"},
+    ),
+    "gemma4": Architecture(
+        config=transformers.Gemma4TextConfig,
+        causal=transformers.Gemma4ForCausalLM,
+        norms={
+            "attn_norm": "input_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            **_AFTER,
+            **_HEADS,
+            "post_norm": "post_per_layer_input_norm",
+        },
+        settings=_gemma4,
+        ropes={"full_attention_inv_freq": "rope.freq_base", "sliding_attention_inv_freq": "rope.freq_base_swa"},
+        scalars={"layer_output_scale": "layer_scalar"},
+        logits=lambda config, logits: config.final_logit_softcapping * (logits / config.final_logit_softcapping).tanh(),
+        modules={**MODULES, "inp_gate": "per_layer_input_gate", "proj": "per_layer_projection"},
+        top={
+            "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
+            "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+            "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
+        },
     ),
     "lfm2": Architecture(
         config=transformers.Lfm2Config,

@@ -59,20 +59,20 @@ class Reference:
         self.kv_heads = max(kv_heads) if isinstance(kv_heads, list) else kv_heads
         self.head_dim = get("attention.key_length", get("embedding_length") // self.heads)
         self.layers, self.rotated = get("block_count"), get("rope.dimension_count", self.head_dim)
-        config = arch.config(
-            vocab_size=weights["token_embd.weight"].shape[0],
-            hidden_size=get("embedding_length"),
-            intermediate_size=get("feed_forward_length"),
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-            max_position_embeddings=get("context_length"),
-            tie_word_embeddings="output.weight" not in weights,
-            pad_token_id=None,  # its row of the embedding would have no gradient
-            **arch.settings(get),
-        )
+        plain = {
+            "vocab_size": weights["token_embd.weight"].shape[0],
+            "hidden_size": get("embedding_length"),
+            "intermediate_size": get("feed_forward_length"),
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
+            "max_position_embeddings": get("context_length"),
+            "tie_word_embeddings": "output.weight" not in weights,
+            "pad_token_id": None,  # its row of the embedding would have no gradient
+        }
+        config = arch.config(**{**plain, **arch.settings(get)})
         config._attn_implementation = attention
         self.dtype = dtype
         self.model: Any = arch.causal(config).to(dtype)
@@ -83,15 +83,19 @@ class Reference:
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(parameter.shape))
         if unset:
             raise ValueError(f"{path} has nothing for {', '.join(unset)}")
+        for ours, theirs in arch.scalars.items():
+            for i in range(self.layers):
+                self.model.model.layers[i].get_buffer(theirs).fill_(float(weights[f"blk.{i}.{ours}.weight"][0]))
         for buffer, key in arch.ropes.items():
-            self._set_frequencies(buffer, get(key, 10000.0), weights, get if key == "rope.freq_base" else None)
+            scaled = key == "rope.freq_base"
+            n_rot = self.rotated if scaled else get("rope.dimension_count_swa", self.rotated)
+            self._set_frequencies(buffer, get(key, 10000.0), n_rot, weights, get if scaled else None)
         if dtype == torch.float64:
             self._keep_f64()
         self.scale = 0.0
 
-    def _set_frequencies(self, buffer: str, base: float, weights: Mapping[str, Array], get: Any) -> None:
+    def _set_frequencies(self, buffer: str, base: float, n_rot: int, weights: Mapping[str, Array], get: Any) -> None:
         """After .to(dtype), which would have rounded them. `get`: metadata, where scaling applies."""
-        n_rot = self.rotated
         frequencies = 1.0 / base ** (np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
         if get is not None:
             length = "long" if buffer.startswith("long") else "short"
@@ -149,7 +153,7 @@ class Reference:
             return angles.cos() * rotary_scale(rotary), angles.sin() * rotary_scale(rotary)
 
         def norm(module: Any, eps: float, x: torch.Tensor) -> torch.Tensor:
-            return (offset + module.weight) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+            return (offset + getattr(module, "weight", 1.0)) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
         self.model.model.rotary_emb.forward = table
         for module in self.model.modules():

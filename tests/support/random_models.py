@@ -116,6 +116,7 @@ VECTORS = {
     "mistral3": _HALVES,
     "bitnet": (*_HALVES, "attn_sub_norm", "ffn_sub_norm"),
     "lfm2": (*_HALVES, *_HEADS, "shortconv.conv.weight"),
+    "gemma4": (*_HALVES, *_AFTER, "post_norm", "layer_output_scale"),
 }
 """The norms, biases and convolutions of a block, by architecture."""
 
@@ -124,8 +125,10 @@ VECTORS = {
 class Shape:
     """An architecture and its sizes. Of gemma3 alone: `window` and `local_base` (of RoPE) of most layers, and
     `linear_scaling` of every `period`-th, which sees all. `rotated`: dimensions of a head that RoPE turns, 0: all.
-    `own`: numbers under keys of this architecture alone. Of lfm2 alone: `mixers`, a letter a layer, a: attends,
-    c: convolves.
+    `own`: numbers under keys of this architecture alone. Of lfm2 and gemma4 alone: `mixers`, a letter a layer,
+    a: attends, c: convolves, w: attends within the window. Of gemma4 alone: `local_head_dim` of the last kind, the last
+    `shared` layers take keys and values of others and have feed-forward layers `wider` by that factor, `per_layer`
+    columns of each layer's own embedding.
     """
 
     hidden: int = 64
@@ -148,10 +151,22 @@ class Shape:
     rotated: int = 0
     own: tuple[tuple[str, float | int | bool | str], ...] = ()
     mixers: str = ""
+    local_head_dim: int = 0
+    shared: int = 0
+    wider: int = 1
+    per_layer: int = 0
+
+    def head_dim_of(self, layer: int) -> int:
+        """Dimensions of its heads."""
+        return self.local_head_dim or self.head_dim if self.mixers[layer : layer + 1] == "w" else self.head_dim
+
+    def ffn_of(self, layer: int) -> int:
+        """Rows of its gate."""
+        return self.ffn * (self.wider if layer >= self.layers - self.shared else 1)
 
     def linear(self, layer: int = 0) -> dict[str, tuple[int, int]]:
         """(out, in) of a block's matrices, by module."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        q, kv = self.heads * self.head_dim_of(layer), self.kv_heads * self.head_dim_of(layer)
         if self.mixers[layer : layer + 1] == "c":
             return {
                 "shortconv.in_proj": (3 * self.hidden, self.hidden),
@@ -167,15 +182,19 @@ class Shape:
                 "ffn_up": (2 * self.ffn, self.hidden),
                 "ffn_down": (self.hidden, self.ffn),
             }
-        return {
+        ffn, per_layer = self.ffn_of(layer), self.per_layer
+        found = {
             "attn_q": (q, self.hidden),
             "attn_k": (kv, self.hidden),
             "attn_v": (kv, self.hidden),
             "attn_output": (self.hidden, q),
-            "ffn_gate": (self.ffn, self.hidden),
-            "ffn_up": (self.ffn, self.hidden),
-            "ffn_down": (self.hidden, self.ffn),
+            "ffn_gate": (ffn, self.hidden),
+            "ffn_up": (ffn, self.hidden),
+            "ffn_down": (self.hidden, ffn),
         }
+        if layer >= self.layers - self.shared:
+            del found["attn_k"], found["attn_v"]
+        return found | ({"inp_gate": (per_layer, self.hidden), "proj": (self.hidden, per_layer)} if per_layer else {})
 
     def vectors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """Shapes of a block's norms, biases and convolutions, by name."""
@@ -189,9 +208,15 @@ class Shape:
             elif name in _HEADS and name.removesuffix("_norm") not in linear:
                 continue
             elif name in _HEADS:
-                shape = linear[name.removesuffix("_norm")][:1] if self.architecture == "olmo2" else (self.head_dim,)
+                shape = (
+                    linear[name.removesuffix("_norm")][:1]
+                    if self.architecture == "olmo2"
+                    else (self.head_dim_of(layer),)
+                )
             elif name == "ffn_sub_norm":
                 shape = (self.ffn,)
+            elif name == "layer_output_scale":
+                shape = (1,)
             elif module == "shortconv" and "shortconv.in_proj" not in linear:
                 continue
             elif module == "shortconv":
@@ -225,6 +250,10 @@ SMALL = {
     ),
     "bitnet": Shape(rope_base=5e5, architecture="bitnet", own=(("hidden_activation", "relu2"),)),
     "lfm2": Shape(layers=3, rope_base=1e6, architecture="lfm2", own=(("shortconv.l_cache", 3),), mixers="cac"),
+    "gemma4": Shape(
+        layers=4, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma4", window=8, mixers="wawa",
+        local_head_dim=16, shared=2, wider=2, per_layer=32, own=(("final_logit_softcapping", 4.0),),
+    ),
     "phi3": Shape(context=1024, tied=False, architecture="phi3", rotated=12, rope_scaling=LongRope()),
     "granite": Shape(
         architecture="granite",
@@ -254,6 +283,14 @@ def _phi3(layers: int, heads: int, kv_heads: int, rotated: int, vocab: int, scal
     return Shape(
         3072, layers, heads, kv_heads, 3072 // heads, 8192, vocab, 131072, 1e4, scaling, 1e-5, tied,
         architecture="phi3", rotated=rotated,
+    )  # fmt: skip
+
+
+def _gemma4(hidden: int, layers: int, kv_heads: int, ffn: int, period: int, shared: int, wider: int) -> Shape:
+    return Shape(
+        hidden, layers, 8, kv_heads, 512, ffn, 262144, 131072, 1e6, None, 1e-6, architecture="gemma4", window=512,
+        mixers=("w" * (period - 1) + "a") * (layers // period), local_head_dim=256, shared=shared, wider=wider,
+        per_layer=256, own=(("final_logit_softcapping", 30.0),),
     )  # fmt: skip
 
 
@@ -319,6 +356,8 @@ PRESETS = {
     "ministral3-3b": Shape(
         3072, 26, 32, 8, 128, 9216, 131072, 262144, 1e6, None, 1e-5, architecture="mistral3", own=_MINISTRAL
     ),
+    "gemma4-e2b": _gemma4(1536, 35, 1, 6144, 5, 20, 2),
+    "gemma4-e4b": _gemma4(2560, 42, 2, 10240, 6, 18, 1),
     "lfm2-350m": _lfm2(1024, 16, 4608),
     "lfm2-1.2b": _lfm2(2048, 32, 8192),
     "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
@@ -396,9 +435,18 @@ def _metadata(
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.ffn)
+    ffn = [shape.ffn_of(i) for i in range(shape.layers)]
+    writer.add_feed_forward_length(ffn if len({*ffn}) > 1 else shape.ffn)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv([shape.kv_heads * (one == "a") for one in shape.mixers] or shape.kv_heads)
+    writer.add_head_count_kv([shape.kv_heads * (one != "c") for one in shape.mixers] or shape.kv_heads)
+    if shape.architecture == "gemma4":
+        writer.add_sliding_window_pattern([one == "w" for one in shape.mixers])
+        writer.add_key_length_swa(shape.local_head_dim)
+        writer.add_value_length_swa(shape.local_head_dim)
+        writer.add_rope_dimension_count_swa(shape.local_head_dim)
+        writer.add_rope_freq_base_swa(shape.local_base)
+        writer.add_shared_kv_layers(shape.shared)
+        writer.add_embedding_length_per_layer_input(shape.per_layer)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.rotated or shape.head_dim)
@@ -516,6 +564,15 @@ def write_model(
     if isinstance(shape.rope_scaling, LongRope):
         for name, values in shape.rope_scaling.tensors().items():
             vector(name, values)
+    elif shape.architecture == "gemma4":  # of the layers that see all, which turn a quarter of a head
+        whole = shape.layers * shape.per_layer
+        matrix(
+            "per_layer_token_embd.weight", "per_layer_token_embd", shape.vocab, whole, 1 / math.sqrt(shape.per_layer)
+        )
+        matrix("per_layer_model_proj.weight", "per_layer_model_proj", whole, shape.hidden, 1 / math.sqrt(shape.hidden))
+        drawn("per_layer_proj_norm.weight", (shape.per_layer,))
+        turned = np.arange(shape.head_dim // 2) < shape.head_dim // 8
+        vector("rope_freqs.weight", np.where(turned, 1, 1e30).astype(np.float32))
     elif shape.rope_scaling is not None:
         vector("rope_freqs.weight", shape.rope_scaling.factors(shape.rope_base, shape.head_dim))
 
