@@ -155,8 +155,8 @@ def mlp(r: Recorder, c: Config, block: str, x: Tensor) -> Tensor:
 
 def own_embedding(r: Recorder, c: Config, layer: int, embedded: Tensor, x: Tensor) -> Tensor:
     """x + norm(proj(gelu(gate) * e)), e a layer's part of an embedding beside what it makes of the usual one. Stock
-    llama.cpp applies no pair beside per_layer_model_proj, so there is none. The eps stands for a factor before the norm.
-    """
+    llama.cpp applies no pair beside per_layer_model_proj, so there is none. The eps stands for a factor before the
+    norm."""
     block, rows = f"blk.{layer}", range(layer * c.per_layer, (layer + 1) * c.per_layer)
     projected = r.graph.linear(embedded, r.weight("per_layer_model_proj.weight", rows))
     projected = r.rms_norm(projected, "per_layer_proj_norm", c.rms_eps * c.width)

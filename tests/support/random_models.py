@@ -523,6 +523,7 @@ def write_model(
     writer = gguf.GGUFWriter(str(path), shape.architecture)
     _metadata(writer, shape, chosen, vocabulary)
     makers: list[Maker] = []
+    unscaled = shape.architecture == "gemma4"
 
     def vector(name: str, values: Array) -> None:
         writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
@@ -549,8 +550,10 @@ def write_model(
 
     def drawn(name: str, shape: tuple[int, ...]) -> None:
         noise = 0.1 * rng.standard_normal(shape)
-        is_norm = len(shape) == 1 and not name.endswith("bias")
-        vector(name, (1 + noise if is_norm else noise if len(shape) == 1 else 6 * noise).astype(np.float32))
+        values = 6 * noise if len(shape) > 1 else noise if name.endswith("bias") else 1 + noise
+        if unscaled and "attn_q_norm" in name:  # so that scores are as small as in others
+            values *= len(noise) ** -0.5
+        vector(name, values.astype(np.float32))
 
     matrix("token_embd.weight", "token_embd", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
     for i in range(shape.layers):
