@@ -19,7 +19,7 @@ RATES = (  # below so many parameters: of LoRA, of whole weights
     (math.inf, 2e-4, 1e-5),
 )
 EPOCHS = ((500, 3), (2000, 2), (math.inf, 1))  # below so many rows
-BATCHES = ((100, 4), (2000, 8), (math.inf, 16))  # below so many rows
+BATCHES = ((500, 4), (2000, 8), (math.inf, 16))  # below so many rows
 SHORTEST, LONGEST = 512, 2048  # ctx: the longest row's tokens, within these
 
 
@@ -38,9 +38,9 @@ def derived(settings: TrainSettings, gguf: GGUF, rows: int, longest: int) -> tup
 
     what, counted = "all weights" if settings.full else "LoRA", f"{rows:,} row{'s' * (rows != 1)}"
     parameters = sum(info.n_elements for info in gguf.tensors.values())
-    rate, epochs, batch = rate_of(parameters, settings.full), epochs_of(rows, settings.full), batch_of(rows)
+    rate, epochs, batch = rate_of(parameters, settings.full), epochs_of(rows), batch_of(rows)
     choose("lr", rate, f"{rate:.0e}".replace("e-0", "e-"), f"{what}, {rounded(parameters)} parameters")
-    choose("epochs", epochs, f"{epochs:g}", f"{what}, {counted}")
+    choose("epochs", epochs, f"{epochs:g}", counted)
     choose("batch", batch, str(batch), counted)
     most = most_tokens(settings, gguf)
     ctx = min(most, max(SHORTEST, longest))
@@ -66,10 +66,9 @@ def rate_of(parameters: int, full: bool) -> float:
     return next(whole if full else lora for below, lora, whole in RATES if parameters < below)
 
 
-def epochs_of(rows: int, full: bool) -> float:
-    """Passes over so many rows: whole weights take half of them, rounded up."""
-    epochs = next(epochs for below, epochs in EPOCHS if rows < below)
-    return float(-(-epochs // 2) if full else epochs)
+def epochs_of(rows: int) -> float:
+    """Passes over so many rows."""
+    return float(next(epochs for below, epochs in EPOCHS if rows < below))
 
 
 def batch_of(rows: int) -> int:

@@ -55,7 +55,7 @@ def test_the_tour_of_the_readme_runs_as_it_stands(model: Path, tmp_path: Path) -
     (tmp_path / "base.gguf").symlink_to(model)
     done = run(tmp_path, "bash", "-ec", "set -o pipefail\n" + script)
     assert "train" in done.stdout and "merge" in done.stdout and "quantize" in done.stdout
-    for line in ("lr 1e-3: LoRA", "epochs 3: LoRA, 240 rows", "batch 8: 240 rows", "ctx 512: the longest row has"):
+    for line in ("lr 1e-3: LoRA", "epochs 3: 240 rows", "batch 4: 240 rows", "ctx 512: the longest row has"):
         assert line in done.stderr
     assert not re.search(r" --(?:lr|epochs|steps|batch|ctx|rank|alpha)\b", script)
 
@@ -153,17 +153,18 @@ def test_the_study_trains_and_scores_each_line_of_a_plan_once(model: Path, tmp_p
                 for i in range(8)]  # fmt: skip
         (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan.write_text(
-        "# two of eight rows, then all weights\n\nsmollm2 biomedical:4 --rank 2\ngemma3 style --full --lr 1e-4\n"
+        "# two of eight rows, by two seeds, then all weights\n\nsmollm2 biomedical:4 --rank 2 --seed 1\n"
+        "smollm2 biomedical:4 --rank 2 --seed 2\ngemma3 style --full --lr 1e-4\n"
     )
     settings = {"SMOLLM2": model, "GEMMA3": model, "BIOMEDICAL": data, "OUT": tmp_path / "out", "STEPS": "1"}
     command = f"{script} < {plan}"
-    done = run(tmp_path, "bash", "-ec", command, **settings)
+    done = run(tmp_path, "bash", "-ec", command, **settings, JOBS="2")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-    assert [row[:5] for row in table] == [
-        ["gemma3", "style", "all", "", "0.0001"], ["smollm2", "biomedical:4", "LoRA", "2", "0.001"],
+    assert [row[:4] for row in table] == [
+        ["gemma3", "style", "--full --lr 1e-4", "1"], ["smollm2", "biomedical:4", "--rank 2", "2"],
     ]  # fmt: skip
-    assert all(float(row[7]) > 0 for row in table) and [bool(row[8]) for row in table] == [False, True]
+    assert all(float(row[4]) > 0 for row in table) and [bool(row[6]) for row in table] == [False, True]
     assert len(lines(tmp_path / "out/rows/biomedical:4/train.jsonl")) == 2
     assert run(tmp_path, "bash", "-ec", command, **settings).stdout == done.stdout
-    plan_lines = [line for line in (EXAMPLES / "study" / "plan").read_text().splitlines() if line[:1] not in ("", "#")]
-    assert all(line.split()[0] in ("smollm2", "gemma3") for line in plan_lines)
+    planned = run(tmp_path, EXAMPLES / "study" / "plan", SEEDS="1", MODELS="smollm2").stdout.splitlines()
+    assert len(planned) == len(set(planned)) == 75 and all(line.startswith("smollm2 ") for line in planned)
