@@ -65,7 +65,7 @@ class Machine:
         s = self.settings
         self.precision = pick_precision(device, s.precision)
         self.arrays = 3 if s.optimizer == "adamw" else 1
-        self._check_fits(self._least_bytes())
+        self._check_fits(self._least_bytes(), "at least ")
         flat = self.layout.size * 4
         self.state = [Buffer(device, flat, seams=self.layout.seams) for _ in range(self.arrays)]
         self.params = self.state[0]
@@ -161,21 +161,23 @@ class Machine:
         return self.planned_bytes() + self.plan.stats.weight_bytes
 
     def _least_bytes(self) -> int:
-        """What any plan takes: the base, the flat space, and for each token its inputs and a row of activations."""
-        row = self.weights.gguf.tensors[EMBEDDING].shape[-1] * 2 + 16
-        base = 0 if self.weights.device.info.in_place else self.weights.gguf.file_bytes
+        """What any plan takes: the base, the flat space, and for each token its inputs and the input of each block."""
+        gguf = self.weights.gguf
+        blocks = architecture_of(gguf).read_config(gguf).n_layers
+        row = gguf.tensors[EMBEDDING].shape[-1] * 2 * blocks + 16
+        base = 0 if self.weights.device.info.in_place else gguf.file_bytes
         return base + (self.arrays + 1) * self.layout.size * 4 + self.capacities[-1] * row
 
     def check_fits(self, feeds_bytes: int = 0) -> None:
         """DeviceError where what is planned, and feeds of so many bytes, are more than the device has."""
         self._check_fits(self._taken_bytes() + feeds_bytes)
 
-    def _check_fits(self, needed: int) -> None:
+    def _check_fits(self, needed: int, bound: str = "") -> None:
         there = self.weights.device.info.memory_bytes
         if (there and needed > there) or self.capacities[-1] > MOST_TOKENS:
             way = "train LoRA pairs, without --full" if self.settings.full else "lower --rank"
             raise DeviceError(
-                f"this run needs {needed / 2**30:.1f} GiB of memory and the device has {there / 2**30:.1f}: "
+                f"this run needs {bound}{needed / 2**30:.1f} GiB of memory and the device has {there / 2**30:.1f}: "
                 f"lower --ctx, leave --checkpointing on, or {way}"
             )
 

@@ -1,10 +1,13 @@
 """`fabric bench`: a step of several rows, in as many micro-batches as asked for."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
+from fabric.models import architecture_of
+from fabric.weights.gguf import GGUF
 from tests.cli.shell import fabric, one_sentence
 
 
@@ -30,3 +33,13 @@ def test_rows_of_a_step_run_in_the_micro_batches_asked_for(tiny: Path) -> None:
 )  # fmt: skip
 def test_what_cannot_fit_is_refused_before_any_of_it_is_taken(flags: list[str], tiny: Path) -> None:
     one_sentence(fabric("bench", "-m", tiny, *flags, timeout=30), 69, "GiB of memory", "lower --ctx")
+
+
+def test_a_context_beyond_memory_is_refused_before_it_is_planned(tiny: Path) -> None:
+    """Planning takes long for so many tokens, so the inputs of all blocks, which any plan keeps, are weighed first."""
+    done = fabric("bench", "-m", tiny, "--ctx", "2000000000", timeout=30)
+    one_sentence(done, 69, "needs at least", "GiB of memory", "lower --ctx")
+    with contextlib.closing(GGUF.open(tiny)) as gguf:
+        config = architecture_of(gguf).read_config(gguf)
+    needed = float(done.err.split("at least ")[1].split(" GiB")[0])
+    assert config.n_layers > 1 and needed >= 2e9 * config.n_layers * config.width * 2 / 2**30
