@@ -10,6 +10,12 @@ _fabric_list() {
     case $cur in *,*) before=${cur%,*}, ;; esac
     _fabric_add < <(compgen -P "$before" -W "$*" -- "${cur##*,}")
 }
+_fabric_pair() { # NAME=word; bash takes it apart at the sign where it is not quoted
+    case $pair$cur in *=*) ;; *) return ;; esac
+    local before=""
+    case $cur in *=*) before=${cur%=*}= ;; esac
+    _fabric_add < <(compgen -P "$before" -W "$*" -- "${cur##*=}")
+}
 _fabric_files() { # patterns; without one all files. A pattern that ends in a slash is of folders
     local pattern
     [ $# -gt 0 ] || { _fabric_add < <(compgen -f -- "$cur"); return; }
@@ -30,7 +36,13 @@ _fabric() {
         _fabric_words "prepare template train resume runs merge quantize eval generate devices convert inspect bench plot report completion help --help --version"; return
     fi
     # bash takes --flag=value apart at the sign
-    if [ "$cur" = "=" ]; then cur=""; elif [ "$prev" = "=" ]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
+    local at=$COMP_CWORD pair=
+    if [ "$cur" = "=" ]; then cur=""; at=$((at+1)); fi
+    if [ "${COMP_WORDS[at-1]}" = "=" ]; then
+        at=$((at-2)) prev=${COMP_WORDS[at]}
+        case $prev in -*) ;; *) pair="=" prev=${COMP_WORDS[at-1]} ;; esac
+        if [ "$prev" = "=" ]; then prev=${COMP_WORDS[at-2]}; fi
+    fi
     case "$command:$prev" in
         prepare:--format) _fabric_words 'auto' 'jsonl' 'json' 'csv' 'tsv' 'text' 'paragraphs'; return ;;
         prepare:--separator) _fabric_nothing; return ;;
@@ -115,9 +127,9 @@ _fabric() {
         merge:--threads) _fabric_nothing; return ;;
         quantize:-o|quantize:--output) _fabric_files; return ;;
         quantize:--type) _fabric_words 'f32' 'f16' 'bf16' 'q8_0' 'q6_k' 'q5_k_m' 'q5_k_s' 'q5_k' 'q5_1' 'q5_0' 'q4_k_m' 'q4_k_s' 'q4_k' 'q4_1' 'q4_0'; return ;;
-        quantize:--output-type) _fabric_words 'f32' 'f16' 'bf16' 'q8_0' 'q6_k' 'q5_k_m' 'q5_k_s' 'q5_k' 'q5_1' 'q5_0' 'q4_k_m' 'q4_k_s' 'q4_k' 'q4_1' 'q4_0'; return ;;
+        quantize:--output-type) _fabric_words 'f32' 'f16' 'bf16' 'q8_0' 'q6_k' 'q5_k' 'q5_1' 'q5_0' 'q4_k' 'q4_1' 'q4_0'; return ;;
         quantize:--threads) _fabric_nothing; return ;;
-        quantize:--tensor) _fabric_nothing; return ;;
+        quantize:--tensor) _fabric_pair 'f32' 'f16' 'bf16' 'q8_0' 'q6_k' 'q5_k' 'q5_1' 'q5_0' 'q4_k' 'q4_1' 'q4_0'; return ;;
         quantize:--calibrate) _fabric_files '*.jsonl'; return ;;
         quantize:--imatrix) _fabric_files '*.gguf'; return ;;
         quantize:--save-imatrix) _fabric_files; return ;;

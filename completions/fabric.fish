@@ -3,6 +3,10 @@ function _fabric_list # words joined by commas
     set -l before (commandline -ct | string match -r '^.*,')
     printf '%s\n' "$before"$argv
 end
+function _fabric_pair # NAME=word
+    set -l before (commandline -ct | string match -r '^.*=')
+    and printf '%s\n' "$before"$argv
+end
 function _fabric_files # patterns; a pattern that ends in a slash is of folders
     for pattern in $argv
         switch $pattern
@@ -175,9 +179,9 @@ complete -c fabric -n '__fish_seen_subcommand_from merge' -s h -l help -d 'show 
 complete -c fabric -n '__fish_seen_subcommand_from merge' -f
 complete -c fabric -n '__fish_seen_subcommand_from quantize' -s o -l output -r -F -d 'where the result goes; `-`: stdout'
 complete -c fabric -n '__fish_seen_subcommand_from quantize' -l type -x -a 'f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0' -d 'f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0'
-complete -c fabric -n '__fish_seen_subcommand_from quantize' -l output-type -x -a 'f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_k q5_1 q5_0 q4_k_m q4_k_s q4_k q4_1 q4_0' -d 'type of the output head; default: by llama.cpp\'s rule'
+complete -c fabric -n '__fish_seen_subcommand_from quantize' -l output-type -x -a 'f32 f16 bf16 q8_0 q6_k q5_k q5_1 q5_0 q4_k q4_1 q4_0' -d 'type of the output head; default: by llama.cpp\'s rule'
 complete -c fabric -n '__fish_seen_subcommand_from quantize' -l threads -x -d 'CPU threads; 0: one per core'
-complete -c fabric -n '__fish_seen_subcommand_from quantize' -l tensor -x -d 'for matrices matching GLOB; may be given again, the last match wins'
+complete -c fabric -n '__fish_seen_subcommand_from quantize' -l tensor -x -a '(_fabric_pair \'f32\' \'f16\' \'bf16\' \'q8_0\' \'q6_k\' \'q5_k\' \'q5_1\' \'q5_0\' \'q4_k\' \'q4_1\' \'q4_0\')' -d 'for matrices matching GLOB; may be given again, the last match wins'
 complete -c fabric -n '__fish_seen_subcommand_from quantize' -l calibrate -x -a '(_fabric_files \'*.jsonl\')' -d 'records: what they use of a matrix is kept best'
 complete -c fabric -n '__fish_seen_subcommand_from quantize' -l imatrix -x -a '(_fabric_files \'*.gguf\')' -d 'the same from an importance matrix of llama.cpp'
 complete -c fabric -n '__fish_seen_subcommand_from quantize' -l save-imatrix -r -F -d 'write what --calibrate found, as such a file'

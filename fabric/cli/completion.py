@@ -39,10 +39,10 @@ def operands(name: str) -> Offer:
 
 
 class Offer(NamedTuple):
-    """What is completed: `words`, a list of them joined by commas (`list`), or `files` whose names match patterns (any
-    where there are none). Of patterns, those that end in `/` are folders."""
+    """What is completed: `words`, a list of them joined by commas (`list`), one of them after `NAME=` (`pair`), or
+    `files` whose names match patterns (any where there are none). Of patterns, those that end in `/` are folders."""
 
-    kind: Literal["nothing", "words", "list", "files"]
+    kind: Literal["nothing", "words", "list", "pair", "files"]
     words: tuple[str, ...] = ()
 
 
@@ -54,7 +54,9 @@ def offer(param: click.Parameter) -> Offer:
     if setting.path:
         return Offer("files", setting.offers)
     if setting.completes:
-        return Offer("list" if joined(param) else "words", setting.completes)
+        kind: Literal["list", "pair", "words"] = "words"
+        kind = "list" if joined(param) else "pair" if "=" in (setting.metavar or "") else kind
+        return Offer(kind, setting.completes)
     return Offer("nothing")
 
 
@@ -86,6 +88,12 @@ _fabric_list() {
     local before=""
     case $cur in *,*) before=${cur%,*}, ;; esac
     _fabric_add < <(compgen -P "$before" -W "$*" -- "${cur##*,}")
+}
+_fabric_pair() { # NAME=word; bash takes it apart at the sign where it is not quoted
+    case $pair$cur in *=*) ;; *) return ;; esac
+    local before=""
+    case $cur in *=*) before=${cur%=*}= ;; esac
+    _fabric_add < <(compgen -P "$before" -W "$*" -- "${cur##*=}")
 }
 _fabric_files() { # patterns; without one all files. A pattern that ends in a slash is of folders
     local pattern
@@ -124,7 +132,13 @@ def bash() -> str:
             f'        _fabric_words "{names} help --help --version"; return',
             "    fi",
             "    # bash takes --flag=value apart at the sign",
-            '    if [ "$cur" = "=" ]; then cur=""; elif [ "$prev" = "=" ]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi',
+            "    local at=$COMP_CWORD pair=",
+            '    if [ "$cur" = "=" ]; then cur=""; at=$((at+1)); fi',
+            '    if [ "${COMP_WORDS[at-1]}" = "=" ]; then',
+            "        at=$((at-2)) prev=${COMP_WORDS[at]}",
+            '        case $prev in -*) ;; *) pair="=" prev=${COMP_WORDS[at-1]} ;; esac',
+            '        if [ "$prev" = "=" ]; then prev=${COMP_WORDS[at-2]}; fi',
+            "    fi",
             '    case "$command:$prev" in',
             *value_cases,
             "    esac",
@@ -145,6 +159,7 @@ ZSH_HELPERS = """\
 _fabric_nothing() { return 1 }
 _fabric_words() { compadd -- "$@" }
 _fabric_list() { _sequence compadd - "$@" }
+_fabric_pair() { compset -P '*=' && compadd -- "$@" } # NAME=word
 _fabric_files() { # patterns; without one all files. A pattern that ends in a slash is of folders
   local pattern
   local -a runs
@@ -191,6 +206,10 @@ FISH_HELPERS = r"""# fish completion for fabric; written by tools/pages.py
 function _fabric_list # words joined by commas
     set -l before (commandline -ct | string match -r '^.*,')
     printf '%s\n' "$before"$argv
+end
+function _fabric_pair # NAME=word
+    set -l before (commandline -ct | string match -r '^.*=')
+    and printf '%s\n' "$before"$argv
 end
 function _fabric_files # patterns; a pattern that ends in a slash is of folders
     for pattern in $argv

@@ -14,6 +14,7 @@ TYPES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_k",
     "q4_1", "q4_0",
 )  # fmt: skip
+MATRIX_TYPES = tuple(name for name in TYPES if not name.endswith(("_m", "_s")))  # the others mix several
 LARGEST_SCALE = 1e6  # what is beyond is a slip, and would leave the range of the weights
 
 # Called with (bytes of tensors done, bytes of tensors in all), from the calling thread.
@@ -101,7 +102,9 @@ class QuantizeSettings:
     ] = "q8_0"  # fmt: skip
     output_type: Annotated[
         str | None,
-        Setting("type of the output head; default: by llama.cpp's rule", "TYPE", parse=str.lower, completes=TYPES),
+        Setting(
+            "type of the output head; default: by llama.cpp's rule", "TYPE", parse=str.lower, completes=MATRIX_TYPES
+        ),
     ] = None
     """Of output.weight, or of token_embd.weight where it serves as the output too."""
     threads: Threads = 0
@@ -109,7 +112,7 @@ class QuantizeSettings:
         tuple[tuple[str, str], ...],
         Setting(
             "for matrices matching GLOB; may be given again, the last match wins", "GLOB=TYPE", flag="tensor",
-            many=True, parse=_type_of_glob,
+            many=True, parse=_type_of_glob, completes=MATRIX_TYPES,
         ),
     ] = ()  # fmt: skip
 

@@ -18,7 +18,7 @@ import pytest
 from fabric.cli.app import COMMANDS, load
 from fabric.cli.completion import offer
 from fabric.cli.flags import sections, setting_of
-from fabric.weights.mix import type_names
+from fabric.weights.mix import encodable, type_names
 from fabric.weights.settings import TYPES
 from tests.cli.shell import fabric
 from tests.support.paths import REPOSITORY
@@ -39,6 +39,8 @@ TYPED = [
     ("train --schedule cos", ["train", "--schedule", "cosine"]),
     ("train --modules attn_q,ffn_u", ["train", "--modules", "attn_q,ffn_up"]),
     ("quantize --type q8", ["quantize", "--type", "q8_0"]),
+    ("quantize --tensor blk.0.x=q8", ["quantize", "--tensor", "blk.0.x=q8_0"]),
+    ("train --track tensorboard,wa", ["train", "--track", "tensorboard,wandb"]),
     ("eval --measures exact,ch", ["eval", "--measures", "exact,chrf"]),
     ("train --dropo", ["train", "--dropout"]),
     ("completion zs", ["completion", "zsh"]),
@@ -120,6 +122,8 @@ def test_what_is_offered_is_what_is_taken() -> None:
             if setting.parse is not None and found.kind in ("words", "list"):
                 for word in found.words:
                     setting.parse(word)
+            if found.kind == "pair" or param.name == "output_type":
+                assert set(found.words) == {row.name.lower() for row in encodable()}, (name, param.name)
 
 
 def test_long_helps_have_sections_and_short_ones_do_not() -> None:
