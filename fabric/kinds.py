@@ -82,6 +82,14 @@ def instead_of_rows(source: str | Path) -> str | None:
     return _sentence(source, kind, "rows are", what)
 
 
+def instead_of_metrics(source: str | Path) -> str | None:
+    """The same for a file of metrics; folders are told apart where runs are read."""
+    kind = kind_of(source)
+    if kind is None or Path(source).is_dir():
+        return None
+    return _sentence(source, kind, "metrics are", "name a run, or the file of `train --metrics`")
+
+
 def _sentence(source: str | Path, kind: Kind, expected: str, what: str) -> str:
     return f"{shown(source)} is {_NOUNS[kind]}, where {expected} expected: {what}"
 

@@ -29,6 +29,10 @@ def command(
         raise UsageError("--plan computes and --probe measures: leave one out")
     if not probe and output is not None:
         raise UsageError("--output belongs to --probe")
+    if not plan and (typed := console.given("model", "full", "ctx", "precision", "weights")):
+        raise UsageError(f"{' and '.join(typed)} belongs to --plan")
+    if not plan and not probe and console.given("device"):
+        raise UsageError("--device belongs to --probe and --plan; without them, every device is listed")
     if probe:
         measure(device, output)
         return
@@ -37,8 +41,6 @@ def command(
             raise UsageError("--plan is of a model: name it with -m")
         console.report(*tiles(model, device, full, ctx, precision, weights), result=True)
         return
-    if typed := console.given("model", "full", "ctx", "precision", "weights"):
-        raise UsageError(f"{' and '.join(typed)} belongs to --plan")
     from fabric.devices.listing import list_devices
 
     values = list_devices()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fabric.errors import DataError
 from fabric.files import is_stream, read_input, shown
+from fabric.kinds import instead_of_metrics
 from fabric.runs.listing import metrics_of
 
 POLL_S = 0.5  # between looks at a growing file
@@ -89,7 +90,10 @@ def _follow_stream(source: str) -> Iterator[list[Run]]:
 
 def named_runs(sources: Sequence[str]) -> list[Run]:
     """Runs without columns yet: called by the names of their files or folders, or by their paths where those are
-    equal."""
+    equal. Raises DataError for a model or an adapter."""
+    for source in sources:
+        if wrong := instead_of_metrics(source):
+            raise DataError(wrong)
     stems = [_stem(source) for source in sources]
     names = stems if len(set(stems)) == len(stems) else [source.rstrip("/") for source in sources]
     return [Run(name, label) for name, label in zip(names, differing_parts(names), strict=True)]

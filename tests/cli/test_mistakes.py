@@ -68,6 +68,10 @@ def test_what_holds_no_rows_is_told_with_what_to_do(tiny: Path, rows: Path, tmp_
     one_sentence(fabric("train", rows.parent, "-m", tiny, cwd=tmp_path), 65, "a folder", "rows.jsonl")
     (tmp_path / "notes.txt").write_text("Some notes.\nMore of them.\n")
     one_sentence(fabric("train", "notes.txt", "-m", tiny, cwd=tmp_path), 65, "notes.txt:1", "`fabric prepare`")
+    for command in ("plot", "report"):
+        one_sentence(fabric(command, tiny, cwd=tmp_path), 65, "tiny.gguf is a GGUF file, where metrics are expected")
+    for flags in (["--device", "foo"], ["--probe", "--full"]):
+        one_sentence(fabric("devices", *flags), 2, flags[-1] if flags[-1] != "foo" else "--device", "belongs to")
     told = fabric("generate", "Which line serves Wrenmoor?", "-m", tiny, cwd=tmp_path)
     one_sentence(told, 66, "'Which line serves Wrenmoor?'", "--prompt")
     told = fabric("generate", "-m", tiny, "--prompt", "notes.txt", "--max-tokens", "2", cwd=tmp_path)
