@@ -266,7 +266,7 @@ RECORDS = Setting("JSONL records; `-` or nothing: stdin", "DATA", path="in", ope
 Records = Annotated[str, RECORDS]
 MODEL = Setting("base model", "GGUF", short="-m", path="in")
 Model = Annotated[str, MODEL]
-Output = Annotated[str, Setting("where the result goes; `-`: stdout", "FILE", short="-o", path="out", touches="place")]
+Output = Annotated[str, Setting("output file; `-`: stdout", "FILE", short="-o", path="out", touches="place")]
 Errors = Annotated[bool, Setting("report the error of each tensor", touches="layout")]
 Threads = Annotated[int, THREADS]
 Device = Annotated[
@@ -289,7 +289,7 @@ Precision = Annotated[
 Frozen = Annotated[
     Literal["auto", "blocks", "16bit"],
     Setting(
-        "frozen weights: as the file has them, or decoded once; auto: the profile's, or 16bit where it pays and fits",
+        "frozen weights: as in the file, or decoded once; auto: the profile's, or 16bit where it is faster and fits",
         group="Memory and device",
     ),
 ]

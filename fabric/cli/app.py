@@ -36,11 +36,11 @@ COMMANDS = {
     "generate": "answer prompts with a model and adapters",
     "devices": "list what this machine can train on",
     "convert": "Hugging Face checkpoints and PEFT adapters to GGUF, and back",
-    "inspect": "say what is inside a GGUF file",
+    "inspect": "show what is inside a GGUF file",
     "bench": "measure training speed and share of the machine's peak",
     "plot": "draw the metrics of training runs",
     "report": "put runs and evaluations on one page",
-    "completion": "print the completion of a shell",
+    "completion": "print the completion script of a shell",
 }
 
 EPILOG = """Commands are filters: `-` is stdin or stdout, results go to stdout or -o, everything else to stderr.
@@ -63,7 +63,7 @@ class Command(typer.core.TyperCommand):
                 is_flag=True,
                 expose_value=False,
                 callback=_remember,
-                help="refuse input of which a part would have no effect",
+                help="refuse input that would be ignored in part",
             ),
             click.Option(
                 ["--debug"], is_flag=True, expose_value=False, callback=_remember, help="show a traceback on errors"

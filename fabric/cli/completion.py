@@ -14,9 +14,9 @@ from fabric.settings import Setting
 
 
 def command(
-    shell: Annotated[Literal["bash", "zsh", "fish"], Setting("whose completion to print", "SHELL", operand=True)],
+    shell: Annotated[Literal["bash", "zsh", "fish"], Setting("shell to print it for", "SHELL", operand=True)],
 ) -> None:
-    """Prints the completion of a shell. Packages install it; this is for shells of your own.
+    """Prints the completion script of a shell. Packages install it already; use this in other shells.
 
     It completes commands, flags, values and files.
     """

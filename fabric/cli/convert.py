@@ -26,7 +26,7 @@ def command(
         ),
     ],
     output: Annotated[
-        str, Setting("where the result goes; `-`: stdout; to PEFT: a new folder", "FILE", short="-o", path="out")
+        str, Setting("output file; `-`: stdout; to PEFT: a new folder", "FILE", short="-o", path="out")
     ] = "-",
     model: Annotated[str | None, Setting("base model; adapters need it", "GGUF", short="-m", path="in")] = None,
     type: Annotated[

@@ -11,20 +11,22 @@ from fabric.settings import Context, Device, Frozen, Precision, Setting
 
 def command(
     plan: Annotated[
-        bool, Setting("say what training -m on --device would cut into tiles, and why", touches="task")
+        bool, Setting("show which operands training -m on --device would split into tiles, and why", touches="task")
     ] = False,
-    probe: Annotated[bool, Setting("measure --device, and write what is best as a profile", touches="task")] = False,
+    probe: Annotated[
+        bool, Setting("measure --device and write the best settings as a profile", touches="task")
+    ] = False,
     output: Annotated[
-        str | None, Setting("the profile of --probe; default: among yours", "FILE", short="-o", path="out")
+        str | None, Setting("profile that --probe writes; default: in your profiles", "FILE", short="-o", path="out")
     ] = None,
     model: Annotated[str | None, Setting("base model, for --plan", "GGUF", short="-m", path="in")] = None,
-    full: Annotated[bool, Setting("plan for whole weights, not for LoRA pairs")] = False,
+    full: Annotated[bool, Setting("with --plan: for --full training, not LoRA")] = False,
     ctx: Context = 512,
     precision: Precision = "auto",
     weights: Frozen = "auto",
     device: Device = "auto",
 ) -> None:
-    """Lists the devices that --device takes, what each has, and the profile that it gets."""
+    """Lists the devices that --device accepts, with their properties and profiles."""
     if plan and probe:
         raise UsageError("--plan computes and --probe measures: leave one out")
     if not probe and output is not None:

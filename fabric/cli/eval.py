@@ -19,9 +19,9 @@ MOST_SHOWN = 8  # labels, in a table of which was taken for which
 def command(
     settings: EvalSettings,
     rows: Annotated[
-        str | None, Setting("JSONL: loss, chosen label, answer and verdict of each row, by model", "FILE", path="out")
+        str | None, Setting("write loss, label, answer and verdict of each row and model as JSONL", "FILE", path="out")
     ] = None,
-    markdown: Annotated[bool, Setting("the tables as Markdown")] = False,
+    markdown: Annotated[bool, Setting("print tables as Markdown")] = False,
 ) -> None:
     """Scores rows: loss per trained token, its exponential (perplexity), and accuracy where rows have a `label`.
 

@@ -21,7 +21,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("on four processes, of one or more hosts", "mpirun -n 4 fabric train rows.jsonl -m base.gguf -o adapter.gguf"),
         ("what would it take?", "fabric train rows.jsonl -m base.gguf --dry-run --json | jq .peak_bytes"),
         (
-            "as long as validation gets better, and the best of it",
+            "stop when validation no longer improves, and keep the best",
             "fabric train rows.jsonl -m base.gguf -o adapter.gguf --val 0.1 --epochs 20 --patience 3",
         ),
         (
@@ -35,9 +35,9 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("two more epochs of a run that had one", "fabric resume NAME --epochs 3"),
     ],
     "runs": [
-        ("what was trained here, the newest first", "fabric runs"),
-        ("in what two runs differ, and what came of it", "fabric runs --compare a b"),
-        ("what would go if only the newest three stayed", "fabric runs --prune --keep 3 --dry-run"),
+        ("list the runs, the newest first", "fabric runs"),
+        ("compare the settings and losses of two runs", "fabric runs --compare a b"),
+        ("show what would be removed if the newest three stay", "fabric runs --prune --keep 3 --dry-run"),
         ("the best validation loss of all runs", "fabric runs --json | jq '[.runs[].best_val_loss // empty] | min'"),
     ],
     "merge": [
@@ -46,19 +46,19 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ("straight into four bits", "fabric merge -m base.gguf -a a.gguf | fabric quantize --type q4_0 -o small.gguf"),
     ],
     "quantize": [
-        ("eight bits a weight", "fabric quantize model.gguf --type q8_0 -o small.gguf"),
-        ("the mix of four and six bits that most files are in", "fabric quantize model.gguf --type q4_k_m -o q4.gguf"),
-        ("fitted to what the rows use", "fabric quantize model.gguf --type q4_k_m --calibrate rows.jsonl -o q4.gguf"),
+        ("eight bits per weight", "fabric quantize model.gguf --type q8_0 -o small.gguf"),
+        ("a mix of four and six bits, the most common type", "fabric quantize model.gguf --type q4_k_m -o q4.gguf"),
+        ("calibrated on rows", "fabric quantize model.gguf --type q4_k_m --calibrate rows.jsonl -o q4.gguf"),
         ("some matrices larger", "fabric quantize model.gguf --type q4_0 --tensor 'blk.*.attn_v.*=q8_0' -o q4.gguf"),
     ],
     "eval": [
         ("base against two adapters, row by row", "fabric eval held.jsonl -m base.gguf -a a.gguf -a b.gguf --compare"),
         (
-            "perplexity as llama.cpp tells it",
+            "perplexity as llama.cpp measures it",
             "fabric prepare book.txt --format text | fabric eval -m base.gguf --llama-perplexity",
         ),
         (
-            "how near written answers come to the rows'",
+            "compare written answers with those of the rows",
             "fabric eval held.jsonl -m base.gguf -a a.gguf --compare --measures exact,rouge-l,chrf",
         ),
         (
@@ -77,9 +77,9 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "devices": [
-        ("what is there", "fabric devices"),
-        ("what would be cut into tiles on a GPU", "fabric devices --plan -m base.gguf --device vulkan"),
-        ("measure a GPU and keep what is best", "fabric devices --probe --device vulkan"),
+        ("list the devices", "fabric devices"),
+        ("show what a GPU would split into tiles", "fabric devices --plan -m base.gguf --device vulkan"),
+        ("measure a GPU and save the best settings", "fabric devices --probe --device vulkan"),
     ],
     "convert": [
         ("a checkpoint, straight into eight bits", "fabric convert Qwen3-0.6B/ | fabric quantize -o qwen3.gguf"),
@@ -99,10 +99,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
             "fabric train rows.jsonl -m base.gguf -o a.gguf --metrics - | fabric plot --follow",
         ),
         ("two runs as a PNG, with the learning rate below", "fabric plot a.jsonl b.jsonl -c loss,lr -o runs.png"),
-        ("everything of a run, for a page", "fabric plot run.jsonl -c loss,lr,grad_norm,tokens_per_s -o run.svg"),
+        ("several columns of a run as an SVG", "fabric plot run.jsonl -c loss,lr,grad_norm,tokens_per_s -o run.svg"),
     ],
     "report": [
-        ("a run and what it came to", "fabric report NAME --eval scores.json -o report.html"),
+        ("a run and its scores", "fabric report NAME --eval scores.json -o report.html"),
         ("two runs beside each other", "fabric report A B -o report.html"),
         ("a run that goes on, in a browser", "fabric report --follow NAME"),
     ],

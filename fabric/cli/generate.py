@@ -16,12 +16,12 @@ def command(
     output: Output = "-",
     chat: Annotated[
         bool,
-        Setting("converse: a message a line, from the terminal or stdin; Ctrl-C stops an answer", touches="task"),
+        Setting("chat: one message per line, from the terminal or stdin; Ctrl-C stops an answer", touches="task"),
     ] = False,
 ) -> None:
     """Answers prompts: a row of JSONL in, the row with its answer out. Greedy unless --temperature is set.
 
-    With --chat the history is kept, and only what is new of it is computed.
+    With --chat, the history stays in the cache, and only new tokens are computed.
     """
     from fabric.cli import conversation
     from fabric.files import check_streams

@@ -15,14 +15,15 @@ def command(
         str, Setting("model or adapter; `-` or nothing: stdin", "GGUF", path="in", operand=True, stdin=True)
     ],
     other: Annotated[
-        str | None, Setting("say how this file differs from it", "OTHER", path="in", operand=True, completes=GGUFS)
+        str | None,
+        Setting("show how the first file differs from this one", "OTHER", path="in", operand=True, completes=GGUFS),
     ] = None,
     tensors: Annotated[bool, Setting("list every tensor")] = False,
     chat_template: Annotated[
-        bool, Setting("print the chat template that commands use with it", touches="task")
+        bool, Setting("print the chat template that commands use with this file", touches="task")
     ] = False,
 ) -> None:
-    """Says what a model or adapter holds: sizes, types, metadata and how it was made; or what two files differ in."""
+    """Prints what a model or adapter contains: sizes, types, metadata and history; or how two files differ."""
     from fabric.files import open_text
     from fabric.text.template import OWN, template_of
     from fabric.weights import inspect

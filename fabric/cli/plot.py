@@ -31,7 +31,7 @@ def command(
     columns: Annotated[
         tuple[str, ...],
         Setting(
-            "a panel each, as in loss,lr,grad_norm,tokens_per_s", "NAMES", short="-c", parse=split_names,
+            "columns, one panel each, such as loss,lr,grad_norm,tokens_per_s", "NAMES", short="-c", parse=split_names,
             written="loss", completes=("loss", "val_loss", "lr", "grad_norm", "tokens_per_s"),
         ),
     ] = ("loss",),
@@ -39,7 +39,7 @@ def command(
     smooth: Annotated[
         float | None, Setting("width of smoothing; 0: none; default: a fortieth of the run", "STEPS", low=0.0)
     ] = None,
-    title: Annotated[str, Setting("over the picture", "TEXT")] = "",
+    title: Annotated[str, Setting("title of the picture", "TEXT")] = "",
     width: Annotated[int | None, Setting("pixels of a picture, columns of text", "N", low=40, high=8000)] = None,
     height: Annotated[int | None, Setting("pixels of a picture, lines of text", "N", low=10, high=8000)] = None,
 ) -> None:  # fmt: skip

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def command(settings: PrepareSettings, output: Output = "-") -> None:
     """Turns JSONL (chat, prompt/completion, alpaca, ShareGPT, question/answer), CSV or text into training records.
 
-    Fields that a record is not made of, such as `label`, pass through.
+    Other fields, such as `label`, pass through.
     """
     from fabric.data.prepare import prepare
     from fabric.files import open_output

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def command(
     settings: QuantizeSettings,
     calibrate: Annotated[
-        str | None, Setting("records: what they use of a matrix is kept best", "DATA", path="in")
+        str | None, Setting("records for calibration: columns that they use get smaller errors", "DATA", path="in")
     ] = None,
     imatrix: Annotated[
-        str | None, Setting("the same from an importance matrix of llama.cpp", "GGUF", path="in")
+        str | None, Setting("calibrate with an importance matrix of llama.cpp", "GGUF", path="in")
     ] = None,
     save_imatrix: Annotated[
-        str | None, Setting("write what --calibrate found, as such a file", "FILE", path="out")
+        str | None, Setting("write the importance matrix that --calibrate computed", "FILE", path="out")
     ] = None,
     errors: Errors = False,
 ) -> None:

@@ -21,7 +21,7 @@ def command(
         Setting("what `eval --json` wrote; may be repeated", "FILE", path="in", flag="eval", many=True),
     ] = (),
     output: Annotated[str, Setting("the page; `-`: stdout", "FILE", short="-o", path="out")] = "-",
-    title: Annotated[str, Setting("of the page; default: the names of the runs", "TEXT")] = "",
+    title: Annotated[str, Setting("title of the page; default: the names of the runs", "TEXT")] = "",
     follow: Annotated[
         bool, Setting("serve the page on 127.0.0.1 until the runs are over or Ctrl-C", touches="task")
     ] = False,
@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Writes one HTML page about runs: settings, provenance, curves, samples, evaluations, device and memory.
 
-    The page loads nothing and works without scripts. With --follow it is served to this machine alone, and shows what
-    is new without being loaded again.
+    The page loads nothing and works without scripts. With --follow, fabric serves it to this machine only, and the page
+    updates itself.
     """
     from fabric.files import open_output
     from fabric.notices import notice

@@ -31,9 +31,9 @@ def command(
     ] = None,
     steps: Annotated[int | None, replace(STEPS, help="go on to N steps in all", touches="task")] = None,
 ) -> None:
-    """Continues the newest valid checkpoint of a run; the result is the one an uninterrupted run writes.
+    """Continues a run from its newest valid checkpoint; the result has the same bits as that of an uninterrupted run.
 
-    With --epochs or --steps a run, also one that has ended, goes on to a later end.
+    With --epochs or --steps, the run continues to a later end, even if it has finished.
     """
     from fabric.cli import run
 

@@ -27,13 +27,13 @@ def command(
         ),
     ] = (),
     compare: Annotated[
-        bool, Setting("show in which settings runs differ, and their losses; default: the newest two", touches="task")
+        bool, Setting("compare settings and losses of runs; default: the newest two", touches="task")
     ] = False,
     prune: Annotated[bool, Setting("remove runs that are named, or all but --keep", touches="task")] = False,
     keep: Annotated[
-        int | None, Setting("with --prune: how many of the newest runs stay", "N", low=0, touches="task")
+        int | None, Setting("with --prune: number of newest runs to keep", "N", low=0, touches="task")
     ] = None,
-    dry_run: Annotated[bool, Setting("with --prune: say what would be removed", touches="task")] = False,
+    dry_run: Annotated[bool, Setting("with --prune: print what would be removed", touches="task")] = False,
 ) -> None:  # fmt: skip
     """Lists training runs, the newest first: their state, steps, losses and size.
 

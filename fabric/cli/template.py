@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(settings: RenderSettings, output: Output = "-") -> None:
     """Renders chat records and marks what the model must produce: each answer with its end-of-turn token.
 
-    Records of other kinds pass through. `train` does this by itself; here it can be seen, with room for other tools.
+    Records of other kinds pass through. `train` renders by itself; this command shows the result, also to other tools.
     """
     from fabric.files import is_stdout, open_output
     from fabric.text.render import render

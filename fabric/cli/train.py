@@ -16,7 +16,7 @@ def command(
     config: Annotated[
         str | None, Setting("flags of `train`, by their long names; see fabric.toml(5)", "TOML", path="in")
     ] = None,
-    dry_run: Annotated[bool, Setting("plan, time one step, say what it takes", touches="task")] = False,
+    dry_run: Annotated[bool, Setting("print plan, memory and time; write no files", touches="task")] = False,
 ) -> None:
     """Fine-tunes a GGUF model on records; writes a stock llama.cpp LoRA adapter, or with --full a new GGUF model.
 

@@ -51,9 +51,9 @@ class PrepareSettings:
     """auto: by the name of a file, else by its first line. json: one array of rows."""
     separator: Annotated[
         str | None,
-        Setting("between the cells of a table, `tab` for a tab; default: found out", "CHAR", parse=_cell_separator),
+        Setting("cell separator of tables, `tab` for a tab; default: detected", "CHAR", parse=_cell_separator),
     ] = None
-    as_record: Annotated[RecordKind, Setting("what rows with a prompt and an answer become", flag="as")] = "chat"
+    as_record: Annotated[RecordKind, Setting("kind of record for rows with a prompt and an answer", flag="as")] = "chat"
     """Rows that are only a text stay texts."""
     fields: Annotated[
         Mapping[str, str],
@@ -64,7 +64,7 @@ class PrepareSettings:
     ] = field(default_factory=dict)  # fmt: skip
     keep: Annotated[
         tuple[str, ...] | None,
-        Setting("fields that pass through; default: all", "NAMES", flag="keep-fields", parse=split_names),
+        Setting("fields to keep; default: all", "NAMES", flag="keep-fields", parse=split_names),
     ] = None
     """None: all that the record is not made of."""
     system: Annotated[str | None, Setting("system message of rows that have none", "TEXT")] = None
@@ -76,18 +76,18 @@ class PrepareSettings:
     max_chars: Annotated[int | None, Setting("longest record", "N", low=1)] = None
     drop_duplicates: Annotated[bool, Setting("keep only the first of equal records", flag="dedup")] = False
     """Further fields do not count."""
-    balance: Annotated[str | None, Setting("keep as many rows of each value as the rarest has", "FIELD")] = None
+    balance: Annotated[str | None, Setting("keep equally many rows of each value of a field", "FIELD")] = None
     """Chosen by the seed, before any split."""
-    shuffle: Annotated[bool, Setting("put the rows in a new order, by the seed")] = False
+    shuffle: Annotated[bool, Setting("shuffle the rows, by --seed")] = False
     seed: Seed = 42
     hold_out: Annotated[
         tuple[HoldOut, ...],
         Setting(
-            "hold out this part of the rows in a file; may be given again", "FILE=PART", flag="holdout", path="out",
+            "hold out a share of the rows in a file; may be given again", "FILE=PART", flag="holdout", path="out",
             many=True, parse=HoldOut.parse,
         ),
     ] = ()  # fmt: skip
-    stratify: Annotated[str | None, Setting("hold out the same part of each value of a field", "FIELD")] = None
+    stratify: Annotated[str | None, Setting("hold out the same share of each value of a field", "FIELD")] = None
     on_error: OnError = "stop"
 
     @property

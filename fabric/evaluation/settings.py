@@ -42,13 +42,13 @@ class EvalSettings:
     """None only where both answers to be judged are the rows' own fields."""
     adapters: Adapters = ()
     """Applied together, each with its scale."""
-    compare: Annotated[bool, Setting("the base, and each adapter by itself against it, row by row")] = False
+    compare: Annotated[bool, Setting("compare each adapter with the base, row by row")] = False
     accuracy: Annotated[
         Literal["likelihood", "generated"],
-        Setting("by the likeliest label, or by the label that the model writes", group="Labels"),
+        Setting("accuracy of the likeliest label, or of the label that the model writes", group="Labels"),
     ] = "likelihood"
     llama_perplexity: Annotated[
-        bool, Setting("texts in windows of --ctx, whose first half is not scored, as llama.cpp measures perplexity")
+        bool, Setting("perplexity as llama.cpp measures it: texts in windows of --ctx, first half not scored")
     ] = False
     """What is left at the end is not scored."""
     labels: Annotated[
@@ -58,7 +58,7 @@ class EvalSettings:
     measures: Annotated[
         tuple[str, ...],
         Setting(
-            "measures of written answers against the rows': exact, rouge-l, chrf",
+            "compare written answers with those of the rows: exact, rouge-l, chrf",
             "NAMES",
             parse=measures_of,
             group="Written answers",
@@ -70,7 +70,7 @@ class EvalSettings:
     """Of answers that are measured or judged."""
     judge: Annotated[
         str | None,
-        Setting("let this model judge answers in pairs: those of the base and those with -a", "GGUF",
+        Setting("model that judges pairs of answers: the base's and those with -a", "GGUF",
                 path="in", group="Written answers"),
     ] = None  # fmt: skip
     against: Annotated[

@@ -108,7 +108,7 @@ class TrainSettings:
     data: Records
     model: Model
     output: Annotated[str | None, OUTPUT] = None
-    full: Annotated[bool, Setting("train whole weights and write a model, not LoRA pairs and an adapter")] = False
+    full: Annotated[bool, Setting("train all weights and write a model, instead of a LoRA adapter")] = False
     type: Annotated[
         str | None,
         Setting(
@@ -122,7 +122,7 @@ class TrainSettings:
     rslora: Annotated[bool, Setting("LoRA scale is alpha / sqrt(rank)", only="lora")] = False
     """https://arxiv.org/abs/2312.03732"""
     dropout: Annotated[
-        float, Setting("share of the LoRA pairs' input that is dropped", "SHARE", low=0.0, high=0.999, only="lora")
+        float, Setting("LoRA dropout: share of the input that is dropped", "SHARE", low=0.0, high=0.999, only="lora")
     ] = 0.0
     modules: Modules = (ALL,)
     seed: Seed = 42
@@ -137,7 +137,7 @@ class TrainSettings:
     lr: Annotated[float | None, RATE] = None
     schedule: Annotated[Schedule, Setting("learning rate schedule", always=True, group="Schedule")] = "cosine"
     warmup_ratio: Annotated[
-        float, Setting("share of the steps that warm up", "X", low=0.0, high=1.0, always=True, group="Schedule")
+        float, Setting("warmup, as a share of the steps", "X", low=0.0, high=1.0, always=True, group="Schedule")
     ] = 0.1
     warmup_steps: Annotated[int | None, Setting("instead of --warmup-ratio", "N", low=0, group="Schedule")] = None
     lr_min: Annotated[
@@ -156,7 +156,7 @@ class TrainSettings:
     """As a multiple of 1 / sqrt(length * width) (https://arxiv.org/abs/2310.05914)."""
     weight_decay: Annotated[
         float,
-        Setting("decoupled weight decay; norms and biases do not decay", "X", low=0.0, always=True, group="Schedule"),
+        Setting("decoupled weight decay, not of norms and biases", "X", low=0.0, always=True, group="Schedule"),
     ] = 0.01
     clip: Annotated[float, Setting("largest gradient norm; 0: any", "X", low=0.0, always=True, group="Schedule")] = 1.0
     optimizer: Annotated[Literal["adamw", "sgd"], Setting("optimizer", always=True, group="Schedule")] = "adamw"
@@ -185,9 +185,11 @@ class TrainSettings:
     ] = None  # fmt: skip
     pack: Annotated[
         bool,
-        Setting("put several rows into one sequence, unseen by each other", always=True, group="Memory and device"),
+        Setting(
+            "pack several rows into one sequence; they do not see each other", always=True, group="Memory and device"
+        ),
     ] = True
-    shuffle: Annotated[bool, Setting("a new order each epoch", always=True, group="Data")] = True
+    shuffle: Annotated[bool, Setting("shuffle the rows in each epoch", always=True, group="Data")] = True
     template: Template = None
     train: Train = "all"
     on_error: OnError = "stop"
@@ -234,10 +236,12 @@ class TrainSettings:
         float,
         Setting("also checkpoint every X minutes; 0: by steps only", "X", low=0.0, touches="layout", group="Output"),
     ] = 0.0
-    keep: Annotated[int, Setting("newest checkpoints that stay", "N", low=1, touches="layout", group="Output")] = 2
+    keep: Annotated[
+        int, Setting("number of newest checkpoints to keep", "N", low=1, touches="layout", group="Output")
+    ] = 2
     run_dir: Annotated[
         str | None,
-        Setting("checkpoints; default: a new folder in .fabric/runs", "DIR", path="out", touches="layout"),
+        Setting("run directory; default: a new folder in .fabric/runs", "DIR", path="out", touches="layout"),
     ] = None
     name: Annotated[
         str | None,
@@ -301,8 +305,8 @@ class BenchSettings:
 
     model: Model
     ctx: Context = 512
-    batch: Annotated[int, replace(BATCH, help="rows of a step")] = 1
-    rows_at_once: Annotated[int, Setting("rows of a micro-batch; 0: all", "N", low=0)] = 0
+    batch: Annotated[int, replace(BATCH, help="rows per step")] = 1
+    rows_at_once: Annotated[int, Setting("rows per micro-batch; 0: all", "N", low=0)] = 0
     trained_every: Annotated[int, Setting("every Nth token trains", "N", low=1)] = 1
     rank: Rank = TrainSettings.rank
     modules: Modules = TrainSettings.modules

@@ -76,7 +76,7 @@ class MergeSettings:
     """Of changed and of block-quantized matrices."""
     threads: Threads = 0
     average: Annotated[
-        bool, Setting("write one adapter, the mean of several with =SCALE as weights, instead of a model")
+        bool, Setting("write the weighted mean of several adapters, with =SCALE as weights, instead of a model")
     ] = False
 
 
