@@ -166,6 +166,7 @@ typedef struct fb_launch {
     fb_op op;
     fb_attr attr;
     const fb_mem *grids; /* fb_grids; may be NULL where no operand's codes point into it */
+    uint32_t written;    /* operands that are written, a bit each; 0: any may be */
     union {
         fb_view v[FB_MAX_OPERANDS];
         FB_VIEWS_OF_OPS(FB_VIEWS_IN_LAUNCH)
@@ -184,13 +185,6 @@ static inline int fb_launch_in_use(const fb_launch *launch, const int32_t counts
         if (out->v[k].rows == 0) return 0;
     }
     return 1;
-}
-
-/* Whether an op writes that operand: its first one, or two, or three. */
-static inline int fb_is_written(fb_op op, int operand) {
-    const int two = op == FB_OP_ATTENTION || op == FB_OP_ATTENTION_DQ || op == FB_OP_ATTENTION_DKV || op == FB_OP_GLU_GRAD ||
-                    op == FB_OP_XENT || op == FB_OP_SGD;
-    return operand < (op == FB_OP_ADAMW ? 3 : two ? 2 : 1);
 }
 
 /* How a program is replayed; what is NULL is not asked for. */

@@ -64,6 +64,11 @@ void fb_program_free(fb_program *p) {
 
 uint64_t fb_tensor_bytes(const fb_tensor_info *t) { return fb_type_bytes(t->type, (int64_t)t->rows * t->cols); }
 
+int fb_is_written(fb_op op, int operand) {
+    const char *roles = fb_ops[op].roles;
+    return operand < (int)strlen(roles) && roles[operand] != 'i';
+}
+
 /* ---- graphs ---- */
 
 fb_graph *fb_graph_new(fb_device *device, int32_t tokens, int32_t trained, int32_t precision) {

@@ -171,6 +171,7 @@ fb_tensor fb_program_tensor(fb_program *p, fb_tensor_info info);
 fb_node *fb_program_node(fb_program *p, fb_op op, int n, const fb_tensor *operands);
 fb_operand fb_whole(const fb_program *p, fb_tensor t);
 uint64_t fb_tensor_bytes(const fb_tensor_info *t);
+int fb_is_written(fb_op op, int operand);
 void fb_program_free(fb_program *p);
 /* For each tensor its buffer. */
 void fb_program_hold(const fb_program *p);

@@ -43,6 +43,7 @@ int fb_plan_launch(const fb_plan *plan, const fb_program *p, const fb_node *n, f
                           .count = t->count, .factor = 1, .first = t->first + v->row};
         view->mem = fb_plan_locate(plan, t, v->row, &view->offset);
         view->offset += fb_type_bytes(t->type, v->col);
+        out->written |= (uint32_t)fb_is_written(n->op, k) << k;
     }
     return 1;
 }

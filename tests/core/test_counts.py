@@ -44,17 +44,6 @@ def test_an_op_is_one_row_of_each_table() -> None:
         assert len(re.findall(rf"\[FB_OP_{op}\]", text("kernels/lower.c"))) == 1, f"{op}: portable kernels"
 
 
-def test_an_op_writes_its_first_operands() -> None:
-    """As fb_is_written says it for all but these, whose number it names."""
-    body = text("graph/backend.h").split("static inline int fb_is_written")[1].split("}")[0]
-    for op in ops():
-        roles = re.search(rf'\[FB_OP_{op}\] *= {{"\w+", *"(\w+)"', text("graph/autodiff.c"))
-        assert roles is not None, op
-        written = len(roles[1]) - len(roles[1].lstrip("ox"))
-        assert set(roles[1][written:]) <= {"i"}, op
-        assert written == (3 if f"FB_OP_{op} ?" in body else 2 if re.search(rf"FB_OP_{op}\b", body) else 1), op
-
-
 def test_operands_are_named_as_the_table_of_ops_names_them() -> None:
     table, lists = text("graph/backend.h"), text("graph/operands.h")
     for op in ops():

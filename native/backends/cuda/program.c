@@ -91,7 +91,8 @@ static void reach(cu_reach *r, CUdeviceptr from, uint64_t bytes, int written) {
 static void reach_of(const fb_launch *l, cu_reach *r) {
     for (int k = 0; k < FB_MAX_OPERANDS; k++)
         if (l->v[k].mem)
-            reach(r, cu_address(&l->v[k]), fb_type_bytes(l->v[k].type, (int64_t)l->v[k].rows * l->v[k].ld), fb_is_written(l->op, k));
+            reach(r, cu_address(&l->v[k]), fb_type_bytes(l->v[k].type, (int64_t)l->v[k].rows * l->v[k].ld),
+                  !l->written || l->written >> k & 1);
 }
 
 static int meet(const cu_reach *a, const cu_reach *b) {
