@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from fabric.core import GELU_TANH, HALVES, Tensor
 from fabric.models.config import (
-    MOST_HEAD_DIM, DecoderConfig, Shapes, check_attention_scale, check_shapes, inverse_frequencies, read_decoder,
+    MOST_HEAD_DIM,
+    DecoderConfig,
+    Shapes,
+    check_attention_scale,
+    check_shapes,
+    inverse_frequencies,
+    read_decoder,
 )  # fmt: skip
 from fabric.models.gemma3 import GELU
 from fabric.models.keys import Keys
