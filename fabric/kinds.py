@@ -83,7 +83,7 @@ def instead_of_rows(source: str | Path) -> str | None:
 
 
 def instead_of_metrics(source: str | Path) -> str | None:
-    """The same for a file of metrics; folders are told apart where runs are read."""
+    """The same for a file of metrics; folders are checked where runs are read."""
     kind = kind_of(source)
     if kind is None or Path(source).is_dir():
         return None

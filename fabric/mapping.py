@@ -1,5 +1,5 @@
 """Files mapped for reading. One that is cut while it is mapped ends the process with a sentence and exit code 74, in
-whichever thread notices: there is no exception that the system could raise instead.
+whichever thread notices: the system raises no exception instead.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def told(settings: Any, only: Literal["lora", "full"]) -> dict[str, Any]:
 
 def fingerprinted(settings: Any) -> list[str]:
     """The fields that a resumed run must have as they were: all but those that only lay work out, and files that are
-    read, which are told apart by their content."""
+    read, which are compared by content."""
     known = {one.name: one.setting for one in declared(settings)}
     return [
         field.name for field in dataclasses.fields(settings)

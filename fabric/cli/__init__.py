@@ -32,5 +32,5 @@ def _open_standard_streams() -> None:
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # bytes of names and metadata that are no text are told escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # bytes of names and metadata that are not text are escaped
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -100,7 +100,7 @@ def read_records(
     """Records of a JSONL file or `-`, one after the other. prompts: also rows with a prompt and no completion.
     used: further fields that the caller reads.
 
-    Fields that nothing uses are told after the last row. Raises MissingInputError, and DataError naming `file:line`,
+    Unused fields are reported after the last row. Raises MissingInputError, and DataError naming `file:line`,
     with which `bad` is called instead if it is given.
     """
     unused = Unused()

@@ -272,7 +272,7 @@ def _check_said(messages: list[Message], where: str) -> None:
         return not ((message["content"] or "").strip() or message.get("tool_calls"))
 
     if all(silent(message) or is_masked(message) for message in messages if message["role"] == "assistant"):
-        raise DataError(f"{where}: the assistant says nothing that trains, so there is nothing to learn")
+        raise DataError(f"{where}: no message of the assistant trains, so there is nothing to learn")
     if any(silent(message) for message in messages if message["role"] == "user"):
         raise DataError(f"{where}: the prompt is empty")
 

@@ -161,7 +161,7 @@ def _label_test(settings: EvalSettings, rows: Rows, text: Text) -> LabelTest | N
     if len(labels) < 2:
         if labels:
             rows.notes.append(
-                f"{name}: every label is {labels[0]!r}, so no accuracy is told; name others with --labels"
+                f"{name}: every label is {labels[0]!r}, so accuracy is not reported; name others with --labels"
             )
         return None
     test = label_test(rows.labelled, labels, text.tokenizer)

@@ -1,4 +1,4 @@
-"""What `eval` and `generate` are told, and what `eval` reports: plain objects, no logic but JSON."""
+"""Settings of `eval` and `generate`, and the report of `eval`: plain objects, no logic but JSON."""
 
 from __future__ import annotations
 

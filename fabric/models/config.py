@@ -130,7 +130,7 @@ def yarn_magnitude(factor: float, share: float = 1.0) -> float:
 
 def _yarn_share(keys: Keys, n_rot: int, context_length: int) -> npt.NDArray[np.float64]:
     """(n_rot / 2,) how far each frequency is interpolated, 0 to 1: a ramp between the dimensions that turn 32 times and
-    once within the context of before, or as often as the file says. Peng et al. 2023, https://arxiv.org/abs/2309.00071
+    once within the original context, or as often as the file says. Peng et al. 2023, https://arxiv.org/abs/2309.00071
     """
     keys.only("rope.scaling.yarn_ext_factor", -1.0, 1.0)
     bounds = []

@@ -107,7 +107,7 @@ def _stem(source: str) -> str:
 
 
 def differing_parts(names: Sequence[str]) -> list[str]:
-    """Of each name the words between those that all names begin and end with; the names where that says nothing."""
+    """Of each name the words between those that all names begin and end with; or the names where that is empty."""
     words = [_WORDS.findall(name) for name in names]
     shortest = min(map(len, words), default=0)
     first = next((n for n in range(shortest) if len({one[n] for one in words}) > 1), shortest)

@@ -44,7 +44,7 @@ def recorded(directory: Path, steps: int) -> Iterator[None]:
     except BaseException as error:
         stopped = isinstance(error, (StoppedError, Interrupted))
         why = "" if stopped else shortened(str(error) or type(error).__name__, _MOST_ERROR_CHARS)
-        with contextlib.suppress(OutputError):  # whatever it was, it is told
+        with contextlib.suppress(OutputError):  # the cause is reported anyway
             _write(directory, replace(now, state="stopped" if stopped else "failed", ended=time.time(), error=why))
         raise
     with contextlib.suppress(OutputError):  # the result is there
@@ -52,7 +52,7 @@ def recorded(directory: Path, steps: int) -> Iterator[None]:
 
 
 def read_state(directory: Path) -> State | None:
-    """What is known of a run; None where nothing is, or what is there says nothing."""
+    """What is known of a run; None where nothing is known."""
     kinds = {"state": str, "steps": int, "began": float, "ended": float | None, "error": str}
     try:
         with (directory / STATE).open("rb") as source:

@@ -231,7 +231,7 @@ class _Search:
     def _stop(self, i: int, start: int, said: int) -> str:
         """What makes the model stop: text from `said` on."""
         alone = self.alone[i]
-        if i not in self.whole.last:  # it says nothing
+        if i not in self.whole.last:  # nothing follows from it
             tail = "" if i < self.end else self.text[start:]
         else:
             tail = "" if isinstance(alone, DataError) else alone.text[alone.last.get(i, start) :]

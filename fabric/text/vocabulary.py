@@ -19,7 +19,7 @@ from fabric.text.pretokenize import Splitter, find_pre
 
 _CACHE_WORDS = 1 << 17
 _CACHE_LENGTH = 64
-_MOST_GLUED = 64  # tokens with a space inside them for which words are told apart; with more, a text is one word
+_MOST_GLUED = 64  # up to so many tokens with a space inside, words are split; with more, a text is one word
 
 
 class Vocabulary(Protocol):

@@ -1,5 +1,5 @@
 """A rank other than the first: it opens the same model, takes rows and first values from the first rank, and does its
-share until that one says that nothing follows. It writes nothing and says nothing.
+share until rank 0 ends the run. It writes and prints nothing.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def peak_bytes() -> int:
 
 
 class MetricsLog:
-    """Appends records; on resume first drops those after the checkpoint's step, so that no step is told twice. `also`
+    """Appends records; on resume first drops those after the checkpoint's step, so that no step is in it twice. `also`
     gets each record once it is whole."""
 
     def __init__(self, directory: Path, target: str | None, after_step: int, also: Also = lambda record: None) -> None:

@@ -266,7 +266,7 @@ class TrainSettings:
 
     def fingerprints(self, extended: Sequence[Sequence[object]] = ()) -> dict[str, str]:
         """The start of a SHA-256 of each setting that the result depends on, or that says where it goes, so that a
-        change can be named; and of the ends that a run had before. Files are told apart by their content."""
+        change can be named; and of the ends that a run had before. Files are compared by content."""
         known = {*fingerprinted(self), *(["eval_every"] if self.patience else [])}
         told = {k: v for k, v in self.to_json().items() if k in known} | {"extended": [*map(list, extended)]}
         return {k: hashlib.sha256(f"{k}={json.dumps(v)}".encode()).hexdigest()[:16] for k, v in sorted(told.items())}
@@ -353,7 +353,7 @@ class TrainUI(Protocol):
 
 
 class Silent:
-    """A TrainUI that says nothing and never stops."""
+    """A TrainUI that prints nothing and never stops."""
 
     def start(self, info: dict[str, Any]) -> None:
         """Nothing."""

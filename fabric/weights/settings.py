@@ -1,4 +1,4 @@
-"""What `merge` and `quantize` are told and what they report: plain objects. Leans on
+"""Settings and reports of `merge` and `quantize`: plain objects. Leans on
 fabric.settings."""
 
 from __future__ import annotations
