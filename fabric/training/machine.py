@@ -163,7 +163,7 @@ class Machine:
     def _least_bytes(self) -> int:
         """What any plan takes: the base, the flat space, and for each token its inputs and the input of each block."""
         gguf = self.weights.gguf
-        blocks = architecture_of(gguf).read_config(gguf).n_layers
+        blocks = len({name.split(".")[1] for name in gguf.tensors if name.startswith("blk.")})
         row = gguf.tensors[EMBEDDING].shape[-1] * 2 * blocks + 16
         base = 0 if self.weights.device.info.in_place else gguf.file_bytes
         return base + (self.arrays + 1) * self.layout.size * 4 + self.capacities[-1] * row
