@@ -12,7 +12,7 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Reasons that stand even there: another test covers the machine, or the data is not everybody's.
+# Reasons that stand even there: another test covers the machine or the functions, or the data is not everybody's.
 ALLOWED = (
     "root may write everywhere",
     "the plain test runs NEON here",

@@ -141,12 +141,13 @@ class Device:
             check(lib.fb_device_card(self.c, name))
         return str(ffi.string(name).decode())
 
-    def peers_id(self) -> bytes:
-        """What one process makes, for all to join by."""
-        made = ffi.new("char[]", lib.FB_PEERS_ID)
+    def peers_id(self, make: bool = True) -> bytes:
+        """What one process makes, for all to join by (FB_PEERS_ID bytes). Without `make`, DeviceError is all that it
+        can come to: where the library for it is not there."""
+        made = ffi.new("char[]", lib.FB_PEERS_ID) if make else ffi.NULL
         backend = ffi.new("char[]", self.info.backend.encode())
         check(lib.fb_peers_id(backend, _path(nccl(self.toolkit)), made))
-        return bytes(ffi.buffer(made))
+        return bytes(ffi.buffer(made)) if make else b""
 
     def join(self, peers_id: bytes, rank: int, size: int) -> None:
         """The devices of `size` processes from then on add up by themselves: Buffer.sum, Plan.sum."""

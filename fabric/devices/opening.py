@@ -78,8 +78,12 @@ def candidates(local: int = 0) -> list[tuple[str, DeviceInfo]]:
 
 def _dealt(name: str, local: int) -> str:
     """A device by name; of a kind without a number, the one that is dealt to this process."""
-    kind = [one for one, info in named_devices() if info.backend == name] if local else []
-    return kind[local % len(kind)] if kind else name
+    if not local or name not in BACKENDS or name == "cpu":
+        return name
+    if name == "sycl":
+        find_sycl(places.kernel_cache, places.oneapi)
+    at = local % max(1, sum(info.backend == name for info in devices()))
+    return f"{name}:{at}" if at else name
 
 
 def with_profile(settings: S, profile: Profile) -> S:

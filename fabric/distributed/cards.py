@@ -28,7 +28,7 @@ def join(ranks: Ranks, device: Device, columns: int) -> tuple[Cards | None, str]
     if is_card:
         try:
             card = device.card()
-            peers_id = device.peers_id()  # also tells whether NCCL is there
+            peers_id = device.peers_id(make=ranks.rank == 0)
         except DeviceError as error:
             reason = str(error)
     cards, reasons = ranks.collect(card if is_card else "-"), ranks.collect(reason)

@@ -224,7 +224,7 @@ typedef struct fb_backend {
     int (*peak)(void *self, int kind, double seconds, double *per_second);
     /* Devices of several processes that add up by a library of their maker; of a backend that has none, all are NULL. */
     int (*card)(void *self, char out[FB_CARD]); /* the device's own name, the same in every process */
-    int (*peers_id)(const char *library, char id[FB_PEERS_ID]);
+    int (*peers_id)(const char *library, char *id); /* id NULL: only whether the library is there */
     int (*join)(void *self, const char *library, const char id[FB_PEERS_ID], int rank, int size);
     /* Begins to replace F32 rows by their sum, or mean, once all that was given to the device before is done. What the device
      * is given afterwards runs beside it, and must leave that memory alone until summed says that it is done. */

@@ -121,8 +121,8 @@ int fb_device_card(fb_device *device, char card[FB_CARD]) {
     return device->backend->card ? device->backend->card(device->self, card) : FB_OK;
 }
 
-int fb_peers_id(const char *backend, const char *library, char id[FB_PEERS_ID]) {
-    for (int i = 0; backend && id && fb_backends[i]; i++)
+int fb_peers_id(const char *backend, const char *library, char *id) {
+    for (int i = 0; backend && fb_backends[i]; i++)
         if (!strcmp(fb_backends[i]->name, backend) && fb_backends[i]->peers_id) return fb_backends[i]->peers_id(library, id);
     return fb_fail(FB_E_DEVICE, "devices of %s add nothing up by themselves", backend ? backend : "no backend");
 }

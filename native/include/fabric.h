@@ -132,9 +132,9 @@ void fb_buffer_free(fb_buffer *buffer);
 enum { FB_CARD = 33, FB_PEERS_ID = 128 };
 /* A name of the device that is the same in every process, empty where it has none: two processes on one device cannot join. */
 int fb_device_card(fb_device *device, char card[FB_CARD]);
-/* What one process makes and all of them join by. library: where it lies, or NULL. Of "cuda" it is NCCL, and elsewhere there is
- * none. */
-int fb_peers_id(const char *backend, const char *library, char id[FB_PEERS_ID]);
+/* What one process makes and all of them join by; id NULL: only whether the library is there. library: where it lies, or NULL. Of
+ * "cuda" it is NCCL, and elsewhere there is none. */
+int fb_peers_id(const char *backend, const char *library, char *id);
 int fb_device_join(fb_device *device, const char *library, const char id[FB_PEERS_ID], int32_t rank, int32_t size);
 /* Begins to replace a buffer of F32 by its sum over all devices, or by their mean; all call it in the same order. Nothing may
  * touch the buffer until fb_device_summed says that all that was begun is done. */

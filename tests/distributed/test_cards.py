@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from fabric.training.checkpoint import newest_checkpoint
 from tests.backends.conftest import card, standin
 from tests.backends.cuda_standin import beside
 from tests.cli.shell import Ended, fabric
-from tests.distributed.launchers import finish, said, start
+from tests.distributed.launchers import finish, ranks_of, said, start
 from tests.distributed.test_losing_ranks import SOON_S
 from tests.distributed.test_ranks import metrics, same_losses
 from tests.support.paths import REPOSITORY
@@ -104,6 +105,19 @@ def test_a_card_that_is_lost_ends_all_ranks(other: str, words: str, work: Path, 
     assert "rank 1 on " in said(ended)[0] and words in said(ended)[0]
     assert f"fabric resume {run}" in said(ended)[0]
     assert not (work / f"{run}.gguf").exists()
+
+
+def test_a_rank_that_is_asked_to_stop_takes_part_in_the_sum_of_its_last_step(work: Path, card: Path) -> None:
+    settings = {"STANDIN_CARDS": "2", "XDG_CACHE_HOME": str(work / "cache"), "FABRIC_DEVICE": "auto"}
+    flags = train("asked", "--steps", "100000", "--checkpoint-every", "3", "-q")
+    process = start("open-mpi", 2, *flags, cwd=work, env=beside(card, **settings))
+    deadline = time.monotonic() + 60
+    while not list((work / "asked").glob("step-*.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    os.kill(ranks_of("asked")[1], signal.SIGTERM)
+    ended = finish(process)
+    assert ended.code == 75 and len(said(ended)) == 1 and "stopped after step" in said(ended)[0], ended
 
 
 def test_ranks_of_two_kinds_share_the_rows_by_speed(work: Path, card: Path) -> None:

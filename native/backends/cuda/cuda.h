@@ -85,7 +85,7 @@ uint64_t cu_scratch(void *self, const fb_launch *launch);
 int cu_peak(void *self, int kind, double seconds, double *per_second);
 
 /* peers.c */
-int cu_peers_id(const char *library, char id[FB_PEERS_ID]);
+int cu_peers_id(const char *library, char *id);
 int cu_join(void *self, const char *library, const char id[FB_PEERS_ID], int rank, int size);
 int cu_sum(void *self, const fb_view *what, int n, int mean);
 int cu_summed(void *self, int *done);

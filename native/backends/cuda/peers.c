@@ -51,11 +51,11 @@ static int settle(cuda *c, ncclResult_t result, const char *what) {
     return result == ncclSuccess ? FB_OK : failed(c, result, what);
 }
 
-int cu_peers_id(const char *path, char id[FB_PEERS_ID]) {
+int cu_peers_id(const char *path, char *id) {
     ncclUniqueId made;
     _Static_assert(sizeof made == FB_PEERS_ID, "an id of NCCL");
     int code = nccl_open(path);
-    if (code) return code;
+    if (code || !id) return code;
     const ncclResult_t result = library.ncclGetUniqueId(&made);
     if (result) return failed(NULL, result, "begin");
     memcpy(id, &made, sizeof made);
