@@ -41,8 +41,8 @@ _PRE = {
 _MOST_STEPS = 16  # of a normalizer or a pre-tokenizer
 
 
-def read_tokenizer_json(folder: Folder) -> Vocabulary:
-    """The vocabulary of tokenizer.json. Raises DataError."""
+def read_tokenizer_json(folder: Folder, by_merges: bool = False) -> Vocabulary:
+    """The vocabulary of tokenizer.json. `by_merges`: that of pieces is written with its merges. Raises DataError."""
     described = folder.json(NAME, MOST_VOCABULARY)
     model = described.child("model")
     if model.get("type") != "BPE":
@@ -51,7 +51,7 @@ def read_tokenizer_json(folder: Folder) -> Vocabulary:
     for key, nothing in (("dropout", 0), ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):
         model.only(key, nothing, why="cannot be expressed in GGUF")
     if model.flag("byte_fallback", False):
-        vocabulary = _sentencepiece(described, model, tokens, merges)
+        vocabulary = _sentencepiece(described, model, tokens, merges, by_merges)
     else:
         vocabulary = _byte_level(described, model, tokens, merges)
     for i, token in _added(described):
@@ -89,7 +89,7 @@ def _byte_level(described: Fields, model: Fields, tokens: dict[int, str], merges
 
 
 def _sentencepiece(
-    described: Fields, model: Fields, tokens: dict[int, str], merges: list[tuple[str, str]]
+    described: Fields, model: Fields, tokens: dict[int, str], merges: list[tuple[str, str]], by_merges: bool
 ) -> Vocabulary:
     """Scores are the ranks of the merges that make a token: merging by them is merging by rank."""
     model.only("ignore_merges", False, why="cannot be expressed in GGUF for a SentencePiece vocabulary")
@@ -106,6 +106,12 @@ def _sentencepiece(
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": _prepends(described),
     }
+    if by_merges and all(set(text) == {"\n"} for text in ranks if "\n" in text):  # readers cut texts at line ends
+        metadata |= {
+            "tokenizer.ggml.model": "gemma4",
+            "tokenizer.ggml.pre": "gemma4",
+            "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges],
+        }
     return Vocabulary(described.where, metadata, tokens, types, scores)
 
 

@@ -12,6 +12,7 @@ from fabric.errors import DataError
 from fabric.fields import named, short
 from fabric.huggingface.config import Settings, read_settings
 from fabric.huggingface.folder import Folder
+from fabric.huggingface.layered import unused
 from fabric.huggingface.names import EMBEDDING, HEAD, KEPT_F32, of_text_model
 from fabric.huggingface.safetensors import Stored, read_weights
 from fabric.notices import notice
@@ -42,6 +43,8 @@ def read_checkpoint(folder: Folder) -> Checkpoint:
             if ours is None:
                 told = f"{short(name)} has no place in a {settings.family.architecture} model"
                 raise DataError(f"{tensor.where}: the tensor {told}")
+            if unused(settings.arch, ours):
+                continue
             if ours in found:
                 raise DataError(f"{tensor.where}: {short(name)} and {short(found[ours].name)} are the same tensor")
             found[ours] = replace(tensor, shape=tensor.shape[::2]) if _is_convolution(ours, tensor) else tensor

@@ -11,7 +11,17 @@ from typing import Any
 from fabric.core.blocks import Floats
 from fabric.fields import Fields
 from fabric.huggingface.inert import OF_IMAGES, name_unknown
-from fabric.huggingface.layered import FULL, SHAPES, SLIDING, Shapes, Tensors, alike, layer_types, read_lfm2
+from fabric.huggingface.layered import (
+    FULL,
+    SHAPES,
+    SLIDING,
+    Shapes,
+    Tensors,
+    alike,
+    layer_types,
+    read_gemma4,
+    read_lfm2,
+)
 from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
 from fabric.huggingface.rope import read_rope
 from fabric.notices import notice
@@ -19,7 +29,7 @@ from fabric.notices import notice
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
-_OF_TEXT_AND_IMAGES = ("gemma3", "mistral3")  # model types whose text model is a part of the configuration
+_OF_TEXT_AND_IMAGES = ("gemma3", "gemma4", "mistral3")  # model types whose text model is a part of the configuration
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
 
 
@@ -48,6 +58,11 @@ class Settings:
         """Of the modules whose rows RoPE turns."""
         return {"attn_q": self.n_head, "attn_k": self.n_kv_head}
 
+    @property
+    def arch(self) -> dict[str, Any]:
+        """The metadata by keys without the architecture's name."""
+        return {key.removeprefix(f"{self.family.architecture}."): value for key, value in self.metadata.items()}
+
     def shapes(self) -> Shapes:
         """GGUF's name and the shape of every tensor that the model has; an untied head included."""
         d, q, kv, f = self.width, self.n_head * self.head_dim, self.n_kv_head * self.head_dim, self.ffn
@@ -66,7 +81,7 @@ class Settings:
             if module in self.biases:
                 block[f"{module}.bias"] = linear[module][:1]
         own = SHAPES.get(self.family.architecture, alike)
-        arch = {key.removeprefix(f"{self.family.architecture}."): value for key, value in self.metadata.items()}
+        arch = {**self.arch, "vocab_size": self.vocab_size}
         found: Shapes = {EMBEDDING: (self.vocab_size, d)}
         for i in range(self.n_layers):
             found |= {f"blk.{i}.{name}": shape for name, shape in own(arch, i, block).items()}
@@ -99,7 +114,8 @@ def _refuse_foreign(c: Fields) -> None:
 
 
 def _settings(family: Family, c: Fields, top: Fields) -> Settings:
-    _refuse_foreign(c)
+    if "per_layer_config" not in family.defaults:
+        _refuse_foreign(c)
     n_layers, width = c.size("num_hidden_layers", most=MOST_LAYERS), c.size("hidden_size")
     n_head = c.size("num_attention_heads")
     n_kv_head = c.size("num_key_value_heads", n_head)
@@ -300,6 +316,6 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
-    "bitnet": _bitnet, "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "granite": _granite,
-    "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "smollm3": _smollm3,
+    "bitnet": _bitnet, "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "gemma4": read_gemma4,
+    "granite": _granite, "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "smollm3": _smollm3,
 }  # fmt: skip

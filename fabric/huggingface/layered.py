@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fabric.core.blocks import Floats
 from fabric.fields import Fields
+from fabric.huggingface.inert import name_unknown
 from fabric.huggingface.names import NORM, Family
 from fabric.huggingface.rope import read_rope
 
@@ -15,6 +18,8 @@ Arch = Mapping[str, Any]  # metadata, by keys without the architecture's name
 Shapes = dict[str, tuple[int, ...]]
 FULL, SLIDING, CONV = "full_attention", "sliding_attention", "conv"
 _MOST_TAPS = 8  # of a convolution
+_MOST_HEAD_DIM = 1 << 16
+_SHARED = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")  # what layers lack that take those of others
 
 
 def layer_types(c: Fields, n_layers: int, default: Callable[[int], bool], other: str = SLIDING) -> list[bool]:
@@ -52,6 +57,100 @@ def read_lfm2(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     return read_rope(c, rope, family, arch, 1e6)
 
 
+def read_gemma4(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
+    """Sizes by kind of layer, what the last layers share, and a RoPE for each kind."""
+    n_layers, head_dim = arch["block_count"], arch["attention.key_length"]
+    for key in ("attention_k_eq_v", "enable_moe_block"):
+        c.only(key, False, why="cannot be converted")
+    c.only("use_bidirectional_attention", None, "vision", why="such a model in GGUF cannot have")
+    for key in ("num_experts", "top_k_experts", "moe_intermediate_size", "num_global_key_value_heads"):
+        c.get(key)  # without effect where those flags are off
+    windowed = layer_types(c, n_layers, lambda i: bool((i + 1) % 6))
+    windowed[-1] = False  # as transformers has it, whatever its configuration says
+    shared = c.size("num_kv_shared_layers", least=0, most=n_layers - 1)
+    per_layer = c.size("hidden_size_per_layer_input", 0, least=0)
+    if per_layer:
+        c.only("vocab_size_per_layer_input", c.size("vocab_size"), why="is not vocab_size")
+    arch["final_logit_softcapping"] = c.number("final_logit_softcapping", 0.0, above=-1.0)  # readers take 30 for none
+    whole = _whole_head_dim(c, windowed, head_dim)
+    if c.flag("use_double_wide_mlp", False) and shared:
+        ffn = arch["feed_forward_length"]
+        arch["feed_forward_length"] = [ffn if i < n_layers - shared else 2 * ffn for i in range(n_layers)]
+    ropes = c.child("rope_parameters")
+    full, local = ropes.child(FULL), ropes.child(SLIDING)
+    full.only("rope_type", "proportional", "default", why="cannot be converted for a gemma4 model")
+    local.only("rope_type", "default", why="GGUF cannot express for layers with a window")
+    for rope in (full, local):
+        rope.only("factor", 1.0, why="cannot be expressed in GGUF")
+    local.only("partial_rotary_factor", 1.0, why="cannot be expressed in GGUF")
+    share = full.number("partial_rotary_factor", 1.0 if full.values else 0.25, most=1.0)
+    share = 1.0 if full.get("rope_type") == "default" else share
+    turned = np.arange(whole // 2) < int(share * whole // 2)
+    arch |= {
+        "attention.key_length": whole, "attention.value_length": whole, "rope.dimension_count": whole,
+        "attention.key_length_swa": head_dim, "attention.value_length_swa": head_dim,
+        "rope.dimension_count_swa": head_dim, "rope.freq_base": full.number("rope_theta", 1e6),
+        "rope.freq_base_swa": local.number("rope_theta", 1e4), "attention.sliding_window": c.size("sliding_window"),
+        "attention.sliding_window_pattern": windowed, "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": per_layer,
+    }  # fmt: skip
+    for fields in (full, local):
+        name_unknown(fields, frozenset())
+    name_unknown(ropes, frozenset())
+    return {"rope_freqs.weight": np.where(turned, 1.0, 1e30).astype(np.float32)}  # 1e30: as good as not turned
+
+
+def _whole_head_dim(c: Fields, windowed: list[bool], head_dim: int) -> int:
+    """Of layers that see all: by one setting, or as transformers saves it, layer by layer."""
+    sizes = c.child("per_layer_config")
+    if not sizes.values:
+        return c.size("global_head_dim", most=_MOST_HEAD_DIM)
+    c.get("global_head_dim")  # which is the same, or not there
+    every = [sizes.child(str(i)) for i in range(len(windowed))]
+    dims = [one.size("head_dim", head_dim, most=_MOST_HEAD_DIM) for one in every]
+    whole = {dim for dim, has_window in zip(dims, windowed, strict=True) if not has_window}
+    local = {dim for dim, has_window in zip(dims, windowed, strict=True) if has_window}
+    if len(whole) > 1 or local - {head_dim} or any(one.rest() for one in every):
+        raise c.error("per_layer_config", "gives layers sizes that a gemma4 model in GGUF cannot have")
+    return whole.pop()
+
+
+def _gemma4_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
+    """By kind of layer; those that share keys and values have none."""
+    d, per_layer, n_layers = arch["embedding_length"], arch["embedding_length_per_layer_input"], arch["block_count"]
+    if layer < 0:
+        tables: Shapes = {
+            "per_layer_token_embd.weight": (arch["vocab_size"], n_layers * per_layer),
+            "per_layer_model_proj.weight": (n_layers * per_layer, d), "per_layer_proj_norm.weight": (per_layer,),
+        }  # fmt: skip
+        return {**shapes, **(tables if per_layer else {})}
+    head_dim = arch[
+        "attention.key_length_swa" if arch["attention.sliding_window_pattern"][layer] else "attention.key_length"
+    ]
+    q, kv, ffn = (
+        arch["attention.head_count"] * head_dim,
+        arch["attention.head_count_kv"] * head_dim,
+        arch["feed_forward_length"],
+    )
+    ffn = ffn[layer] if isinstance(ffn, list) else ffn
+    own: Shapes = {
+        "attn_q.weight": (q, d), "attn_k.weight": (kv, d), "attn_v.weight": (kv, d), "attn_output.weight": (d, q),
+        "attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,), "ffn_gate.weight": (ffn, d),
+        "ffn_up.weight": (ffn, d), "ffn_down.weight": (d, ffn), "inp_gate.weight": (per_layer, d),
+        "proj.weight": (d, per_layer), "layer_output_scale.weight": (1,),
+    }  # fmt: skip
+    lacking: tuple[str, ...] = _SHARED if layer >= n_layers - arch["attention.shared_kv_layers"] else ()
+    lacking += () if per_layer else ("inp_gate.weight", "proj.weight", "post_norm.weight")
+    return {name: own.get(name, shape) for name, shape in shapes.items() if name not in lacking}
+
+
+def unused(arch: Arch, name: str) -> bool:
+    """Whether a checkpoint may hold a tensor (GGUF's name) that transformers passes over too."""
+    parts = name.split(".", 2)
+    first = arch["block_count"] - arch.get("attention.shared_kv_layers", 0)
+    return parts[0] == "blk" and int(parts[1]) >= first and parts[2] in _SHARED
+
+
 def alike(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
     """Of layers that do not differ."""
     return shapes
@@ -72,5 +171,5 @@ def _lfm2_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
     return {"attn_norm.weight": (d,), **convolution, **kept}
 
 
-SHAPES: dict[str, Callable[[Arch, int, Shapes], Shapes]] = {"lfm2": _lfm2_shapes}
+SHAPES: dict[str, Callable[[Arch, int, Shapes], Shapes]] = {"gemma4": _gemma4_shapes, "lfm2": _lfm2_shapes}
 """The shapes of a layer's tensors (of -1: of those outside layers), from what they would be if all were alike."""

@@ -61,7 +61,9 @@ def convert_model(path: Path, output: str, type: str = "keep", progress: Progres
         settings, architecture = read.settings, read.settings.family.architecture
         metadata = {
             "general.architecture": architecture, "general.type": "model", "general.name": path.resolve().name,
-            **settings.metadata, **tokenizer_metadata(folder, settings.vocab_size, settings.fields),
+            **settings.metadata, **tokenizer_metadata(
+                folder, settings.vocab_size, settings.fields, settings.family.by_merges
+            ),
         }  # fmt: skip
     tensors = [_tensor(name, source, type) for name, source in read.tensors.items()]
     tensors += [_Tensor(TensorSpec(name, F32, made.shape), made) for name, made in settings.tensors.items()]

@@ -39,7 +39,8 @@ _FUSED = {
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ""),
     "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
 }  # fmt: skip
-_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.0-9]+)\.(weight|bias)")
+_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.0-9]+?)(?:\.(weight|bias))?")
+_BARE = "layer_scalar"  # a parameter that is no module's
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 KEPT_F32 = "shortconv.conv.weight"  # matrices that readers want in F32
 QKV = frozenset({"attn_q", "attn_k", "attn_v"})
@@ -49,7 +50,10 @@ _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 _TEXT_PREFIXES = (
     ("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
 )  # fmt: skip
-_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_OTHER_PARTS = (
+    "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
+    "model.audio_tower.", "model.embed_audio.", "model.embed_vision.",
+)  # fmt: skip
 _COMMON: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
     "head_dim": None, "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
@@ -79,6 +83,7 @@ class Family:
     rope_factors: bool = False  # whether GGUF's readers divide frequencies by rope_freqs.weight
     own_yarn: bool = False  # YaRN has bounds of its own and a part of its effect on the magnitude
     longrope: bool = False  # a part of each head is turned, with frequencies that depend on the context
+    by_merges: bool = False  # readers know its vocabulary by merges, though it has pieces as SentencePiece has
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
 
     @property
@@ -97,15 +102,17 @@ class Family:
         if not found:
             return self.tops.get(name)
         module = self.names.get(found[2])
-        return f"blk.{found[1]}.{module}.{found[3]}" if module else None
+        if not module or (found[3] is None) != (found[2] == _BARE):
+            return None
+        return f"blk.{found[1]}.{module}.{found[3] or 'weight'}"
 
     def theirs(self, name: str) -> str | None:
         """transformers' name of a GGUF tensor, None when there is none."""
         found = _OURS_IN_LAYER.fullmatch(name)
         if not found:
             return next((theirs for theirs, ours in self.tops.items() if ours == name), None)
-        names = {ours: theirs for theirs, ours in self.names.items()}
-        return f"model.layers.{found[1]}.{names[found[2]]}.{found[3]}" if found[2] in names else None
+        module = {ours: theirs for theirs, ours in self.names.items()}.get(found[2])
+        return f"model.layers.{found[1]}.{module if module == _BARE else f'{module}.{found[3]}'}" if module else None
 
     def reordered(self, name: str, rows: npt.NDArray[Any], heads: Mapping[str, int], back: bool = False) -> Any:
         """The rows of a tensor (GGUF's `name`) in GGUF's order, or `back` in transformers' order.
@@ -174,6 +181,26 @@ FAMILIES = (
         "gemma2", ("Gemma2ForCausalLM",), ("gemma2",), layer=_NORMS_AROUND, activations=_GELU, norm_offset=1.0,
         defaults={**_GEMMA, "use_bidirectional_attention": None, "vocab_size": 256000,
                   "max_position_embeddings": 8192, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+    ),
+    Family(
+        "gemma4", ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), ("gemma4_text", "gemma4"),
+        activations=_GELU, by_merges=True,
+        layer={
+            **_HEAD_NORMS, **_NORMS_AROUND, "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj",
+            "post_per_layer_input_norm": "post_norm", _BARE: "layer_output_scale",
+        },
+        top={
+            "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+            "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
+            "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+        },
+        defaults={**{key: value for key, value in _GEMMA.items() if key != "query_pre_attn_scalar"},
+                  "num_hidden_layers": 30, "vocab_size": 262144, "max_position_embeddings": 131072,
+                  "sliding_window": 512, "use_bidirectional_attention": None, "final_logit_softcapping": None,
+                  "vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256, "attention_k_eq_v": False,
+                  "num_kv_shared_layers": 0, "enable_moe_block": False, "use_double_wide_mlp": False,
+                  "num_experts": None, "top_k_experts": None, "moe_intermediate_size": None, "global_head_dim": 512,
+                  "num_global_key_value_heads": None, "per_layer_config": None},
     ),
     Family(
         "smollm3", ("SmolLM3ForCausalLM",), ("smollm3",), pairs_rope=True,

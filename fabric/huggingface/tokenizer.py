@@ -30,13 +30,13 @@ _MOST_TEMPLATE = 1 << 20
 Metadata = dict[str, Any]
 
 
-def tokenizer_metadata(folder: Folder, rows: int, settings: Fields) -> Metadata:
+def tokenizer_metadata(folder: Folder, rows: int, settings: Fields, by_merges: bool) -> Metadata:
     """The `tokenizer.*` keys, with a token for each of the embedding's `rows`. `settings`: config.json, for ids that it
-    alone names.
+    alone names. `by_merges`: a vocabulary of pieces is written with its merges, as Gemma 4's.
 
     Raises DataError for a tokenizer of another kind, MissingInputError when there is none.
     """
-    vocabulary = _vocabulary(folder)
+    vocabulary = _vocabulary(folder, by_merges)
     config = folder.json_if_any("tokenizer_config.json")
     special = _special_tokens(folder, config, vocabulary, rows)
     metadata = vocabulary.keys(rows)
@@ -55,9 +55,9 @@ def tokenizer_metadata(folder: Folder, rows: int, settings: Fields) -> Metadata:
     return metadata | _templates(folder, config)
 
 
-def _vocabulary(folder: Folder) -> Vocabulary:
+def _vocabulary(folder: Folder, by_merges: bool) -> Vocabulary:
     if folder.has(bpe.NAME):
-        return read_tokenizer_json(folder)
+        return read_tokenizer_json(folder, by_merges)
     if folder.has(tekken.NAME):
         return read_tekken(folder)
     pieces = folder.names("tokenizer.model*")

@@ -76,7 +76,7 @@ def read_config(gguf: GGUF) -> Config:
             ffn=tuple(keys.each("feed_forward_length", n_layers)),
             shared=keys.size("attention.shared_kv_layers", 0, least=0, most=n_layers - 1),
             per_layer=keys.size("embedding_length_per_layer_input", 0, least=0),
-            softcap=keys.number("final_logit_softcapping", 0.0, above=-1.0),
+            softcap=keys.number("final_logit_softcapping", 30.0, above=-1.0),  # 0: none
         )
         if wrong := [n for n in config.kv_heads if decoder.n_head % n]:
             raise keys.error("attention.head_count_kv", f"is {wrong[0]}, which {decoder.n_head} heads cannot share")

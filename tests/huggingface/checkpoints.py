@@ -57,6 +57,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 4.0,
         },
     ),
+    "gemma4": (
+        "Gemma4",
+        {
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 1,
+            "global_head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "sliding_window": 16,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": VOCAB,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
     "lfm2": ("Lfm2", {"num_hidden_layers": 3, "full_attn_idxs": [1], "intermediate_size": 300}),
     "bitnet": ("BitNet", {"tie_word_embeddings": True}),
     "mistral3": ("Ministral3", {"head_dim": 32, "rope_parameters": MINISTRAL}),
@@ -101,15 +116,18 @@ def tokenizer(folder: Path, kind: str = "llama3") -> Any:
     return fast
 
 
-def spm_json(folder: Path, prefix: bool) -> Any:
-    """A SentencePiece vocabulary as a tokenizer.json: what Gemma and Llama 2 come with."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def spm_json(folder: Path, prefix: bool, lines: bool = False) -> Any:
+    """A SentencePiece vocabulary as a tokenizer.json: what Gemma and Llama 2 come with. `lines`: no piece spans two."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     space = normalizers.Replace(" ", "▁")
     made = Tokenizer(models.BPE())
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if prefix else space
-    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # while training: no piece spans two words
+    cuts = [pre_tokenizers.Split("▁", "merged_with_next")]  # while training: no piece spans two words
+    if lines:
+        cuts.append(pre_tokenizers.Split(Regex("\n+"), "isolated"))
+    made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     trainer = trainers.BpeTrainer(vocab_size=130, show_progress=False)
     made.train_from_iterator(CORPUS, trainer)
     told = json.loads(made.to_str())
@@ -153,13 +171,15 @@ def checkpoint(folder: Path, name: str, seed: int = 0, dtype: str = "float32", *
 
     cls, extra = KINDS[name]
     torch.manual_seed(seed)
-    config = getattr(transformers, "Gemma3TextConfig" if cls == "Gemma3" else f"{cls}Config")(
+    config = getattr(transformers, f"{cls}TextConfig" if cls in ("Gemma3", "Gemma4") else f"{cls}Config")(
         **{**COMMON, **extra, **settings}
     )
     model = getattr(transformers, f"{cls}ForCausalLM")(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # also norms and biases, which begin as ones and zeros
+        for path, parameter in model.named_parameters():  # also norms and biases, which begin as ones and zeros
             parameter.add_(0.1 * torch.randn_like(parameter))
+            if cls == "Gemma4" and "q_norm" in path:  # which stands for the factor of scores
+                parameter.mul_(0.25)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer(folder)
     return load(folder)

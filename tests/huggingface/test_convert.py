@@ -109,6 +109,29 @@ def test_a_sentencepiece_vocabulary_in_a_tokenizer_json_gives_the_same_ids(
         assert converted_tokenizer(tmp_path).encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
 
 
+def test_gemma_4_as_it_is_published_converts(tmp_path: Path) -> None:
+    """One setting for heads that see all, keys and values that no layer uses, and a vocabulary known by its merges."""
+    from safetensors.torch import load_file, save_file
+
+    model = checkpoint(tmp_path / "hf", "gemma4")
+    theirs = checkpoints.spm_json(tmp_path / "hf", prefix=False, lines=True)
+    edit(tmp_path / "hf" / "config.json", per_layer_config=None, global_head_dim=32)
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    weights["model.layers.3.self_attn.k_proj.weight"] = torch.ones(32, 64)
+    save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    for text in TEXTS[:-2]:
+        assert converted_tokenizer(tmp_path).encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
+    with GGUF.open(tmp_path / "m.gguf") as gguf:
+        assert gguf.metadata["tokenizer.ggml.model"] == "gemma4"
+    assert relative_error(ours.logits(tmp_path / "m.gguf", TOKENS), logits(model, TOKENS)) < 1e-5
+    pytest.importorskip("xllamacpp", reason="files are compared with stock llama.cpp")
+    from tests.support.llama_cpp import Llama
+
+    with Llama(tmp_path / "m.gguf") as stock:
+        assert relative_error(stock.logits(TOKENS), logits(model, TOKENS)) < 1e-3
+        assert stock.tokenize(TEXTS[0]) == converted_tokenizer(tmp_path).encode(TEXTS[0])
+
+
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_tokenizer_model_gives_the_ids_of_sentencepiece(
     prefix: bool, llama: tuple[Path, Path], tmp_path: Path
@@ -189,13 +212,14 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "name", ["bitnet", "exaone4", "gemma2", "granite", "lfm2", "mistral3", "olmo2", "phi3", "smollm3"]
+    "name", ["bitnet", "exaone4", "gemma2", "gemma4", "granite", "lfm2", "mistral3", "olmo2", "phi3", "smollm3"]
 )
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     checkpoint(tmp_path / "hf", name)
     modules = [*ALL[:-1], "qkv_proj", "gate_up_proj", "in_proj", "out_proj", "w1", "w2", "w3"]
+    modules += ["per_layer_input_gate", "per_layer_projection"]
     theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=modules)
     script = (
         "convert hf -o m.gguf && fabric convert peft -m m.gguf -o a.gguf && fabric convert a.gguf -m m.gguf -o back"

@@ -28,7 +28,7 @@ CLASSES = {
     "gemma3_text": "Gemma3TextConfig",
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
     "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config",
-    "lfm2": "Lfm2Config", "ministral3": "Ministral3Config",
+    "gemma4_text": "Gemma4TextConfig", "lfm2": "Lfm2Config", "ministral3": "Ministral3Config",
 }  # fmt: skip
 
 
@@ -61,6 +61,7 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"rope_parameters": LONGROPE | {"attention_factor": 1.3, "factor": 3.0}}),
     ("phi3", {"original_max_position_embeddings": 20, "tie_word_embeddings": True, "rope_parameters": LONGROPE}),
     ("lfm2", {"block_auto_adjust_ff_dim": False, "intermediate_size": 96, "tie_word_embeddings": False}),
+    ("gemma4", {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "final_logit_softcapping": None}),
     ("gemma3", {"tie_word_embeddings": False}),
     ("gemma3", {"layer_types": ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]}),
     ("gemma3", {"layer_types": ["sliding_attention"] * 7}),
@@ -109,6 +110,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_parameters": YARN | {"beta_fast": 16.0}}, "beta_fast"),
     ("bitnet", {"hidden_act": "silu"}, "hidden_act"),
     ("lfm2", {"conv_bias": True}, "conv_bias"),
+    ("gemma4", {"enable_moe_block": True}, "enable_moe_block"),
+    ("gemma4", {"attention_k_eq_v": True}, "attention_k_eq_v"),
+    ("gemma4", {"per_layer_config": {"0": {"head_dim": 32}}}, "per_layer_config"),
+    ("gemma4", {"vocab_size_per_layer_input": 300}, "vocab_size_per_layer_input"),
     ("lfm2", {"layer_types": ["conv", "sliding_attention", "conv"]}, "layer_types"),
     ("bitnet", {"quantization_config": {"quant_method": "bitnet"}}, "quantization_config"),
     ("mistral3", {"sliding_window": 16}, "sliding_window"),
