@@ -40,8 +40,7 @@ def command(
         ),
     ] = "keep",
 ) -> None:
-    """Converts a Hugging Face checkpoint (llama, mistral, qwen2, qwen3, gemma2, gemma3, smollm3, granite, olmo2,
-    exaone4) to GGUF, and LoRA adapters both ways.
+    """Converts a Hugging Face checkpoint of an architecture that fabric trains to GGUF, and LoRA adapters both ways.
 
     A folder with config.json is a checkpoint, one with adapter_config.json a PEFT adapter.
     """

@@ -79,17 +79,30 @@ def sound(rng: random.Random) -> tuple[Metadata, Shapes]:
     if arch == "gemma3":
         metadata |= {f"{arch}.attention.sliding_window": rng.choice([1, 3, 64]),
                      f"{arch}.attention.sliding_window_pattern": rng.choice([1, 2])}  # fmt: skip
-    shapes: Shapes = {"token_embd.weight": (vocab, width), "output_norm.weight": (width,)}
+    convolves = [arch == "lfm2" and rng.random() < 0.6 for _ in range(blocks)]
+    taps = rng.choice([1, 2, 3, 4, 8])
+    if arch == "lfm2":
+        metadata |= {
+            f"{arch}.shortconv.l_cache": taps,
+            f"{arch}.attention.head_count_kv": [kv * (not c) for c in convolves],
+        }
+    norm = "token_embd_norm.weight" if arch == "lfm2" else "output_norm.weight"
+    shapes: Shapes = {"token_embd.weight": (vocab, width), norm: (width,)}
     if rng.random() < 0.5:
         shapes["output.weight"] = (vocab, width)
     for block in range(blocks):
         rows = {"attn_q": (q, width), "attn_k": (k, width), "attn_v": (k, width), "attn_output": (width, q),
                 "ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn)}  # fmt: skip
+        if convolves[block]:
+            rows = {name: shape for name, shape in rows.items() if name.startswith("ffn")}
+            rows |= {"shortconv.in_proj": (3 * width, width), "shortconv.out_proj": (width, width),
+                     "shortconv.conv": (width, taps)}  # fmt: skip
         shapes |= {f"blk.{block}.{name}.weight": shape for name, shape in rows.items()}
         if arch == "qwen2" or rng.random() < 0.2:
-            shapes |= {f"blk.{block}.{name}.bias": rows[name][:1] for name in ("attn_q", "attn_k", "attn_v", "ffn_up")}
+            shapes |= {f"blk.{block}.{name}.bias": rows[name][:1] for name in ("attn_q", "attn_k", "attn_v", "ffn_up")
+                       if name in rows}  # fmt: skip
         norms = {"attn_norm": width, "ffn_norm": width}
-        if arch in ("qwen3", "gemma3"):
+        if arch in ("qwen3", "gemma3", "lfm2") and not convolves[block]:
             norms |= {"attn_q_norm": head_dim, "attn_k_norm": head_dim}
         if arch == "gemma3":
             norms |= {"post_attention_norm": width, "post_ffw_norm": width}

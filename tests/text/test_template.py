@@ -15,7 +15,7 @@ from fabric.text.template import CHATML, ChatTemplate
 from tests.support.paths import shared
 from tests.text.vocabularies import smollm2_tokenizer
 
-ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>", "</s>")
 CONTROLS = (*ENDS, "<|im_start|>", "<s>")
 ONE = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Say"}]
 TWO = [*ONE, {"role": "user", "content": "Again"}, {"role": "assistant", "content": "Once more"}]
@@ -84,6 +84,8 @@ THINK = "<think>\n\n</think>\n\n"
         ("meta-llama-Llama-3.2-3B-Instruct", ["Say<|eot_id|>", "Once more<|eot_id|>"]),
         ("microsoft-Phi-3.5-mini-instruct", ["Say<|end|>", "Once more<|end|>"]),
         ("mistralai-Mistral-Nemo-Instruct-2407", ["Say</s>", "Once more</s>"]),
+        ("LFM2-8B-A1B", ["Say<|im_end|>", "Once more<|im_end|>"]),
+        ("google-gemma-4-31B-it", ["Say<turn|>", "Once more<turn|>"]),
     ],
 )
 def test_published_templates_train_each_answer_with_its_end(name: str, expected: list[str]) -> None:
