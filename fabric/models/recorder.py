@@ -195,7 +195,7 @@ class Recorder:
         if info is None or info.type == F32 or name in self.sources:
             return self.weight(name)
         if name not in self.leaves:
-            self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(info.shape))
+            self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(-1, info.shape[-1]))
         return self.leaves[name]
 
     def constant(self, values: npt.NDArray[np.floating[Any]]) -> Tensor:
