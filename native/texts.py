@@ -5,7 +5,8 @@ from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
 FOLDERS = tuple(
-    NATIVE / name for name in ("kernels", "backends/cuda", "backends/metal", "backends/sycl", "graph", "quant")
+    NATIVE / name
+    for name in ("kernels", "kernels/matrix", "backends/cuda", "backends/metal", "backends/sycl", "graph", "quant")
 )
 NAMES = (
     "*.kernel",

@@ -4,8 +4,8 @@
 #include "../graph/backend.h"
 #include "names.h"
 
-/* The files of this folder, one a kernel, and those that need matrix units: a backend that has them has a file of its own
- * for each, two of them once more for units that multiply F16. */
+/* The files of this folder, one a kernel, and those that need matrix units: in the folder matrix what several backends run, and in
+ * a backend's own the others, two of them once more for units that multiply F16. */
 #define FB_KERNEL_NAMES(X)                                                                                     \
     X(attention) X(attention_dkv) X(attention_dq) X(attention_few) X(columns) X(conv) X(elements) X(gate)      \
     X(norm) X(parts) X(peak) X(product) X(product_few) X(rope) X(rows) X(sumsq) X(tally) X(update) X(xent)
@@ -89,6 +89,7 @@ typedef struct fb_kernel_limits {
     uint64_t binding_bytes; /* of an operand; 0: any */
     uint32_t subgroup;      /* threads that share matrix units of 16 x 16 x 16 summed in F32; 0: there are none */
     int f16;                /* those units multiply F16, not BF16 */
+    int products_alone;     /* those units serve products, but not attention */
     uint32_t rounds;        /* after which a driver ends the loops of a thread; 0: it does not */
     uint32_t tile_rows, tile_cols; /* most of a product's output that a workgroup owns: 16, 32, 64, or 0: by its shape */
 } fb_kernel_limits;

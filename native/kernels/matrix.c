@@ -52,7 +52,10 @@ static void matrix_tiles(dispatch *d, const fb_kernel_limits *limits, uint32_t m
     uint32_t bm = 64, bn = 64, wm = 32, wn = 32;
     if (n <= 16) bm = 128, bn = 16, wm = 32, wn = 16;
     else if (m <= 16) bm = 16, bn = 128, wm = 16, wn = 32;
-    else if (m > 64 && n > 64 && up(m, 128) * up(n, 128) >= ENOUGH / 4) bm = bn = 128, wm = wn = 64;
+    else if (m > 64 && n > 64 && up(m, 128) * up(n, 128) >= ENOUGH / 4 && limits->threads >= 256) bm = bn = 128, wm = wn = 64;
+    while (wm * wn > limits->subgroup * (limits->subgroup < 32 ? 64 : 128)) /* sums that lie in registers */
+        if (wm >= wn) wm /= 2;
+        else wn /= 2;
     struct fb_matrix_product_constants *c = &d->constant.matrix_product;
     c->THREADS = bm / wm * (bn / wn) * limits->subgroup;
     c->BM = bm, c->BN = bn, c->WM = wm, c->WN = wn;
@@ -226,7 +229,7 @@ int fb_lower_matrix_attention(dispatch *d, const fb_kernel_limits *limits) {
     const struct fb_attention_dq_operands *dq = &d->operand.attention_dq;
     const struct fb_attention_dkv_operands *dkv = &d->operand.attention_dkv;
     const int by_keys = d->kernel == FB_KERNEL_attention_dkv;
-    if (!limits->subgroup || limits->f16 || limits->threads < threads || hd % 32 || hd > 256 || a->T.most <= FEW_ROWS) return 0;
+    if (!limits->subgroup || limits->f16 || limits->products_alone || limits->threads < threads || hd % 32 || hd > 256 || a->T.most <= FEW_ROWS) return 0;
     const uint32_t block = block_rows(limits, hd);
     int halves = block > 0;
     if (by_keys) halves = halves && in_halves(&dkv->Q) && in_halves(&dkv->K) && in_halves(&dkv->V) && in_halves(&dkv->DO);

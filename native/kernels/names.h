@@ -202,7 +202,7 @@
     BIND(4, ACC, ACT, READ) BIND(5, BIAS, WORDS, READ) \
     BIND(6, ROW_SCALE, WORDS, READ) /* F32 (M, 1): of the rows of X and U */
 #define matrix_product_CONSTANTS(SPEC, TILE) \
-    SPEC(3, OP) /* as of product */ SPEC(4, F16) \
+    TILE(3, OP, 0u) /* as of product */ SPEC(4, F16) \
     TILE(5, BM, 128u) TILE(6, BN, 128u) /* of a workgroup */ \
     TILE(7, WM, 64u) TILE(8, WN, 64u)   /* of a subgroup */
 #define matrix_product_ARGUMENTS product_ARGUMENTS /* R and DEPTH are multiples of 32 */

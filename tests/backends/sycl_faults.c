@@ -1,6 +1,7 @@
 /* sycl_faults.c - stands before the shim of the SYCL backend, which it is linked to, and lets one call fail:
  * SHIM_FAIL="shim_run 40 2" makes each shim_run from the 40th on return 2. A failing shim_build gets a text that does not compile.
- * SHIM_LOG=FILE has a line for each build, with the number of its kernels. */
+ * SHIM_LOG=FILE has a line for each build, with the number of its kernels, and whether products on matrix units are among them. SHIM_UNITS="8 16 16" lets the device have joint matrices
+ * of these sizes, which SHIM_JOINT, a header, stands in for. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -36,11 +37,24 @@ STAND_BEFORE(shim_read, (shim_device * device, const void *at, void *dst, uint64
 STAND_BEFORE(shim_run, (shim_device * device, int kernel, const shim_args *args, uint64_t groups, uint32_t threads), device,
              kernel, args, groups, threads)
 
+int shim_describe(int index, shim_facts *facts) {
+    const int result = REAL(shim_describe)(index, facts);
+    if (getenv("SHIM_UNITS")) sscanf(getenv("SHIM_UNITS"), "%u %u %u", &facts->unit_m, &facts->unit_n, &facts->unit_k);
+    return result;
+}
+
 int shim_build(shim_device *device, const char *text, const char *const *files, int n_files, const char *const *names, int n,
                int *first) {
+    static char with[4 << 20];
     const int rejected = fault("shim_build", PASS) != PASS;
+    FILE *header = getenv("SHIM_JOINT") ? fopen(getenv("SHIM_JOINT"), "r") : NULL;
+    if (header) {
+        with[fread(with, 1, sizeof with - 1, header)] = 0;
+        fclose(header);
+        text = strncat(with, text, sizeof with - strlen(with) - 1);
+    }
     FILE *log = getenv("SHIM_LOG") ? fopen(getenv("SHIM_LOG"), "a") : NULL;
-    if (log) fprintf(log, "build %d\n", n), fclose(log);
+    if (log) fprintf(log, "build %d%s\n", n, strstr(text, "matrix_product") ? ", matrix units" : ""), fclose(log);
     failed = 0;
     return REAL(shim_build)(device, rejected ? "int answer = question;" : text, files, n_files, names, n, first);
 }

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from fabric.core.sycl import Missing, shim
+from tests.backends.sycl_texts import UNITS
 from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import build
 from tests.support.paths import REPOSITORY, smollm2
 
 __all__ = ["rows", "tiny", "uneven"]
+JOINT = Path(__file__).with_name("joint.h")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,22 @@ def test_every_op_is_right_on_the_processor(cache: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# Each kind of product on one size of units: weights by their rows, by their columns, and two activations.
+ON_UNITS = dict(zip(("linear", "linear_dx", "linear_dw"), UNITS, strict=True))
+
+
+@pytest.mark.parametrize("op", ON_UNITS)
+def test_products_of_joint_matrices_are_right(op: str, failing: Path, tmp_path: Path) -> None:
+    (library,) = failing.rglob("shim.so")
+    program = build(os.environ.get("CC", "cc"), tmp_path / "ops", "-O1", "-DFB_SLAB_BYTES=16384")
+    env = {"OPS_SYCL": str(library), "SHIM_UNITS": ON_UNITS[op], "SHIM_JOINT": str(JOINT)}
+    done = subprocess.run(
+        [str(program), "quick", "sycl", op], capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sycl, bf16 matrix units" in done.stdout
+
+
 def test_a_run_has_the_cpus_losses_under_any_limits_and_so_has_generation(
     cache: Path, tiny: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -100,7 +118,7 @@ def test_a_run_has_the_cpus_losses_under_any_limits_and_so_has_generation(
     texts = [
         fabric(
             "generate", "-m", tiny, "--prompt", "Is 3 odd?", "--max-tokens", "8", "--precision", "f32",
-            "--device", device, cwd=tmp_path, env=env,
+            "--device", device, cwd=tmp_path, env=env, timeout=600,
         )
         for device in ("cpu", "sycl")
     ]  # fmt: skip
@@ -108,6 +126,24 @@ def test_a_run_has_the_cpus_losses_under_any_limits_and_so_has_generation(
     assert texts[0].out == texts[1].out
     listed = json.loads(fabric("devices", "--json", env=env).out)["devices"]
     assert [d["driver"].split()[0] for d in listed if d["backend"] == "sycl"] == ["OpenCL"]
+
+
+def test_a_run_in_16_bits_uses_the_units_that_a_device_has_and_has_the_losses_of_one_without(
+    failing: Path, tiny: Path, rows: Path, tmp_path: Path
+) -> None:
+    plain = {"XDG_CACHE_HOME": str(failing), "SHIM_LOG": str(tmp_path / "log")}
+    units = plain | {"SHIM_UNITS": UNITS[0], "SHIM_JOINT": str(JOINT)}
+    for name, env, used in (("plain", plain, False), ("units", units, True)):
+        (tmp_path / "log").unlink(missing_ok=True)
+        ended = train(tmp_path, tiny, rows, "sycl", env, "--precision", "bf16", name=name)
+        assert ended.code == 0, ended.err
+        assert ("matrix units" in (tmp_path / "log").read_text()) is used
+    for a, b in zip(told(tmp_path / "plain.jsonl"), told(tmp_path / "units.jsonl"), strict=True):
+        assert abs(a["loss"] - b["loss"]) < 2e-3 * a["loss"]  # weights are rounded to 16 bits
+        assert abs(a["grad_norm"] - b["grad_norm"]) < 2e-2 * a["grad_norm"]
+    for env, isa in ((plain, "sycl"), (units, "sycl, bf16 matrix units")):
+        listed = json.loads(fabric("devices", "--json", env=env).out)["devices"]
+        assert [d["isa"] for d in listed if d["backend"] == "sycl"] == [isa]
 
 
 def test_kernels_are_built_once_and_serve_feeds_of_any_size(
@@ -212,4 +248,4 @@ def test_every_kernel_compiles_with_its_constants_built_in_as_for_a_gpu(cache: P
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=600
     )
-    assert done.stdout.strip() == "0", done.stdout + done.stderr
+    assert done.stdout.strip() == str([""] * (1 + len(UNITS))), done.stdout + done.stderr

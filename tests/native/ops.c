@@ -243,6 +243,7 @@ static void *open_portable(const fb_backend *which) {
     if (backend->find) backend->find(getenv("OPS_SYCL"), NULL);
     MUST(backend->open(0, &options, &device, &info));
     matrix_units = strstr(info.isa, "matrix") != NULL;
+    few_variants |= matrix_units;
     printf("device: %s, %s\n", info.name, info.isa);
     for (int kind = FB_PEAK_F32; backend->peak && kind <= FB_PEAK_READ; kind++) {
         double peak = 0;

@@ -85,6 +85,22 @@ std::vector<sycl::device> all_devices() {
     return found;
 }
 
+// The first combination of joint matrices that kernels can use: whole ones make up a block of 16 x 16 x 16. Where a device has any
+// size up to a largest one, that is the largest up to 16.
+void find_units(const sycl::device &d, shim_facts *facts) {
+    using type = syclex::matrix::matrix_type;
+    if (!d.has(sycl::aspect::ext_intel_matrix)) return;
+    const auto teams = d.get_info<sycl::info::device::sub_group_sizes>();
+    for (const auto &c : d.get_info<syclex::info::device::matrix_combinations>()) {
+        const auto of = [](size_t exact, size_t most) { return uint32_t(exact ? exact : std::min<size_t>(most, 16)); };
+        const uint32_t m = of(c.msize, c.max_msize), n = of(c.nsize, c.max_nsize), k = of(c.ksize, c.max_ksize);
+        if (c.atype != type::bf16 || c.btype != type::bf16 || c.ctype != type::fp32 || c.dtype != type::fp32) continue;
+        if (!m || !n || k < 2 || 16 % m || 16 % n || 16 % k || std::find(teams.begin(), teams.end(), n) == teams.end()) continue;
+        facts->unit_m = m, facts->unit_n = n, facts->unit_k = k;
+        return;
+    }
+}
+
 // Room of the host's for n bytes on their way to the device.
 char *stage(shim_device *d, size_t n) {
     if (d->used + n > shim_device::STAGED) {
@@ -125,6 +141,7 @@ int shim_describe(int index, shim_facts *facts) {
         facts->allocation_bytes = d.get_info<sycl::info::device::max_mem_alloc_size>();
         facts->workgroup_bytes = uint32_t(d.get_info<sycl::info::device::local_mem_size>());
         facts->workgroup_threads = uint32_t(d.get_info<sycl::info::device::max_work_group_size>());
+        find_units(d, facts);
         return SHIM_OK;
     });
 }

@@ -14,6 +14,7 @@ typedef struct shim_facts {
     int32_t kind, cores, own_memory;
     uint64_t memory_bytes, allocation_bytes;
     uint32_t workgroup_bytes, workgroup_threads;
+    uint32_t unit_m, unit_n, unit_k; /* of joint matrices of BF16 summed in F32, by unit_n work-items; 0: there are none */
 } shim_facts;
 
 /* What every kernel takes, as sycl.prelude declares it. */

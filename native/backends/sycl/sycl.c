@@ -7,7 +7,8 @@
 #include "../../os.h"
 #include "shim.h"
 
-enum { LEAST_THREADS = 128, LEAST_SHARED = 16 << 10, PART = 64 /* kernels between two marks */ };
+enum { LEAST_THREADS = 128, LEAST_SHARED = 16 << 10, UNITS_SHARED = 40 << 10 /* for products of joint matrices */,
+       PART = 64 /* kernels between two marks */ };
 _Static_assert((int)SHIM_BUFFERS == (int)FB_BINDINGS && (int)SHIM_SPECS == (int)FB_SPECS && (int)SHIM_WORDS > (int)FB_PUSH_WORDS &&
                    (int)SHIM_COUNTS >= (int)FB_COUNTS, "arguments of kernels");
 
@@ -29,10 +30,9 @@ typedef struct kernel {
 typedef struct sycl {
     shim_device *device;
     fb_kernel_limits limits;
+    shim_facts facts;
     uint32_t most_groups; /* of a launch */
     int few;              /* kernels read their constants from their arguments */
-    int cores;
-    uint64_t memory_bytes;
     kernel *kernels;
     int n_kernels, room_kernels;
 } sycl;
@@ -106,9 +106,9 @@ static int look(int index, shim_facts *facts, fb_device_info *info) {
     snprintf(info->backend, sizeof info->backend, "sycl");
     snprintf(info->name, sizeof info->name, "%s", facts->name);
     snprintf(info->driver, sizeof info->driver, "%s %.60s", facts->api, facts->driver);
-    snprintf(info->isa, sizeof info->isa, "sycl");
+    snprintf(info->isa, sizeof info->isa, facts->unit_n ? "sycl, bf16 matrix units" : "sycl");
     info->cores = facts->cores;
-    info->bf16 = facts->kind != SHIM_PROCESSOR;
+    info->bf16 = facts->kind != SHIM_PROCESSOR || facts->unit_n;
     info->software = facts->kind == SHIM_PROCESSOR;
     info->own_memory = facts->own_memory;
     info->memory_bytes = facts->memory_bytes;
@@ -150,8 +150,8 @@ static int sycl_open(int index, const fb_device_options *options, void **self, f
                                    .tile_cols = options->tile_cols};
     s->most_groups = info->workgroups;
     s->few = facts.kind == SHIM_PROCESSOR; /* whose compiler takes longer than most kernels run */
-    s->cores = facts.cores;
-    s->memory_bytes = facts.memory_bytes;
+    s->facts = facts;
+    if (info->workgroup_bytes >= UNITS_SHARED) s->limits.subgroup = facts.unit_n, s->limits.products_alone = 1;
     code = check(shim.shim_open(index, &s->device), "open");
     if (code) sycl_close(s);
     else *self = s;
@@ -226,15 +226,18 @@ static int kernel_of(sycl *s, const fb_dispatch *d) {
 
 /* Builds kernels [first, n_kernels) as one text, since reading SYCL's headers takes longer than a kernel does. */
 static int build(sycl *s, int first) {
-    enum { HEAD = 256, EACH = 640, NAME = 24 };
+    enum { HEAD = 384, EACH = 768, NAME = 24 };
     const int n = s->n_kernels - first;
     if (n == 0) return FB_OK;
     char *text = malloc(HEAD + (size_t)n * EACH), *names = malloc((size_t)n * NAME);
     const char **name = malloc((size_t)n * sizeof *name), **files = malloc(2 * (size_t)fb_text_count * sizeof *files);
     int code = text && names && name && files ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory"), number = 0;
     if (code == FB_OK) {
-        size_t at = (size_t)snprintf(text, HEAD, "%s#include \"sycl.prelude\"\n#include \"common.prelude\"\n",
-                                     s->few ? "#define FEW_KERNELS\n" : "");
+        size_t at = (size_t)snprintf(text, HEAD, "%s", s->few ? "#define FEW_KERNELS\n" : "");
+        if (s->limits.subgroup)
+            at += (size_t)snprintf(text + at, HEAD - at, "#define UNIT_M %uu\n#define UNIT_N %uu\n#define UNIT_K %uu\n",
+                                   s->facts.unit_m, s->facts.unit_n, s->facts.unit_k);
+        at += (size_t)snprintf(text + at, HEAD - at, "#include \"sycl.prelude\"\n#include \"common.prelude\"\n");
         for (int i = 0; i < n; i++) {
             const kernel *k = &s->kernels[first + i];
             name[i] = names + i * NAME;
@@ -242,8 +245,9 @@ static int build(sycl *s, int first) {
             for (int c = 0; c < FB_SPECS; c++)
                 at += (size_t)snprintf(text + at, 64, "#undef SPEC_%d\n#define SPEC_%d %uu\n", c, c, k->constant[c]);
             /* PARTS: a macro of some kernels, an argument of others. */
-            at += (size_t)snprintf(text + at, 192, "#undef RUN\n#undef PARTS\n#define RUN run_%d\nnamespace k%d {\n#include \"%.32s.kernel\"\n}\n",
-                                   i, i, fb_kernels[k->id].name);
+            at += (size_t)snprintf(text + at, 256, "#undef RUN\n#undef PARTS\n#undef TEAMS\n#define RUN run_%d\n#define TEAMS %s\n"
+                                   "namespace k%d {\n#include \"%.32s.kernel\"\n}\n", i,
+                                   k->id >= FB_FIRST_MATRIX_KERNEL ? "OF_UNITS" : "", i, fb_kernels[k->id].name);
         }
         for (int i = 0; i < fb_text_count; i++) files[2 * i] = fb_text_names[i], files[2 * i + 1] = fb_texts[i];
         code = check(shim.shim_build(s->device, text, files, fb_text_count, name, n, &number), "build its kernels");
@@ -381,7 +385,7 @@ static int timed(void *self, fb_dispatch *d, uint32_t times, double *seconds) {
 
 static int sycl_peak(void *self, int kind, double seconds, double *per_second) {
     const sycl *s = self;
-    const uint64_t most = (uint64_t)256 << 20, bytes = s->memory_bytes / 16 < most ? s->memory_bytes / 16 : most;
+    const uint64_t most = (uint64_t)256 << 20, bytes = s->facts.memory_bytes / 16 < most ? s->facts.memory_bytes / 16 : most;
     return fb_measure(&fb_backend_sycl, self, &s->limits, bytes, timed, kind, seconds, per_second);
 }
 

@@ -10,7 +10,7 @@ MAIN {
     uint h = GROUP % HEADS, t0 = GROUP / HEADS * 64u, col = h * HD, kv = h / (HEADS / KV_HEADS) * HD, t = t0 + OWN;
     if (t0 >= T) return;
     BLOCK_A mine[DEEP];
-    SUMS sums[HALF];
+    BLOCK_SUMS sums[HALF];
     OWN_ROWS(mine, Q, Q, t0, T, col)
     UNROLL for (uint f = 0u; f < HALF; f++) CLEAR(sums[f]);
     int a = seen_from(t), b = min(seen_to(t), int(S)), from = a < b ? max(a, 0) : int(S), to = a < b ? b : 0;

@@ -13,8 +13,8 @@ MAIN {
     uint kv = GROUP % KV_HEADS, s0 = GROUP / KV_HEADS * 64u, group = HEADS / KV_HEADS;
     if (s0 >= S) return;
     BLOCK_A mine[DEEP];
-    SUMS dk[HALF];
-    SUMS dv[HALF];
+    BLOCK_SUMS dk[HALF];
+    BLOCK_SUMS dv[HALF];
     OWN_ROWS(mine, K, V, s0, S, kv * HD)
     UNROLL for (uint f = 0u; f < HALF; f++) {
         CLEAR(dk[f]);

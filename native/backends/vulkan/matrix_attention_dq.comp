@@ -10,7 +10,7 @@ MAIN {
     uint h = GROUP % HEADS, t0 = GROUP / HEADS * 64u, col = h * HD, kv = h / (HEADS / KV_HEADS) * HD, t = t0 + OWN;
     if (t0 >= T) return;
     BLOCK_A mine[DEEP];
-    SUMS sums[HALF];
+    BLOCK_SUMS sums[HALF];
     OWN_ROWS(mine, Q, DO, t0, T, col)
     UNROLL for (uint f = 0u; f < HALF; f++) CLEAR(sums[f]);
     float delta = 0.0f, lse = 0.0f, w[4];

@@ -1,2 +1,2 @@
 /* matrix_peak_f16.comp - the same for units that multiply F16; native/spirv.py leaves the type as it is written. */
-#include "matrix_peak.comp"
+#include "matrix_peak.kernel"
