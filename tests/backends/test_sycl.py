@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.core.sycl import Missing, shim
+from fabric.core.sycl import Missing, runtime, shim
 from tests.backends.sycl_texts import UNITS
 from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
@@ -240,6 +241,25 @@ def test_what_is_lacking_is_told(kind: str, cache: Path, tiny: Path, rows: Path,
     listed = fabric("devices", "--json", env=env)
     assert listed.code == 0
     assert any(LACKING[kind] in sentence for sentence in json.loads(listed.out)["missing"])
+
+
+def test_a_wheel_that_brings_the_shim_needs_no_compiler(cache: Path, tmp_path: Path) -> None:
+    place, built = tmp_path / "sycl", tmp_path / "built"
+    place.mkdir()
+    for name in ("include", "lib"):
+        (place / name).symlink_to(runtime(None) / name)
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "FABRIC_SYCL": str(place)}
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(built)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    (found,) = (built / "fabric" / "core").glob("shim-*.so")
+    assert re.fullmatch(r"shim-libsycl\.so\.\d+\.so", found.name)
+    shutil.rmtree(place)  # where it was built, no SYCL is left
+    (native,) = (REPOSITORY / "fabric" / "core").glob("_native*.so")
+    (built / "fabric" / "core" / native.name).symlink_to(native)
+    env = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(built)}
+    listed = fabric("devices", "--json", env=env, cwd=tmp_path)
+    assert "sycl" in [device["backend"] for device in json.loads(listed.out)["devices"]], listed.err
 
 
 def test_every_kernel_compiles_with_its_constants_built_in_as_for_a_gpu(cache: Path) -> None:

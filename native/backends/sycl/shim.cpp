@@ -1,7 +1,8 @@
-// shim.cpp - SYCL behind the plain functions of shim.h. No part of the extension: fabric compiles it where it runs, with the
-// user's C++ compiler, against the SYCL that is installed (fabric/core/sycl.py), which gives two paths: SHIM_CACHE, a folder
-// for built kernels, and SHIM_OPENCL, an OpenCL driver for processors, or nothing.
+// shim.cpp - SYCL behind the plain functions of shim.h. No part of the extension, but a library of its own: it comes with a wheel,
+// or fabric compiles it where it runs, with the user's C++ compiler, against the SYCL that is installed (fabric/core/sycl.py).
+#include <dlfcn.h>
 #include <sycl/sycl.hpp>
+#include <unistd.h>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -63,12 +64,20 @@ template <typename F> int guarded(F body) {
 
 int kind_of(const sycl::device &d) { return d.is_gpu() ? SHIM_GPU : d.is_cpu() ? SHIM_PROCESSOR : SHIM_OTHER; }
 
+// The folder of the library that a function is in, and a file there.
+template <typename F> std::string beside(F *function, const char *file) {
+    Dl_info info = {};
+    const std::string library = dladdr(reinterpret_cast<void *>(function), &info) && info.dli_fname ? info.dli_fname : "";
+    return library.substr(0, library.rfind('/') + 1) + file;
+}
+
 // Cards first and processors last. A card that is there through Level Zero is there through OpenCL too, and taken once.
 std::vector<sycl::device> all_devices() {
     static const bool set = [] {
         setenv("SYCL_CACHE_PERSISTENT", "1", 0);
-        setenv("SYCL_CACHE_DIR", SHIM_CACHE, 0);
-        if (*SHIM_OPENCL) setenv("OCL_ICD_FILENAMES", SHIM_OPENCL, 0);
+        setenv("SYCL_CACHE_DIR", beside(shim_count, "kernels").c_str(), 0);
+        const std::string opencl = beside(&sycl::device::get_devices, "libintelocl.so"); // Intel's driver for processors
+        if (access(opencl.c_str(), R_OK) == 0) setenv("OCL_ICD_FILENAMES", opencl.c_str(), 0);
         return true;
     }();
     (void)set;
