@@ -11,15 +11,22 @@
 #define LINE_BYTES 64
 #define LARGE_BYTES ((uint64_t)1 << 20)
 
+/* Large memory is mapped: the system gives it zeroed, page by page, to the thread that touches it first. Huge pages are
+ * not asked for: they change no step's time beyond what steps differ by anyway. */
+static int is_large(uint64_t bytes) { return bytes >= LARGE_BYTES; }
 static uint64_t padded(uint64_t bytes) { return bytes ? (bytes + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES : LINE_BYTES; }
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
+static void answer_fault(uintptr_t at);
+
 #ifdef _WIN32
+#include <io.h>
 #include <malloc.h>
 #include <windows.h>
+#include <psapi.h>
 
 double fb_os_seconds(void) {
     LARGE_INTEGER now, rate;
@@ -31,7 +38,11 @@ double fb_os_seconds(void) {
 void fb_os_sleep(double seconds) { Sleep((DWORD)(seconds * 1000)); }
 
 int fb_os_cpu_count(void) {
-    DWORD n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
+    DWORD_PTR mine = 0, all = 0;
+    DWORD n = 0;
+    if (GetActiveProcessorGroupCount() == 1 && GetProcessAffinityMask(GetCurrentProcess(), &mine, &all))
+        for (; mine; mine &= mine - 1) n++;
+    if (!n) n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
     return n ? (int)n : 1;
 }
 
@@ -46,22 +57,68 @@ uint64_t fb_os_page_bytes(void) {
     return info.dwPageSize;
 }
 
+uint64_t fb_peak_bytes(void) {
+    PROCESS_MEMORY_COUNTERS counted;
+    return K32GetProcessMemoryInfo(GetCurrentProcess(), &counted, sizeof counted) ? counted.PeakWorkingSetSize : 0;
+}
+
 static void *alloc_zeroed(uint64_t bytes) {
+    if (is_large(bytes)) return VirtualAlloc(NULL, (size_t)bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
     void *memory = _aligned_malloc((size_t)bytes, LINE_BYTES);
     return memory ? memset(memory, 0, (size_t)bytes) : NULL;
 }
 
 void fb_os_free(void *memory, uint64_t bytes) {
-    (void)bytes;
-    _aligned_free(memory);
+    if (!is_large(padded(bytes))) _aligned_free(memory);
+    else if (memory) VirtualFree(memory, 0, MEM_RELEASE);
 }
 
-static void *library_open(const char *name) { return (void *)LoadLibraryA(name); }
+/* Text as the system takes it, which the caller frees; NULL where there is no memory. */
+static wchar_t *wide(const char *text) {
+    int n = MultiByteToWideChar(CP_UTF8, 0, text, -1, NULL, 0);
+    wchar_t *made = n > 0 ? malloc((size_t)n * sizeof *made) : NULL;
+    if (made) MultiByteToWideChar(CP_UTF8, 0, text, -1, made, n);
+    return made;
+}
+
+/* A name alone is looked for where the system and the program have their libraries, never in the current directory. What
+ * a library that has a path loads later, by a name alone, lies beside it. */
+static void *library_open(const char *name) {
+    wchar_t *path = wide(name), *folder = wide(name);
+    HMODULE library = NULL;
+    size_t end = folder ? wcslen(folder) : 0;
+    while (end && folder[end - 1] != L'\\' && folder[end - 1] != L'/') end--;
+    if (end) folder[end] = 0, SetDllDirectoryW(folder);
+    if (path) library = LoadLibraryExW(path, NULL, end ? LOAD_WITH_ALTERED_SEARCH_PATH : LOAD_LIBRARY_SEARCH_DEFAULT_DIRS);
+    free(path);
+    free(folder);
+    return (void *)library;
+}
 void fb_os_library_close(void *library) { FreeLibrary((HMODULE)library); }
 void (*fb_os_function(void *library, const char *name))(void) {
     return (void (*)(void))GetProcAddress((HMODULE)library, name);
 }
-int fb_os_rename(const char *from, const char *to) { return !MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING); }
+
+FILE *fb_os_file(const char *path, int writes) {
+    wchar_t *name = wide(path);
+    FILE *file = name ? _wfopen(name, writes ? L"wb" : L"rb") : NULL;
+    free(name);
+    return file;
+}
+
+int fb_os_rename(const char *from, const char *to) {
+    wchar_t *old = wide(from), *new = wide(to);
+    int failed = !old || !new || !MoveFileExW(old, new, MOVEFILE_REPLACE_EXISTING);
+    free(old);
+    free(new);
+    return failed;
+}
+
+void fb_os_remove(const char *path) {
+    wchar_t *name = wide(path);
+    if (name) _wremove(name);
+    free(name);
+}
 
 struct fb_thread {
     HANDLE handle;
@@ -92,6 +149,7 @@ struct fb_gate {
     SRWLOCK lock;
     CONDITION_VARIABLE change;
 };
+#define GATE {SRWLOCK_INIT, CONDITION_VARIABLE_INIT}
 
 static void gate_init(fb_gate *gate) {
     InitializeSRWLock(&gate->lock);
@@ -103,12 +161,16 @@ static void gate_unlock(fb_gate *gate) { ReleaseSRWLockExclusive(&gate->lock); }
 static void gate_sleep(fb_gate *gate) { SleepConditionVariableSRW(&gate->change, &gate->lock, INFINITE, 0); }
 static void gate_broadcast(fb_gate *gate) { WakeAllConditionVariable(&gate->change); }
 
-/* A file that is mapped cannot be cut here. */
-int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code) {
-    (void)mapped, (void)bytes, (void)sentence, (void)code;
-    return FB_OK;
+/* A file that is mapped cannot be cut here, but its drive may go. */
+static LONG CALLBACK on_page_error(EXCEPTION_POINTERS *found) {
+    const EXCEPTION_RECORD *record = found->ExceptionRecord;
+    if (record->ExceptionCode == EXCEPTION_IN_PAGE_ERROR && record->NumberParameters > 1)
+        answer_fault((uintptr_t)record->ExceptionInformation[1]);
+    return EXCEPTION_CONTINUE_SEARCH;
 }
-void fb_unguard(const void *mapped) { (void)mapped; }
+static int faults_heard(void) { return AddVectoredExceptionHandler(1, on_page_error) != NULL; }
+static void say(const char *text, size_t length) { (void)_write(2, text, (unsigned)length); }
+static void stand_still(void) { Sleep(INFINITE); }
 
 #else
 #include <dlfcn.h>
@@ -116,6 +178,7 @@ void fb_unguard(const void *mapped) { (void)mapped; }
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __APPLE__
@@ -157,9 +220,20 @@ uint64_t fb_os_memory_bytes(void) {
 
 uint64_t fb_os_page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
-/* Large memory is mapped: the system gives it zeroed, page by page, to the thread that touches it first. Huge pages are
- * not asked for: they change no step's time beyond what steps differ by anyway. */
-static int is_large(uint64_t bytes) { return bytes >= LARGE_BYTES; }
+uint64_t fb_peak_bytes(void) {
+    struct rusage usage;
+#ifdef __APPLE__
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss : 0;
+#else
+    unsigned long long kib = 0;
+    char line[256];
+    FILE *file = fopen("/proc/self/status", "r"); /* ru_maxrss has what the process that started this one had, too */
+    while (file && !kib && fgets(line, sizeof line, file)) sscanf(line, "VmHWM: %llu", &kib);
+    if (file) fclose(file);
+    if (!kib && getrusage(RUSAGE_SELF, &usage) == 0) kib = (unsigned long long)usage.ru_maxrss;
+    return (uint64_t)kib << 10;
+#endif
+}
 
 static void *alloc_zeroed(uint64_t bytes) {
     void *memory = NULL;
@@ -183,7 +257,9 @@ void (*fb_os_function(void *library, const char *name))(void) {
     union { void *object; void (*function)(void); } found = {dlsym(library, name)}; /* as POSIX wants it, C does not */
     return found.function;
 }
+FILE *fb_os_file(const char *path, int writes) { return fopen(path, writes ? "wb" : "rb"); }
 int fb_os_rename(const char *from, const char *to) { return rename(from, to); }
+void fb_os_remove(const char *path) { remove(path); }
 
 struct fb_thread {
     pthread_t handle;
@@ -212,6 +288,7 @@ struct fb_gate {
     pthread_mutex_t lock;
     pthread_cond_t change;
 };
+#define GATE {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER}
 
 static void gate_init(fb_gate *gate) {
     pthread_mutex_init(&gate->lock, NULL);
@@ -226,31 +303,11 @@ static void gate_unlock(fb_gate *gate) { pthread_mutex_unlock(&gate->lock); }
 static void gate_sleep(fb_gate *gate) { pthread_cond_wait(&gate->change, &gate->lock); }
 static void gate_broadcast(fb_gate *gate) { pthread_cond_broadcast(&gate->change); }
 
-/* ---- mapped files: what is global here, the handler of a signal has to find ---- */
-
-typedef struct guard {
-    _Atomic(uintptr_t) start, end; /* equal: free for the next one */
-    struct guard *next;
-    int code;
-    size_t length;
-    char sentence[1024];
-} guard;
-
-static _Atomic(guard *) guards; /* none is ever freed, for a handler may be looking at it */
-static pthread_mutex_t guarding = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction bus_before;
-static atomic_flag bus_said = ATOMIC_FLAG_INIT;
 
 static void on_bus_error(int number, siginfo_t *info, void *context) {
     const int fault = info->si_code > 0; /* not sent by a process */
-    const uintptr_t at = (uintptr_t)info->si_addr;
-    for (const guard *g = atomic_load(&guards); fault && g; g = g->next)
-        if (atomic_load(&g->start) <= at && at < atomic_load(&g->end)) {
-            while (atomic_flag_test_and_set(&bus_said)) pause(); /* another thread's sentence ends the process */
-            ssize_t ignored = write(STDERR_FILENO, g->sentence, g->length);
-            (void)ignored;
-            _exit(g->code);
-        }
+    if (fault) answer_fault((uintptr_t)info->si_addr);
     if (bus_before.sa_flags & SA_SIGINFO) bus_before.sa_sigaction(number, info, context);
     else if (bus_before.sa_handler != SIG_DFL && bus_before.sa_handler != SIG_IGN) bus_before.sa_handler(number);
     else if (fault || bus_before.sa_handler == SIG_DFL) { /* as if there were no handler: once this one returns */
@@ -259,49 +316,17 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     }
 }
 
-/* Forgets what overlaps; returns a guard that is free, or NULL. */
-static guard *free_guard(uintptr_t start, uintptr_t end) {
-    guard *found = NULL;
-    for (guard *g = atomic_load(&guards); g; g = g->next) {
-        if (atomic_load(&g->start) < end && start < atomic_load(&g->end)) atomic_store(&g->end, atomic_load(&g->start));
-        if (atomic_load(&g->start) == atomic_load(&g->end)) found = g;
-    }
-    return found;
+static int faults_heard(void) {
+    struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+    action.sa_sigaction = on_bus_error;
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, &bus_before) == 0;
 }
-
-int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code) {
-    const uintptr_t start = (uintptr_t)mapped, end = start + (uintptr_t)bytes;
-    if (!mapped || !sentence || end < start || strlen(sentence) >= sizeof ((guard *)0)->sentence)
-        return fb_fail(FB_E_ARGUMENT, "a guard needs memory and a sentence of less than 1024 bytes");
-    pthread_mutex_lock(&guarding);
-    int first = !atomic_load(&guards), failed = 0;
-    guard *g = free_guard(start, end), *new = g ? NULL : calloc(1, sizeof *g);
-    if (new) g = new;
-    if (g) {
-        g->code = code;
-        g->length = strlen(sentence);
-        memcpy(g->sentence, sentence, g->length + 1);
-        atomic_store(&g->end, 0); /* empty while it moves */
-        atomic_store(&g->start, start);
-        atomic_store(&g->end, end);
-        if (new) {
-            new->next = atomic_load(&guards);
-            atomic_store(&guards, new);
-        }
-        struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
-        action.sa_sigaction = on_bus_error;
-        sigemptyset(&action.sa_mask);
-        failed = first && sigaction(SIGBUS, &action, &bus_before);
-    }
-    pthread_mutex_unlock(&guarding);
-    return g && !failed ? FB_OK : fb_fail(FB_E_MEMORY, "a mapped file could not be guarded");
+static void say(const char *text, size_t length) {
+    ssize_t ignored = write(STDERR_FILENO, text, length);
+    (void)ignored;
 }
-
-void fb_unguard(const void *mapped) {
-    pthread_mutex_lock(&guarding);
-    free_guard((uintptr_t)mapped, (uintptr_t)mapped + 1);
-    pthread_mutex_unlock(&guarding);
-}
+static void stand_still(void) { pause(); }
 #endif
 
 /* ---- the same everywhere ---- */
@@ -394,4 +419,69 @@ void fb_os_cpu_name(char *name, size_t size) {
     char *start = found + strspn(found, " \t");
     for (size_t end = strlen(start); end && strchr(" \t\r\n", start[end - 1]); end--) start[end - 1] = 0;
     snprintf(name, size, "%s", *start ? start : "CPU");
+}
+
+/* ---- mapped files: what is global here, the handler of a fault has to find ---- */
+
+typedef struct guard {
+    _Atomic(uintptr_t) start, end; /* equal: free for the next one */
+    struct guard *next;
+    int code;
+    size_t length;
+    char sentence[1024];
+} guard;
+
+static _Atomic(guard *) guards; /* none is ever freed, for a handler may be looking at it */
+static fb_gate guarding = GATE;
+static atomic_flag fault_said = ATOMIC_FLAG_INIT;
+
+/* Ends the process where the address is guarded. */
+static void answer_fault(uintptr_t at) {
+    for (const guard *g = atomic_load(&guards); g; g = g->next)
+        if (atomic_load(&g->start) <= at && at < atomic_load(&g->end)) {
+            while (atomic_flag_test_and_set(&fault_said)) stand_still(); /* another thread's sentence ends the process */
+            say(g->sentence, g->length);
+            _exit(g->code);
+        }
+}
+
+/* Forgets what overlaps; returns a guard that is free, or NULL. */
+static guard *free_guard(uintptr_t start, uintptr_t end) {
+    guard *found = NULL;
+    for (guard *g = atomic_load(&guards); g; g = g->next) {
+        if (atomic_load(&g->start) < end && start < atomic_load(&g->end)) atomic_store(&g->end, atomic_load(&g->start));
+        if (atomic_load(&g->start) == atomic_load(&g->end)) found = g;
+    }
+    return found;
+}
+
+int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code) {
+    const uintptr_t start = (uintptr_t)mapped, end = start + (uintptr_t)bytes;
+    if (!mapped || !sentence || end < start || strlen(sentence) >= sizeof ((guard *)0)->sentence)
+        return fb_fail(FB_E_ARGUMENT, "a guard needs memory and a sentence of less than 1024 bytes");
+    gate_lock(&guarding);
+    int first = !atomic_load(&guards), failed = 0;
+    guard *g = free_guard(start, end), *new = g ? NULL : calloc(1, sizeof *g);
+    if (new) g = new;
+    if (g) {
+        g->code = code;
+        g->length = strlen(sentence);
+        memcpy(g->sentence, sentence, g->length + 1);
+        atomic_store(&g->end, 0); /* empty while it moves */
+        atomic_store(&g->start, start);
+        atomic_store(&g->end, end);
+        if (new) {
+            new->next = atomic_load(&guards);
+            atomic_store(&guards, new);
+        }
+        failed = first && !faults_heard();
+    }
+    gate_unlock(&guarding);
+    return g && !failed ? FB_OK : fb_fail(FB_E_MEMORY, "a mapped file could not be guarded");
+}
+
+void fb_unguard(const void *mapped) {
+    gate_lock(&guarding);
+    free_guard((uintptr_t)mapped, (uintptr_t)mapped + 1);
+    gate_unlock(&guarding);
 }

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 double fb_os_seconds(void); /* monotonic */
 void fb_os_sleep(double seconds);
@@ -23,7 +24,11 @@ void fb_os_free(void *memory, uint64_t bytes);
 void *fb_os_library(const char *const *names);
 void (*fb_os_function(void *library, const char *name))(void);
 void fb_os_library_close(void *library);
+
+/* Paths are UTF-8 where the system's own are not bytes. */
+FILE *fb_os_file(const char *path, int writes);     /* of bytes; NULL on failure */
 int fb_os_rename(const char *from, const char *to); /* replaces `to`; 0: done */
+void fb_os_remove(const char *path);
 
 typedef struct fb_thread fb_thread;
 fb_thread *fb_thread_start(void (*body)(void *), void *arg); /* NULL on failure */

@@ -144,11 +144,13 @@ int fb_device_summed(fb_device *device, int32_t *done);
 void fb_device_leave(fb_device *device);
 
 /* ---- files that are mapped into memory ---- */
-/* A file that is cut while it is mapped has nothing behind its end. From now on a read there writes `sentence` to stderr
- * and ends the process with exit code `code`, where it would be a bus error; every other one is left to the handler that
- * was there before. Takes the place of what was guarded there. */
+/* A file that is cut while it is mapped has nothing behind its end, and one whose drive went away has nothing at all. From
+ * now on a read there writes `sentence` to stderr and ends the process with exit code `code`, where it would be a bus error;
+ * every other one is left to the handler that was there before. Takes the place of what was guarded there. */
 int fb_guard(const void *mapped, uint64_t bytes, const char *sentence, int code);
 void fb_unguard(const void *mapped);
+/* The most memory that this process ever had resident, mapped file pages included; 0: unknown. */
+uint64_t fb_peak_bytes(void);
 
 /* ---- recording a graph ---- */
 typedef struct fb_graph fb_graph;

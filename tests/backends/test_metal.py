@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.native.test_ops import FLAGS, ROOT, SOURCES, TEXTS, build
 from tests.native.test_portable import EMULATED, compile_together
+from tests.support.cross import zig
 from tests.support.paths import smollm2
 
 __all__ = ["rows", "tiny", "uneven"]
@@ -248,34 +247,15 @@ def test_each_selector_of_the_table_has_the_types_that_it_says_and_its_page() ->
         assert re.fullmatch(r"(metal|foundation|objectivec)/\S+", page), name
 
 
-def ziglang() -> Sequence[str]:
-    """A compiler that has the headers of every system, else the test is skipped."""
-    command = [sys.executable, "-m", "ziglang", "cc"]
-    if subprocess.run([*command, "--version"], capture_output=True, check=False).returncode:
-        pytest.skip("a compiler for other systems is not there: pip install ziglang")
-    return command
-
-
 @pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-macos", "aarch64-ios"])
 def test_the_core_compiles_for(target: str, tmp_path: Path) -> None:
     sources = [*sorted((ROOT / "native").rglob("*.c")), TEXTS]
-    compiler, ios = ziglang(), target.endswith("ios")
-    flags = [*FLAGS, "-target", target, "-O0", "-fno-sanitize=undefined", f"-I{ROOT / 'native' / 'include'}"]
+    flags, ios = ["-O0", f"-I{ROOT / 'native' / 'include'}"], target.endswith("ios")
     if ios:  # of which it has the headers, under another name
         found = importlib.util.find_spec("ziglang")
-        assert found is not None and found.origin is not None
-        flags += ["-isystem", str(Path(found.origin).parent / "lib" / "libc" / "include" / "any-darwin-any")]
-    env = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(tmp_path / "zig"), "ZIG_LOCAL_CACHE_DIR": str(tmp_path / "zig")}
-    out = ["-c"] if ios else ["-shared", "-o", str(tmp_path / "core.dylib")]
-    done = subprocess.run(
-        [*compiler, *flags, *out, *map(str, sources)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=env,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[:4000]
+        if found is not None and found.origin is not None:
+            flags += ["-isystem", str(Path(found.origin).parent / "lib" / "libc" / "include" / "any-darwin-any")]
+    zig(target, tmp_path, sources, *flags, *(["-c"] if ios else ["-shared", "-o", "core.dylib"]))
     made = list(tmp_path.glob("*.o")) if ios else [tmp_path / "core.dylib"]
     assert made
     for path in made:

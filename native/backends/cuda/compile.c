@@ -113,7 +113,7 @@ static void load(const cuda *c, cu_kernel *k) {
     char from[CU_KEY + 80], found[CU_KEY + 80];
     origin(c, k, from);
     char *path = path_of(c, from, "");
-    FILE *file = path ? fopen(path, "rb") : NULL;
+    FILE *file = path ? fb_os_file(path, 0) : NULL;
     const size_t length = strlen(from) + 1;
     free(path);
     if (!file) return;
@@ -135,12 +135,12 @@ static void save(const cuda *c, const cu_kernel *k) {
     origin(c, k, from);
     snprintf(suffix, sizeof suffix, ".%llx", (unsigned long long)(fb_os_seconds() * 1e9));
     char *path = path_of(c, from, ""), *temporary = path_of(c, from, suffix);
-    FILE *file = path && temporary ? fopen(temporary, "wb") : NULL;
+    FILE *file = path && temporary ? fb_os_file(temporary, 1) : NULL;
     if (file) {
         const size_t length = strlen(from) + 1;
         int whole = fwrite(from, 1, length, file) == length && fwrite(k->image, 1, k->image_bytes, file) == k->image_bytes;
         whole &= !fclose(file);
-        if (!whole || fb_os_rename(temporary, path)) remove(temporary);
+        if (!whole || fb_os_rename(temporary, path)) fb_os_remove(temporary);
     }
     free(path);
     free(temporary);

@@ -11,7 +11,7 @@ static const size_t MOST_CACHE = (size_t)64 << 20;
 /* The bytes of the cache file, or NULL: a file that is not there or not ours is as good as none, and the driver checks
  * that the cache is its own. */
 static void *load(const char *path, size_t *size) {
-    FILE *file = path ? fopen(path, "rb") : NULL;
+    FILE *file = path ? fb_os_file(path, 0) : NULL;
     char *data = NULL;
     *size = 0;
     if (!file) return NULL;
@@ -38,11 +38,11 @@ static void save(vulkan *vk) {
     FILE *file = NULL;
     if (data && temporary && vk->fn.GetPipelineCacheData(vk->device, vk->cache, &size, data) == VK_SUCCESS) {
         snprintf(temporary, length, "%s.%p", vk->cache_path, (void *)vk); /* no other process's name, most likely */
-        file = fopen(temporary, "wb");
+        file = fb_os_file(temporary, 1);
     }
     if (file) {
         int whole = fwrite(data, 1, size, file) == size;
-        if (fclose(file) || !whole || fb_os_rename(temporary, vk->cache_path)) remove(temporary);
+        if (fclose(file) || !whole || fb_os_rename(temporary, vk->cache_path)) fb_os_remove(temporary);
     }
     free(data);
     free(temporary);
