@@ -9,27 +9,18 @@ import errno
 import io
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from fabric import interrupts
+from fabric import partials, system
 from fabric.errors import MissingInputError, OutputError, UsageError
 from fabric.printable import printable
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 STDIO = "-"
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-_mine: set[Path] = set()  # partial files and folders that this process is writing
-_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _DESCRIPTOR = re.compile(r"(?:/dev|/proc/self)/fd/(\d+)")
 _PART = re.compile(r"(?s)(.*)-\d{5}-of-(\d{5})\.gguf")
 _READ = {STDIO: 0, "/dev/stdin": 0}
@@ -188,9 +179,9 @@ class _Sink(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if system.is_closed_pipe(error):
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
             raise OutputError(f"writing {self.shown_as} failed: {_reason(error)}") from error
 
 
@@ -220,13 +211,10 @@ def _replacing(name: str) -> Iterator[BinaryIO]:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if old is not None and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _remove_left_over(path.parent)
-        mode = 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777
-        partial, fd = _claimed(path, lambda place: os.open(place, _NEW, mode))
+        partial, fd = partials.claim(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
     except (OSError, ValueError) as error:
         raise OutputError(f"{name} cannot be written: {_reason(error)}") from error
     sink = _Sink(fd, name)
-    _mine.add(partial)
     try:
         with _closing(sink):
             out = io.BufferedWriter(sink, 1 << 20)
@@ -235,93 +223,38 @@ def _replacing(name: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, out)
             out.flush()
             _seal(fd, name)
-            if fcntl is None:
-                sink.close()  # where there are no locks, an open file cannot be renamed
-            _rename(partial, path, name)
+            with _written(name):
+                partials.publish(partial, path, sink.close)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        partials.drop(partial)
         raise
-    finally:
-        _mine.discard(partial)
 
 
 @contextlib.contextmanager
 def open_folder(target: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends without an exception; until then it is
     `.NAME.XXXXXXXX.partial`. Raises UsageError when there is one already, OutputError."""
-
-    def made(place: Path) -> int:
-        place.mkdir()
-        return os.open(place, os.O_RDONLY) if fcntl else os.open(os.devnull, os.O_RDONLY)
-
     if target.exists():
         raise UsageError(f"{target} exists already; name a folder that does not")
     try:
-        _remove_left_over(target.parent)
-        partial, fd = _claimed(target, made)
+        partial, fd = partials.claim(target, None)
     except (OSError, ValueError) as error:
         raise OutputError(f"{target} cannot be written: {_reason(error)}") from error
-    _mine.add(partial)
-    try:
-        yield partial
-        _rename(partial, target, str(target))
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    finally:
-        _mine.discard(partial)
-        os.close(fd)
-
-
-def _drop_partials() -> None:
-    for partial in list(_mine):
-        with contextlib.suppress(OSError):
-            if partial.is_dir():
-                shutil.rmtree(partial)
-            else:
-                partial.unlink()
-
-
-interrupts.before_an_end(_drop_partials)
-
-
-def _claimed(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
-    """A partial file or folder beside `path` and its descriptor. It is locked while this process lives, by which
-    others know that it is not left over."""
-    while True:
-        partial = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
-        fd = make(partial)
-        if fcntl is None:
-            return partial, fd
-        with contextlib.suppress(OSError):  # not every file system has locks
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_nlink:
-            return partial, fd
-        os.close(fd)  # another process took it for left over before the lock was there
-
-
-def _remove_left_over(folder: Path) -> None:
-    """Removes what killed writers left in a folder: their partial files and folders, known by the missing lock."""
-    if fcntl is None:
-        return
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not _PARTIAL.fullmatch(entry.name):
-                continue
-            with contextlib.suppress(OSError):
-                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    found = os.fstat(fd)
-                    if found.st_uid == os.geteuid() and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        (shutil.rmtree if stat.S_ISDIR(found.st_mode) else os.unlink)(entry.path)
-                finally:
-                    os.close(fd)
+    with contextlib.ExitStack() as mark:
+        mark.callback(os.close, fd)
+        try:
+            yield partial
+            with _written(str(target)):
+                partials.publish(partial, target, mark.close)
+        except BaseException:
+            mark.close()
+            partials.drop(partial)
+            raise
 
 
 def _keep_access(fd: int, old: os.stat_result) -> None:
     """Gives a new file the group and mode of the one it replaces; another group than that one's gets no access."""
-    if fcntl is None:
+    if not system.HAS_POSIX:
         return
     mode = stat.S_IMODE(old.st_mode)
     if os.fstat(fd).st_gid != old.st_gid:
@@ -340,17 +273,12 @@ def _seal(fd: int, name: str) -> None:
         raise OutputError(f"writing {name} failed: {_reason(error)}") from error
 
 
-def _rename(partial: Path, path: Path, name: str) -> None:
+@contextlib.contextmanager
+def _written(name: str) -> Iterator[None]:
     try:
-        partial.replace(path)
+        yield
     except OSError as error:
         raise OutputError(f"{name} cannot be written: {_reason(error)}") from error
-    with contextlib.suppress(OSError):  # not every system can open or sync a directory
-        fd = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _open_source(source: str | Path) -> BinaryIO:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fabric.files import is_stream, shown
 from fabric.runs.directory import RESULTS, RUN
+from fabric.system import quoted
 
 Kind = Literal["run", "peft", "checkpoint", "folder", "gguf", "safetensors", "pytorch"]
 _NOUNS: dict[Kind, str] = {
@@ -59,7 +60,7 @@ def instead_of_gguf(source: str | Path) -> str | None:
         return None
     results = [name for name in RESULTS if (path / name).is_file()]
     if kind == "run":
-        what = f"its result is {path / results[0]}" if results else f"`fabric resume {path}` finishes it"
+        what = f"its result is {path / results[0]}" if results else f"`fabric resume {quoted(path)}` finishes it"
     elif kind == "peft":
         what = f"`fabric convert {path} -m base.gguf -o adapter.gguf` makes an adapter of it"
     elif kind == "checkpoint":

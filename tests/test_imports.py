@@ -13,9 +13,9 @@ from tests.support.paths import REPOSITORY
 PACKAGE = REPOSITORY / "fabric"
 # From the lowest up; a room may import those before it.
 ROOMS = (
-    "errors", "printable", "interrupts", "notices", "settings", "fields", "files", "runs", "tracking", "kinds", "core",
-    "distributed", "data", "plotting", "mapping", "weights", "text", "models", "huggingface", "devices", "generation",
-    "training", "calibration", "evaluation", "reporting", "cli",
+    "errors", "system", "printable", "interrupts", "notices", "settings", "fields", "partials", "files", "runs",
+    "tracking", "kinds", "core", "distributed", "data", "plotting", "mapping", "weights", "text", "models",
+    "huggingface", "devices", "generation", "training", "calibration", "evaluation", "reporting", "cli",
 )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ Nothing is imported before it is needed: `fabric --help` reads a table, and a co
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -32,5 +31,6 @@ def _open_standard_streams() -> None:
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # bytes of names and metadata that are not text are escaped
-        sys.stdout.reconfigure(errors="backslashreplace")
+    from fabric import system
+
+    system.set_up_streams()

@@ -19,7 +19,7 @@ import click
 import typer
 import typer.core
 
-from fabric import __version__
+from fabric import __version__, system
 from fabric.cli import config, console, flags, foreign
 from fabric.errors import FabricError
 from fabric.printable import one_line, printable
@@ -238,9 +238,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _explain(where: str, error: BaseException) -> int:
     """Says what went wrong and returns the exit code that belongs to it."""
-    if isinstance(error, BrokenPipeError):
+    if system.is_closed_pipe(error):
         _silence_stdout()
-        return 128 + signal.SIGPIPE
+        return system.BROKEN_PIPE
     if isinstance(error, FabricError):
         return _fail(where, str(error), error.exit_code)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):

@@ -21,6 +21,7 @@ from fabric.errors import UsageError
 from fabric.printable import human_bytes as human_bytes
 from fabric.printable import human_seconds as human_seconds
 from fabric.printable import one_line, printable, shortened
+from fabric.system import draws
 
 MOST_CELL_CHARS = 200
 _bars: list[Any] = []  # drawn now: a line takes their place, and they go on below it
@@ -70,13 +71,12 @@ def notes(text: str) -> None:
 
 def wants_bar() -> bool:
     """Whether progress is drawn: a capable terminal, and nobody asked for silence."""
-    dumb = os.environ.get("TERM", "dumb") == "dumb"
-    return sys.stderr.isatty() and not dumb and not flag("quiet") and not flag("json")
+    return not flag("quiet") and not flag("json") and draws(sys.stderr)
 
 
 def wants_color(stream: Any) -> bool:
     """Whether a stream may get colours."""
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    return not os.environ.get("NO_COLOR") and draws(stream)
 
 
 def report(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from fabric.cli import console
 from fabric.errors import UsageError
 from fabric.settings import Setting, split_names
+from fabric.system import draws
 
 if TYPE_CHECKING:
     from fabric.plotting.plot import PlotSettings
@@ -89,7 +90,6 @@ def _write(output: str, svg: bool, settings: PlotSettings, runs: Sequence[Run]) 
 def _print(settings: PlotSettings, runs: Sequence[Run], anew: bool) -> None:
     from fabric.plotting.plot import draw_text
 
-    dumb = os.environ.get("TERM", "dumb") == "dumb"
     plain = os.environ.get("TERM") == "dumb" or (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
     drawing = draw_text(settings, runs, ascii_only=plain, color=console.wants_color(sys.stdout))
-    print(("\x1b[H\x1b[2J" if anew and not dumb else "") + drawing, flush=True)
+    print(("\x1b[H\x1b[2J" if anew and draws(sys.stdout) else "") + drawing, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from fabric.cli import console, ranks, signals
 from fabric.cli.progress import TerminalUI
 from fabric.errors import InterruptedRunError, StoppedError, UsageError
 from fabric.files import is_stream, shown, writes_straight
+from fabric.system import quoted
 
 if TYPE_CHECKING:
     from fabric.training.settings import TrainReport, TrainSettings
@@ -127,7 +127,7 @@ def _next(report: TrainReport) -> list[str]:
     """Lines to type, where the result is a file of its own."""
     if is_stream(report.model) or writes_straight(report.output):
         return []
-    model, output = shlex.quote(report.model), shlex.quote(report.output)
+    model, output = quoted(report.model), quoted(report.output)
     prompt = "--chat" if report.chat else "--raw --prompt TEXT"
     if report.kind == "adapter":
         used, served = f"-m {model} -a {output}", f"-m {model} --lora {output}"

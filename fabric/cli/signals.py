@@ -1,4 +1,4 @@
-"""The signals of this process, heard in one place: Ctrl-C, SIGTERM and the end of the terminal.
+"""The signals of this process, heard in one place: Ctrl-C, SIGTERM, Windows' Ctrl-Break and the end of the terminal.
 
 The first one asks to stop (fabric.interrupts), a second one ends the process at once. Python runs a handler only
 between two instructions of the main thread, so a thread beside it hears signals too: it cancels calls into the core,
@@ -13,15 +13,16 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from fabric import interrupts, notices
+from fabric import interrupts, notices, system
 
 ANSWER_S = 0.8  # the main thread may take so long until it leaves what it does
 SAME_S = 0.05  # a signal that comes again so soon is the same one: `timeout` sends two
 HANG_UP = getattr(signal, "SIGHUP", None)  # Windows has none
-HEARD = {signal.SIGINT, signal.SIGTERM} | ({HANG_UP} if HANG_UP else set())
+HEARD = {getattr(signal, name) for name in system.SIGNALS if hasattr(signal, name)}
 
 number: int | None = None  # the first signal that was heard
 _since = 0.0
@@ -34,12 +35,9 @@ def listen() -> None:
     for one in HEARD:
         if one != HANG_UP or signal.getsignal(one) != signal.SIG_IGN:
             signal.signal(one, _hear)
-    if not hasattr(signal, "pthread_kill"):  # Windows: set_wakeup_fd takes only sockets there
-        return
-    read, write = os.pipe()
-    os.set_blocking(write, False)
+    write, *read = system.wakers()
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read,), name="fabric-signals", daemon=True).start()
+    threading.Thread(target=_watch, args=read, name="fabric-signals", daemon=True).start()
 
 
 def acknowledge(text: str) -> None:
@@ -71,8 +69,7 @@ def _hear(received: int, frame: FrameType | None) -> None:
     if number is not None:
         if number != HANG_UP and time.monotonic() - _since > SAME_S:
             interrupts.drop_unfinished()
-            signal.signal(received, signal.SIG_DFL)
-            os.kill(os.getpid(), received)
+            system.end_by(received)
         return
     number, _since = received, time.monotonic()
     with contextlib.suppress(OSError):
@@ -82,8 +79,8 @@ def _hear(received: int, frame: FrameType | None) -> None:
         raise interrupts.Interrupted
 
 
-def _watch(source: int) -> NoReturn:
-    """What the thread beside it does: `source` gives the number of each signal as soon as it comes."""
+def _watch(source: int, read: Callable[[], bytes]) -> NoReturn:
+    """What the thread beside it does: `source` can be read as soon as a signal comes, and `read` gives its number."""
     first, since, seen = 0, 0.0, -1
     while True:
         late = seen == _round and number is None and not interrupts.is_held()  # the handler has not run yet
@@ -91,7 +88,7 @@ def _watch(source: int) -> NoReturn:
             if number is None and not interrupts.is_held():
                 _leave(first)
             continue
-        for received in os.read(source, 64):
+        for received in read():
             if received not in HEARD:  # such as that of a window that changed its size
                 continue
             if seen != _round:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from itertools import groupby
@@ -29,7 +30,7 @@ def command(settings: RenderSettings, output: Output = "-") -> None:
     if (settings.ctx or settings.stride) and not (settings.tokens or settings.check):
         raise UsageError("--ctx and --stride cut tokens; add --tokens or --check")
     if settings.check:
-        with open("/dev/null", "wb") as nowhere:  # noqa: PTH123
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             report = render(settings, nowhere)
         say_skipped(report)
         console.report(report.to_json(), describe(report), result=True, colored=True)

@@ -26,6 +26,7 @@ from fabric.core.objects import (
     describe_device,
     devices,
     missing_devices,
+    peak_bytes,
 )
 from fabric.core.plans import Feed, Optimizer, Plan, PlanStats, Progress, Range, StepResult, Tiling
 from fabric.core.sycl import find_sycl
@@ -65,4 +66,5 @@ __all__ = [
     "devices",
     "find_sycl",
     "missing_devices",
+    "peak_bytes",
 ]

@@ -88,6 +88,11 @@ def describe_device(index: int) -> DeviceInfo:
     return _info(info)
 
 
+def peak_bytes() -> int:
+    """The most memory this process ever had resident, mapped file pages included; 0 where the system does not say."""
+    return int(lib.fb_peak_bytes())
+
+
 def _path(path: Path | None) -> Any:
     return ffi.new("char[]", os.fsencode(path)) if path else ffi.NULL
 

@@ -16,7 +16,7 @@ says is checked.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import re
 import stat
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from fabric import system
 from fabric.errors import DataError, MissingInputError, OutputError, UsageError
 from fabric.files import open_output
 from fabric.notices import remark
@@ -65,26 +66,15 @@ def lock_run(directory: Path, new: bool = False) -> IO[bytes]:
         lock = (directory / LOCK).open("ab")
     except OSError as error:
         raise OutputError(f"run directory {directory} cannot be written: {error.strerror}") from error
+    deadline = time.monotonic() + _LOOK_S
     try:
-        import fcntl
-    except ImportError:  # Windows: no lock, as there is no resume from a second shell to guard against
-        return lock
-    try:
-        deadline = time.monotonic() + _LOOK_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_LOOK_S / 10)
+        while not system.lock(lock.fileno()):
+            if time.monotonic() > deadline:
+                lock.close()
+                raise OutputError(f"{directory} is in use by another process; choose another --run-dir")
+            time.sleep(_LOOK_S / 10)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            remark(f"{directory} cannot be locked ({error.strerror}), so nothing keeps a second run out of it")
-            return lock
-        lock.close()
-        raise OutputError(f"{directory} is in use by another process; choose another --run-dir") from error
+        remark(f"{directory} cannot be locked ({error.strerror}), so nothing keeps a second run out of it")
     return lock
 
 
@@ -106,10 +96,21 @@ def events_of(directory: Path) -> list[Path]:
     return [one for one in there if one.name.startswith("events.") and one.is_file() and not one.is_symlink()]
 
 
-def remove_new(directory: Path) -> None:
+def remove_new(directory: Path, lock: IO[bytes]) -> None:
     """Removes what a run made in its directory before it came to its first step."""
-    for name in files_of(directory) - set(RESULTS):
+    for name in files_of(directory) - {*RESULTS, LOCK}:
         (directory / name).unlink(missing_ok=True)
+    remove_lock(directory, lock)
+
+
+def remove_lock(directory: Path, lock: IO[bytes]) -> None:
+    """Removes the file of the lock, last of all. On Windows it must be closed, and who takes it then keeps it."""
+    if system.HAS_POSIX:
+        (directory / LOCK).unlink(missing_ok=True)
+        return
+    lock.close()
+    with contextlib.suppress(PermissionError):
+        (directory / LOCK).unlink(missing_ok=True)
 
 
 def place_of(directory: Path) -> int:

@@ -14,6 +14,7 @@ from fabric.errors import DataError, MissingInputError, OutputError
 from fabric.notices import notice
 from fabric.runs.directory import (
     EVENTS,
+    LOCK,
     METRICS,
     RESULTS,
     RUN,
@@ -23,6 +24,7 @@ from fabric.runs.directory import (
     files_of,
     lock_run,
     read_run,
+    remove_lock,
 )
 from fabric.runs.state import is_running, read_state
 
@@ -224,13 +226,15 @@ def prune(runs: Sequence[Path], dry_run: bool) -> list[Removed]:
 
 def _remove(path: Path, own: Sequence[Path]) -> None:
     """Removes run.json first: what is left of a removal that was cut short is no run."""
-    with lock_run(path):
+    with lock_run(path) as lock:
         try:
             for one in sorted(own, key=lambda one: one.name != RUN):
-                one.unlink(missing_ok=True)
+                if one.name != LOCK:
+                    one.unlink(missing_ok=True)
             events = path / EVENTS
             if events.is_dir() and not events.is_symlink() and not any(events.iterdir()):
                 events.rmdir()
+            remove_lock(path, lock)
             if not any(path.iterdir()):
                 path.rmdir()
                 return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import get_args
 
+from fabric import system
 from fabric.errors import OutputError, StoppedError
 from fabric.files import open_output
 from fabric.interrupts import Interrupted
@@ -66,24 +66,7 @@ def read_state(directory: Path) -> State | None:
 
 def is_running(directory: Path) -> bool:
     """Whether a process holds a run."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, so what the run said last has to do
-        said = read_state(directory)
-        return said is not None and said.state == "running"
-    try:
-        held = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(held)
-    return False
+    return system.is_locked(directory / LOCK)
 
 
 def _write(directory: Path, state: State) -> None:

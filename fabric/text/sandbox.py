@@ -27,7 +27,8 @@ _TODAY = time.struct_time((2024, 7, 26, 12, 0, 0, 4, 208, 0))
 
 def main() -> None:
     """Serves until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)):  # meant for who asks
+        signal.signal(number, signal.SIG_IGN)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     setup = json.loads(lines.get())
@@ -153,16 +154,41 @@ def _environment() -> Any:
 
 
 def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limits
+    try:
         import resource
-
+    except ImportError:
+        _limit_memory_of_job()
+        return
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
+def _limit_memory_of_job() -> None:
+    """On Windows: puts this process into a job that limits memory. Time is limited by who asks."""
+    import ctypes
+
+    size, word = ctypes.c_size_t, ctypes.c_uint32
+
+    class Limits(ctypes.Structure):  # JOBOBJECT_EXTENDED_LIMIT_INFORMATION
+        _fields_ = (
+            ("times", ctypes.c_int64 * 2), ("flags", word), ("working_set", size * 2), ("processes", word),
+            ("affinity", size), ("classes", word * 2), ("counters", ctypes.c_uint64 * 6), ("process_memory", size),
+            ("job_memory", size), ("peaks", size * 2),
+        )  # fmt: skip
+
+    extended, process_memory = 9, 0x100
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    kernel.CreateJobObjectW.restype = kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
+    limits = Limits(flags=process_memory, process_memory=MEMORY_BYTES)
+    kernel.SetInformationJobObject(job, extended, ctypes.byref(limits), word(ctypes.sizeof(limits)))
+    kernel.AssignProcessToJobObject(job, ctypes.c_void_p(kernel.GetCurrentProcess()))
+
+
 def _limit_cpu() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)

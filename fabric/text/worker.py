@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fabric.errors import DataError
+from fabric.system import HAS_POSIX
 from fabric.text.sandbox import MAX_CHARS
 
 RENDER_SECONDS = 20.0
 _LINE_BYTES = 4 * MAX_CHARS + (1 << 20)
-_ENVIRONMENT: dict[str, str] | None = None if os.name == "nt" else {}  # Windows starts no process without one
+_ENVIRONMENT: dict[str, str] | None = {} if HAS_POSIX else None  # Windows starts no process without one
 
 
 class Ask(NamedTuple):

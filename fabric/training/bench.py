@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fabric.core import Device, Feed, Plan
+from fabric.core import Device, Feed, Plan, peak_bytes
 from fabric.devices.opening import opened
 from fabric.models import architecture_of
 from fabric.models.inference import Decoder
 from fabric.models.recorder import Inputs, Weights
 from fabric.settings import check
 from fabric.training.machine import Machine
-from fabric.training.metrics import peak_bytes
 from fabric.training.parameters import drawn, fill, lora_layout
 from fabric.training.settings import BenchSettings, RunSettings
 from fabric.weights.gguf import GGUF, TensorInfo

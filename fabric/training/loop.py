@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fabric.core import Cancelled, Feed, Progress
+from fabric.core import Cancelled, Feed, Progress, peak_bytes
 from fabric.distributed.ranks import Ranks
 from fabric.errors import DataError, DivergedError, StoppedError
 from fabric.interrupts import Interrupted, held
 from fabric.models.recorder import EMBEDDING
 from fabric.runs.directory import BEST
+from fabric.system import quoted
 from fabric.training.checkpoint import (
     Totals,
     checkpoints,
@@ -29,7 +30,7 @@ from fabric.training.checkpoint import (
 from fabric.training.dealing import Dealing
 from fabric.training.follow import Enlisted
 from fabric.training.machine import Batches, Machine, steps_per_epoch
-from fabric.training.metrics import MetricsLog, peak_bytes
+from fabric.training.metrics import MetricsLog
 from fabric.training.rows import Rows
 from fabric.training.samples import SampleLog
 from fabric.training.schedule import learning_rate
@@ -232,7 +233,7 @@ class Loop:
             raise Interrupted  # nothing is lost, and what run.json needs may take long
         self._checkpoint()
         return StoppedError(
-            f"stopped after step {self.step} of {self.last}; continue with: fabric resume {self.directory}"
+            f"stopped after step {self.step} of {self.last}; continue with: fabric resume {quoted(self.directory)}"
         )
 
     def _validate(self, worker: ThreadPoolExecutor) -> float:

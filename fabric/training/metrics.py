@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,22 +15,6 @@ from fabric.runs.directory import METRICS
 
 Also = Callable[[dict[str, Any]], None]
 _MOST_LINE_BYTES = 1 << 16
-
-
-def peak_bytes() -> int:
-    """The most memory this process ever had resident, mapped file pages included."""
-    try:
-        # Linux counts in ru_maxrss what the process that started this one had resident.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 class MetricsLog:

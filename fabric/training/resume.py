@@ -18,6 +18,7 @@ from fabric.interrupts import Interrupted
 from fabric.notices import notice
 from fabric.runs.directory import KEPT, RUN, lock_run, place_of, read_run, write_run
 from fabric.runs.listing import find_run, is_run, no_run
+from fabric.system import quoted
 from fabric.tracking.trackers import check_trackers
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, newest_checkpoint
@@ -67,7 +68,9 @@ def resume(
                 ui.message(f"the {kind_of(settings)} goes to {place_of_result(settings, directory)}")
                 return run_on(settings, setup, directory, ui, inputs, spans, None, found, ranks)
         except Interrupted:
-            raise StoppedError(f"stopped before the next step; continue with: fabric resume {directory}") from None
+            raise StoppedError(
+                f"stopped before the next step; continue with: fabric resume {quoted(directory)}"
+            ) from None
 
 
 def _check_same(directory: Path, kept: dict[str, Any], hashes: Mapping[str, str | None]) -> None:

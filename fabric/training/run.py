@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric import __version__
+from fabric.core import peak_bytes
 from fabric.devices.opening import opened
 from fabric.distributed.ranks import Alone, Ranks
 from fabric.errors import DeviceError, FabricError, OutputError, StoppedError, UsageError
@@ -28,6 +29,7 @@ from fabric.models.recorder import Weights
 from fabric.notices import notice
 from fabric.runs.directory import KEPT, RUN, RUNS, lock_run, place_of, remove_new, write_run
 from fabric.runs.state import recorded
+from fabric.system import quoted
 from fabric.tracking.tracking import tracking
 from fabric.training.check import check_settings
 from fabric.training.checkpoint import Checkpoint, Totals
@@ -36,7 +38,7 @@ from fabric.training.follow import Job, enlist, sketch
 from fabric.training.identity import Inputs, beside
 from fabric.training.loop import Loop, Spans, total_steps
 from fabric.training.machine import Machine, capacities, steps_per_epoch, time_a_step
-from fabric.training.metrics import MetricsLog, peak_bytes
+from fabric.training.metrics import MetricsLog
 from fabric.training.parameters import fill
 from fabric.training.result import write_result
 from fabric.training.rows import Rows, load_rows
@@ -89,15 +91,17 @@ def _new_run(directory: Path, named: bool) -> Iterator[None]:
     """Locks a run directory; where the run never gets to its first step, nothing of it stays, nor of .fabric/runs
     where the directory is not one that was `named`."""
     existed = directory.exists()
-    with lock_run(directory, new=True):
+    with lock_run(directory, new=True) as lock:
         if (directory / RUN).exists():
             other = "--run-dir" if named else "--name"
-            raise UsageError(f"{directory} holds a run already: fabric resume {directory}, or choose another {other}")
+            raise UsageError(
+                f"{directory} holds a run already: fabric resume {quoted(directory)}, or choose another {other}"
+            )
         try:
             yield
         finally:
             if not (directory / RUN).exists():
-                remove_new(directory)
+                remove_new(directory, lock)
                 if not existed:
                     with contextlib.suppress(OSError):  # another run may be there, or a user's file
                         for folder in (directory, *([] if named else directory.parents[:2])):
@@ -290,7 +294,7 @@ def run_on(
     ui.start({**about, "run_dir": str(directory), "from_step": step})
     write_record = record.write if record else lambda wait: True
     rows = setup.rows
-    kept = f"go on from the last checkpoint with: fabric resume {directory}"
+    kept = f"go on from the last checkpoint with: fabric resume {quoted(directory)}"
     job = Job(settings, setup.target.layout, setup.target.alpha, rows.train, rows.val, sketch(setup.gguf), kept)
     enlisted = enlist(ranks, job, machine)
     if ranks.size > 1:
@@ -315,12 +319,14 @@ def run_on(
             if record and not record.there:
                 raise  # nothing is kept that could go on
             told = str(error).rstrip(".")
-            raise type(error)(f"{told}; steps up to {loop.saved} are kept: fabric resume {directory}") from error
+            raise type(error)(
+                f"{told}; steps up to {loop.saved} are kept: fabric resume {quoted(directory)}"
+            ) from error
         except Interrupted:
             if not write_record(False):
                 raise
             raise StoppedError(
-                f"stopped before the {setup.target.kind} was written; continue with: fabric resume {directory}"
+                f"stopped before the {setup.target.kind} was written; continue with: fabric resume {quoted(directory)}"
             ) from None
     return TrainReport(
         steps=loop.step, loss=totals.loss, val_loss=totals.best_loss if settings.patience else totals.val_loss,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -130,11 +130,11 @@ print("asked" if interrupts.asked() else "not asked", flush=True)
 """
 
 
-def script(*arguments: str) -> subprocess.Popen[bytes]:
+def script(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", SCRIPT, *arguments], env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert process.stdout is not None and process.stdout.readline().strip() == b"ready"
     time.sleep(0.3)
     return process
 
