@@ -237,7 +237,7 @@ _fabric() {
         report)
             case $cur in -*) _fabric_words "--eval -o --output --title --follow --port -q --quiet --json --strict --debug -h --help" ;; *) _fabric_files '.fabric/runs/*/' '*.jsonl' ;; esac ;;
         completion)
-            case $cur in -*) _fabric_words "-q --quiet --json --strict --debug -h --help" ;; *) _fabric_words 'bash' 'zsh' 'fish' ;; esac ;;
+            case $cur in -*) _fabric_words "-q --quiet --json --strict --debug -h --help" ;; *) _fabric_words 'bash' 'zsh' 'fish' 'powershell' ;; esac ;;
         help) _fabric_words "prepare template train resume runs merge quantize eval generate devices convert inspect bench plot report completion" ;;
     esac
 }

@@ -325,5 +325,5 @@ complete -c fabric -n '__fish_seen_subcommand_from completion' -l json -d 'repor
 complete -c fabric -n '__fish_seen_subcommand_from completion' -l strict -d 'refuse input of which a part would have no effect'
 complete -c fabric -n '__fish_seen_subcommand_from completion' -l debug -d 'show a traceback on errors'
 complete -c fabric -n '__fish_seen_subcommand_from completion' -s h -l help -d 'show how to use it'
-complete -c fabric -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fish'
+complete -c fabric -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fish powershell'
 complete -c fabric -n '__fish_seen_subcommand_from help' -f -a 'prepare template train resume runs merge quantize eval generate devices convert inspect bench plot report completion help'

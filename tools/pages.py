@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from fabric.cli.app import COMMANDS, EPILOG, group, load
-from fabric.cli.completion import HELP_OPTION, bash, fish, flags, metavar, zsh
+from fabric.cli.completion import HELP_OPTION, bash, fish, flags, metavar, powershell, zsh
 from fabric.cli.examples import EXAMPLES
 from fabric.cli.flags import sections as flag_sections
 
@@ -201,6 +201,7 @@ def pages() -> dict[Path, str]:
         ROOT / "completions/fabric.bash": bash(),
         ROOT / "completions/_fabric": zsh(),
         ROOT / "completions/fabric.fish": fish(),
+        ROOT / "completions/fabric.ps1": powershell(),
         ROOT / "docs/commands.md": markdown(),
         ROOT / "man/fabric.1": man_top(),
         ROOT / "man/fabric.toml.5": man_of("fabric.toml", "defaults of flags", ROOT / "docs/configuration.md"),

@@ -14,13 +14,15 @@ from fabric.settings import Setting
 
 
 def command(
-    shell: Annotated[Literal["bash", "zsh", "fish"], Setting("shell to print it for", "SHELL", operand=True)],
+    shell: Annotated[
+        Literal["bash", "zsh", "fish", "powershell"], Setting("shell to print it for", "SHELL", operand=True)
+    ],
 ) -> None:
     """Prints the completion script of a shell. Packages install it already; use this in other shells.
 
     It completes commands, flags, values and files.
     """
-    sys.stdout.write({"bash": bash, "zsh": zsh, "fish": fish}[shell]())
+    sys.stdout.write({"bash": bash, "zsh": zsh, "fish": fish, "powershell": powershell}[shell]())
 
 
 HELP_OPTION = click.Option(["-h", "--help"], is_flag=True, help="show how to use it")
@@ -262,3 +264,81 @@ def fish() -> str:
             lines.append(f"complete -c fabric -n {seen}{values(found).replace(' -x', ' -f', 1)}")
     lines.append(f"complete -c fabric -n '__fish_seen_subcommand_from help' -f -a {quote(names)}")
     return "\n".join([*lines, ""])
+
+
+POWERSHELL_HELPERS = r"""# PowerShell completion for fabric; written by tools/pages.py
+# fabric completion powershell | Out-String | Invoke-Expression
+function _fabric_result($text, $kind, $help) {
+    $quoted = if ($text -match "[\s']") { "'" + $text.Replace("'", "''") + "'" } else { $text }
+    [System.Management.Automation.CompletionResult]::new($quoted, $text, $kind, $(if ($help) { $help } else { $text }))
+}
+function _fabric_files($word, $patterns) { # without a pattern all files; one that ends in a slash is of folders
+    $found = Get-ChildItem -Path "$word*" -Force -ErrorAction SilentlyContinue
+    foreach ($pattern in $patterns | Where-Object { $_ -match '^\..*/$' }) {
+        $found = @(Get-ChildItem -Path $pattern -Directory -ErrorAction SilentlyContinue) + @($found)
+    }
+    $names = $patterns | Where-Object { $_ -notmatch '/$' }
+    foreach ($one in $found) {
+        $fits = -not $patterns -or $one.PSIsContainer -or ($names | Where-Object { $one.Name -like $_ })
+        $path = Resolve-Path -LiteralPath $one.FullName -Relative
+        if ($fits) { _fabric_result ($path -replace '^\.[\\/]', '') 'ProviderItem' }
+    }
+}
+function _fabric_values($word, $kind, $values) {
+    if ($kind -eq 'files') { return _fabric_files $word $values }
+    $before = if ($kind -eq 'list' -and $word -match '^(.*,)') { $Matches[1] } else { '' }
+    foreach ($one in $values) {
+        if ("$before$one".StartsWith($word)) { _fabric_result "$before$one" 'ParameterValue' }
+    }
+}"""
+
+
+def powershell() -> str:
+    """Completion for PowerShell, from Windows' own (5.1) on."""
+
+    def quote(text: str) -> str:
+        return "'" + text.replace("'", "''") + "'"
+
+    def values(found: Offer) -> str:
+        return f"@({quote(found.kind)}, @({', '.join(map(quote, found.words))}))"
+
+    lines = [POWERSHELL_HELPERS, "Register-ArgumentCompleter -Native -CommandName fabric -ScriptBlock {"]
+    lines += ["    param($word, $ast, $cursor)", "    $commands = [ordered]@{"]
+    lines += [f"        {quote(name)} = {quote(what)}" for name, what in COMMANDS.items()]
+    lines += ["        'help' = 'how to use a command'", "    }", "    $operands = @{"]
+    lines += [f"        {quote(name)} = {values(operands(name))}" for name in COMMANDS]
+    lines += [f"        'help' = @('words', @({', '.join(map(quote, COMMANDS))}))", "    }", "    $options = @{"]
+    for name in COMMANDS:
+        lines.append(f"        {quote(name)} = @(")
+        for option in options(name):
+            taken = "$null" if option.is_flag else values(offer(option))
+            spelled = ", ".join(map(quote, flags(option)))
+            lines.append(f"            , @(@({spelled}), {taken}, {quote(option.help or '')})")
+        lines.append("        )")
+    lines += [
+        "    }",
+        "    $typed = $ast.CommandElements | Where-Object { $_.Extent.EndOffset -lt $cursor }",
+        '    $before = @($typed | ForEach-Object { "$_" })',
+        "    if ($before.Count -lt 2) {",
+        "        foreach ($name in $commands.Keys) {",
+        "            if ($name.StartsWith($word)) { _fabric_result $name 'Command' $commands[$name] }",
+        "        }",
+        "        return",
+        "    }",
+        "    $command, $last = $before[1], $before[-1]",
+        "    if (-not $operands.ContainsKey($command)) { return }",
+        "    foreach ($option in $options[$command]) {",
+        "        if ($option[1] -and $option[0] -ccontains $last) {",
+        "            return _fabric_values $word $option[1][0] $option[1][1]",
+        "        }",
+        "    }",
+        "    if ($word -notlike '-*') { return _fabric_values $word $operands[$command][0] $operands[$command][1] }",
+        "    foreach ($option in $options[$command]) {",
+        "        foreach ($flag in $option[0]) {",
+        "            if ($flag.StartsWith($word)) { _fabric_result $flag 'ParameterName' $option[2] }",
+        "        }",
+        "    }",
+        "}",
+        "",
+    ]
+    return "\n".join(lines)

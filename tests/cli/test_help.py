@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -103,10 +104,25 @@ def test_help_is_a_command_too() -> None:
     one_sentence(fabric("help", "trian"), 2, "'train'")
 
 
-@pytest.mark.parametrize("shell", [("bash", "fabric.bash"), ("zsh", "_fabric"), ("fish", "fabric.fish")])
-def test_completions_are_printed_as_they_are_installed(shell: tuple[str, str]) -> None:
-    told = fabric("completion", shell[0])
-    assert told.code == 0 and told.out == (REPOSITORY / "completions" / shell[1]).read_bytes()
+def test_completions_are_printed_as_they_are_installed() -> None:
+    names = {"bash": "fabric.bash", "zsh": "_fabric", "fish": "fabric.fish", "powershell": "fabric.ps1"}
+    for shell, name in names.items():
+        told = fabric("completion", shell)
+        assert told.code == 0 and told.out == (REPOSITORY / "completions" / name).read_bytes()
+
+
+def test_powershell_gets_every_command_and_flag() -> None:
+    """No PowerShell reads it here: all commands and flags are there, strings end, and what opens closes."""
+    text = (REPOSITORY / "completions/fabric.ps1").read_text()
+    table = text[text.index("Register-ArgumentCompleter") :]
+    bare = re.sub(r"'(?:[^']|'')*'", "", table)
+    assert "'" not in bare
+    for opening, closing in ("()", "{}", "[]"):
+        assert bare.count(opening) == bare.count(closing), opening
+    assert all(f"        '{name}' = @(\n" in table for name in COMMANDS)
+    for name in ("train", "convert"):
+        flags = re.findall(r"(?m)^  (?:-\w, )?(--[\w-]+)", fabric(name, "--help").out.decode())
+        assert len(flags) > 5 and all(f"'{flag}'" in table for flag in flags), name
 
 
 def test_a_wheel_brings_man_pages_and_completions(tmp_path: Path) -> None:
