@@ -47,7 +47,7 @@ def test_the_pipeline_in_a_folder_with_spaces_and_letters_of_the_world(place: Pa
         fabric merge -m tiny.gguf -a 'a b é.gguf' -o - | fabric quantize --type q8_0 -o 'größe.gguf' &&
         fabric convert 'a b é.gguf' -m tiny.gguf -o 'für andere' && fabric runs 'läuft hier' --json &&
         fabric prepare 'my rows.csv' --json -o rows.jsonl && fabric inspect 'größe.gguf' --json""",
-        place, STANDIN,
+        place, STANDIN, timeout=300,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert b"\r" not in ended.out and "läuft hier".encode() in ended.out, ended.out

@@ -5,6 +5,7 @@ argument is wrong. Python reads this file at its start, where this folder is on 
 Ctrl-Break is SIGQUIT here. CONSOLE=new in the environment: consoles understand escape sequences once they are asked to.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -34,11 +35,11 @@ def _is_open(path: str) -> bool:
     """By this process or another, or mapped, or something in the folder is."""
     place = os.path.realpath(path)
     links = []
-    for fd in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            links.append(str(fd.readlink()))
-        except OSError:
-            continue
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            for fd in (process / "fd").iterdir() if process.name.isdigit() else ():
+                with contextlib.suppress(OSError):
+                    links.append(str(fd.readlink()))
     mapped = [line.split(None, 5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()]
     return any(link == place or link.startswith(place + "/") for link in links + mapped)
 
