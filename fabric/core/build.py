@@ -39,7 +39,8 @@ ffi.set_source(
     include_dirs=[str(HEADER.parent)],
     depends=sorted(str(path) for path in (ROOT / "native").rglob("*") if path.suffix in (".h", ".inc")),
     extra_compile_args=FLAGS,
-    libraries=[] if sys.platform == "win32" else ["m", "pthread", "dl"],
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],  # a library of that name is not everywhere
+    libraries=[] if sys.platform == "win32" else ["m", "dl"],
     py_limited_api=True,
 )
 

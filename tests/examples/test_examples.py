@@ -105,6 +105,39 @@ def test_the_phone_s_script_trains_and_goes_on_after_a_stop(model: Path, tmp_pat
         run(tmp_path, script, model, rows, adapter, LEFT="9", **found)
 
 
+def test_the_phone_installs_what_it_lacks_once_and_finds_the_command_again(tmp_path: Path) -> None:
+    script, tools, prefix = EXAMPLES / "termux" / "install", tmp_path / "bin", tmp_path / "usr"
+    for folder in (tools, prefix / "bin"):
+        folder.mkdir(parents=True)
+    made = tmp_path / ".fabric" / "bin"
+    texts = {
+        "pkg": 'echo "pkg $*" >> $HOME/log',
+        "python": f'echo "python $*" >> $HOME/log; mkdir -p {made}; ln -s {tools}/pip {made}/python',
+        "pip": f'echo "pip $*" >> $HOME/log; cp {tools}/made {made}/fabric',
+        "made": "echo cpu",
+    }
+    for name, text in texts.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    phone = {"PATH": f"{prefix}/bin:{tools}:/usr/bin:/bin", "HOME": str(tmp_path), "PREFIX": str(prefix)}
+
+    def install(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([script], env=env, capture_output=True, text=True, check=False)
+
+    for _ in range(2):
+        done = install(phone)
+        assert (done.returncode, done.stdout) == (0, "cpu\n"), done
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "pkg install -y clang python python-numpy libffi glslang",
+        f"python -m venv --system-site-packages {tmp_path}/.fabric",
+        f"pip -m pip install --quiet {EXAMPLES.parent}",
+    ]
+    (made / "fabric").write_text("#!/bin/sh\nexit 1\n")
+    assert install(phone).returncode == 70
+    elsewhere = install({**phone, "PATH": "/usr/bin:/bin"})
+    assert elsewhere.returncode == 69 and "this is no Termux" in elsewhere.stderr
+
+
 def test_style_transfer_shows_three_samples_before_and_after(model: Path, tmp_path: Path) -> None:
     done = run(tmp_path, EXAMPLES / "style" / "run", MODEL=model, OUT=tmp_path / "out", STEPS="2")
     shown = done.stdout.splitlines()
