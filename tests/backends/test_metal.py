@@ -10,13 +10,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import rows, tiny, uneven
 from tests.cli.shell import Ended, fabric, one_sentence
-from tests.native.test_ops import FLAGS, ROOT, SOURCES, TEXTS, build
+from tests.native.test_ops import FLAGS, ROOT, SOURCES, build
 from tests.native.test_portable import EMULATED, compile_together
 from tests.support.cross import zig
 from tests.support.paths import smollm2
@@ -247,10 +248,19 @@ def test_each_selector_of_the_table_has_the_types_that_it_says_and_its_page() ->
         assert re.fullmatch(r"(metal|foundation|objectivec)/\S+", page), name
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core as a Swift package."""
+    folder = tmp_path_factory.mktemp("swift") / "CFabric"
+    subprocess.run([sys.executable, ROOT / "tools" / "swift_package.py", folder], check=True)
+    return folder
+
+
 @pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-macos", "aarch64-ios"])
-def test_the_core_compiles_for(target: str, tmp_path: Path) -> None:
-    sources = [*sorted((ROOT / "native").rglob("*.c")), TEXTS]
-    flags, ios = ["-O0", f"-I{ROOT / 'native' / 'include'}"], target.endswith("ios")
+def test_the_swift_package_alone_compiles_for(target: str, package: Path, tmp_path: Path) -> None:
+    sources, ios = sorted(package.rglob("*.c")), target.endswith("ios")
+    assert {path.stem for path in (ROOT / "native").rglob("*.c")} < {path.stem for path in sources}
+    flags = ["-O0", f"-I{package / 'Sources' / 'CFabric' / 'include'}"]
     if ios:  # of which it has the headers, under another name
         found = importlib.util.find_spec("ziglang")
         if found is not None and found.origin is not None:
@@ -260,3 +270,14 @@ def test_the_core_compiles_for(target: str, tmp_path: Path) -> None:
     assert made
     for path in made:
         assert path.read_bytes()[:4] == b"\xcf\xfa\xed\xfe"  # Mach-O, 64 bits
+
+
+def test_the_swift_package_is_a_module(package: Path, tmp_path: Path) -> None:
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed")
+    uses = tmp_path / "uses.c"
+    uses.write_text("#pragma clang module import CFabric\nint main(void) { return fb_device_count() + FB_PEAK_F32; }\n")
+    module = f"-fmodule-map-file={package / 'Sources/CFabric/include/module.modulemap'}"
+    flags = ["-std=c11", "-Werror", "-fmodules", f"-fmodules-cache-path={tmp_path}", module, "-fsyntax-only"]
+    subprocess.run(["clang", *flags, uses], check=True)
+    assert 'targets: [.target(name: "CFabric")]' in (package / "Package.swift").read_text()
