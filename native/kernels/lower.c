@@ -180,15 +180,17 @@ LOWER(attention_dkv) {
 
 static int normed(dispatch *d, const fb_kernel_limits *limits, uint32_t op, struct fb_norm_operands v, int32_t group,
                   float eps) {
-    begin(d, FB_KERNEL_norm, group <= 256 ? 32 : 64);
+    begin(d, FB_KERNEL_norm, 32);
     d->operand.norm = v;
     struct fb_norm_constants *c = &d->constant.norm;
     c->OP = op;
-    while (v.X.rows <= FEW && c->THREADS < 512 && c->THREADS * 2 <= limits->threads && 4 * c->THREADS < (uint32_t)group)
-        c->THREADS *= 2;
+    const uint32_t most = limits->threads < 512 ? limits->threads : 512, wanted = v.X.rows <= FEW ? 4 : 8;
+    while (c->THREADS * 2 <= most && c->THREADS * wanted < (uint32_t)group) c->THREADS *= 2;
+    c->SHARE = c->THREADS;
+    while (v.X.rows > FEW && c->THREADS < 256 && c->THREADS * 2 <= most) c->THREADS *= 2;
     d->argument.norm = (struct fb_norm_arguments){.ROWS = rows_of(&v.X), .COLS = (uint32_t)v.X.cols, .G = (uint32_t)group,
                                                   .EPS = eps};
-    d->groups = (uint64_t)v.X.rows * (uint64_t)(v.X.cols / group);
+    d->groups = up((uint64_t)v.X.rows * (uint64_t)(v.X.cols / group), c->THREADS / c->SHARE);
     d->work = 8.0 * v.X.rows * v.X.cols;
     d->rounds = 2.0 * up((uint64_t)group, 128) + 128;
     return 1;
@@ -306,15 +308,15 @@ LOWER(norm) {
 }
 
 LOWER(xent) {
-    UNUSED;
+    (void)scratch;
     const fb_view *x = &l->xent.logits;
-    begin(d, FB_KERNEL_xent, 128);
+    begin(d, FB_KERNEL_xent, limits->threads < 512 || x->cols < 1 << 14 ? 128 : 512);
     d->operand.xent = (struct fb_xent_operands){.NLL = l->xent.nll, .LOGITS = *x, .TARGETS = l->xent.targets};
     d->constant.xent.GRAD = (uint32_t)l->attr.grad;
     d->argument.xent = (struct fb_xent_arguments){.ROWS = rows_of(x), .COLS = (uint32_t)x->cols, .CAP = l->attr.softcap};
     d->groups = (uint32_t)x->rows;
     d->work = 32.0 * x->rows * x->cols;
-    d->rounds = 3.0 * up((uint64_t)x->cols, 128) + 192;
+    d->rounds = 4.0 * up((uint64_t)x->cols, d->constant.at[0]) + 192;
     return 1;
 }
 
@@ -468,7 +470,9 @@ LOWER(append) {
 LOWER(decode) { UNUSED; return moved(d, 2, (struct fb_rows_operands){.OUT = l->decode.y, .W = l->decode.w}, 1, 0, 1); }
 
 static int turned(dispatch *d, uint32_t op, struct fb_rope_operands v, struct fb_rope_arguments a) {
-    spread(d, FB_KERNEL_rope, &v.OUT, 2);
+    fb_view shape = v.OUT;
+    if (op == 1) shape.cols = shape.cols / (int32_t)a.HEAD * (int32_t)(up(a.N_ROT / 2, 2) + up(a.HEAD - a.N_ROT, 4));
+    spread(d, FB_KERNEL_rope, &shape, op == 1 ? 1 : 2);
     d->operand.rope = v;
     d->constant.rope.OP = op;
     a.ROWS = rows_of(&v.OUT);

@@ -108,7 +108,8 @@
     BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) BIND(2, WEIGHT, ACT, READ) /* F32 (1, G) */ \
     BIND(3, DY, ACT, READ) BIND(4, ACC, ACT, READ)
 #define norm_CONSTANTS(SPEC, TILE) \
-    SPEC(3, OP) /* 0 y = x inv w; 1 dx = inv (w dy - x inv^2 mean(w dy x)) + acc; 2 inv itself, which the gradient of w reads */
+    SPEC(3, OP) /* 0 y = x inv w; 1 dx = inv (w dy - x inv^2 mean(w dy x)) + acc; 2 inv itself, which the gradient of w reads */ \
+    SPEC(4, SHARE) /* threads that share a group: a power of two, of which a workgroup is a multiple */
 #define norm_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, G) ARG(float, EPS)
 
 #define columns_OPERANDS(BIND) \
