@@ -66,7 +66,7 @@ def train(run: Path, ranks: int, *flags: str | Path, limited: bool = False) -> l
     if ranks > 1:
         env |= {"MPI4PY_LIBMPI": str(MPICH / "lib" / "libmpi.so.12")}
         inside = ["bash", "-c", f'exec ip netns exec {SPACE}$PMI_RANK "$@"', "-"] if limited else []
-        env |= {"MPIR_CVAR_NOLOCAL": "1", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "eth0"} if limited else {}
+        env |= {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"} if limited else {}
         command = [str(MPICH / "bin" / "mpiexec"), "-n", str(ranks), *inside, *command]
     subprocess.run(command, env=env, check=True)
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
