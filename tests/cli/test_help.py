@@ -19,6 +19,7 @@ from tests.support.paths import REPOSITORY
 LIGHT = {"click", "typer", "shellingham", "annotated_doc", "fabric"}
 FABRIC_LIGHT = {"fabric", "fabric.errors", "fabric.printable", "fabric.cli", "fabric.settings"}
 ROOMS = {f"fabric.{room}" for room in ("data", "text", "weights", "training", "evaluation", "generation")}
+FABRIC_LIGHT |= {"fabric.notices", "fabric.system", "fabric.training.dealing"}  # the standard library alone
 FABRIC_LIGHT |= ROOMS | {f"{room}.settings" for room in ROOMS}  # the rooms are empty but for what is declared there
 
 IMPORTED = """
