@@ -250,7 +250,7 @@ def test_a_prompt_template_builds_prompts_from_fields(tmp_path: Path) -> None:
         ({"messages": [{"role": "boss", "content": "Hi"}]}, "boss"),
         ({"messages": "Hi"}, "'messages' is"),
         ({"conversations": {"from": "human"}}, r"the fields \('conversations'\) have no known shape"),
-        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b", "weight": 0}]}, "no message of the assistant trains"),
+        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b", "weight": 0}]}, "the assistant trains"),
         ({"conversations": []}, "'conversations' is an empty list"),
         ({"conversations": [{"from": "alien", "value": "Hi"}]}, "'conversations': message 1 has the role 'alien'"),
         ({"conversations": [{"from": ["human"], "value": "Hi"}]}, "message 1 has the role"),
