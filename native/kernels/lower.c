@@ -180,14 +180,15 @@ LOWER(attention_dkv) {
 
 static int normed(dispatch *d, const fb_kernel_limits *limits, uint32_t op, struct fb_norm_operands v, int32_t group,
                   float eps) {
-    begin(d, FB_KERNEL_norm, 32);
+    const uint32_t most = limits->threads < 512 ? limits->threads : 512;
+    const int few = v.X.rows <= FEW, small = group <= 256;
+    begin(d, FB_KERNEL_norm, small ? 32 : 64);
     d->operand.norm = v;
     struct fb_norm_constants *c = &d->constant.norm;
     c->OP = op;
-    const uint32_t most = limits->threads < 512 ? limits->threads : 512, wanted = v.X.rows <= FEW ? 4 : 8;
-    while (c->THREADS * 2 <= most && c->THREADS * wanted < (uint32_t)group) c->THREADS *= 2;
+    while (few && c->THREADS * 2 <= most && 4 * c->THREADS < (uint32_t)group) c->THREADS *= 2;
     c->SHARE = c->THREADS;
-    while (v.X.rows > FEW && c->THREADS < 256 && c->THREADS * 2 <= most) c->THREADS *= 2;
+    while (!few && small && c->THREADS < 256 && c->THREADS * 2 <= most) c->THREADS *= 2;
     d->argument.norm = (struct fb_norm_arguments){.ROWS = rows_of(&v.X), .COLS = (uint32_t)v.X.cols, .G = (uint32_t)group,
                                                   .EPS = eps};
     d->groups = up((uint64_t)v.X.rows * (uint64_t)(v.X.cols / group), c->THREADS / c->SHARE);
