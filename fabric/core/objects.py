@@ -244,6 +244,15 @@ class Lora(NamedTuple):
 NO_LORA = Lora(-1, -1, 0.0)
 
 
+class Routing(NamedTuple):
+    """What tokens chose of a mixture of experts: tensors of the graph, and how many experts there are and are used."""
+
+    weights: Tensor
+    order: Tensor
+    experts: int
+    used: int
+
+
 class Graph:
     """Records a forward pass. Ops are those of fabric.h, by the same names, and return tensors. `source`: the file
     that shapes come from, to be named in the DataError of an op that they do not fit."""
@@ -336,6 +345,25 @@ class Graph:
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         """cap * tanh(x / cap)."""
         return self._tensor(lib.fb_softcap(self.c, x, cap))
+
+    def route(
+        self, x: Tensor, weight: Tensor, used: int, bias: Tensor = -1, lora: Lora = NO_LORA, load: Tensor = -1
+    ) -> Routing:
+        """The experts of the `used` largest logits x weight^T, and the softmax of those; `load` (1, experts) counts."""
+        out = ffi.new("fb_routing *")
+        code = lib.fb_route(self.c, x, weight, bias, lora, used, load, out)
+        self._tensor(-code)
+        return Routing(out.weights, out.order, out.experts, out.used)
+
+    def experts(
+        self, x: Tensor, weight: Tensor, routing: Routing, bias: Tensor = -1, lora: Lora = NO_LORA
+    ) -> Tensor:
+        """(T, used * N): a linear layer of each expert, weight (experts * N, K); x (T, K) or (T, used * K)."""
+        return self._tensor(lib.fb_experts(self.c, x, weight, bias, lora, routing))
+
+    def combine(self, x: Tensor, routing: Routing, residual: Tensor) -> Tensor:
+        """residual + the weighted sum of the slots of a token."""
+        return self._tensor(lib.fb_combine(self.c, x, routing, residual))
 
     def gather(self, x: Tensor, index: Tensor) -> Tensor:
         """x[index]."""

@@ -194,6 +194,58 @@ static void grad_gather(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     contribute(d, x, dx);
 }
 
+static void grad_route(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor logits = n->v[2].tensor;
+    if (!needs(d, logits)) return;
+    fb_tensor dlogits = fresh_grad(d, logits);
+    EMIT(FB_OP_ROUTE_GRAD, dlogits, dy[0], now(d, n->v[0].tensor), now(d, n->v[1].tensor));
+    contribute(d, logits, dlogits);
+}
+
+static fb_node *experts(fb_autodiff *d, fb_op op, const fb_node *like, fb_tensor out, fb_tensor a, fb_tensor b) {
+    fb_node *n = EMIT(op, out, a, b, now(d, like->v[3].tensor));
+    n->attr.slots = like->attr.slots;
+    return n;
+}
+
+/* The gradient of x, slot by slot; of x that all slots of a token read, their sum. */
+static void experts_dx(fb_autodiff *d, const fb_node *n, fb_tensor x, fb_tensor w, fb_tensor dy, float scale, fb_tensor u, fb_tensor a) {
+    const int32_t k = n->attr.slots, each = d->p->tensors[w].cols, by_token = d->p->tensors[x].cols == each && k > 1;
+    fb_tensor dx = fresh_grad(d, x), slots = by_token ? fresh(d, x, each * k, d->p->tensors[x].type) : dx;
+    fb_node *back = experts(d, FB_OP_EXPERTS_DX, n, slots, dy, w);
+    back->attr.scale = scale;
+    back->v[4] = fb_whole(d->p, u), back->v[5] = fb_whole(d->p, a);
+    if (by_token) EMIT(FB_OP_COMBINE, dx, slots, FB_NONE, d->grads[x]);
+    else back->v[6] = fb_whole(d->p, d->grads[x]);
+    d->grads[x] = dx;
+}
+
+/* As of a linear layer. The op that made u is the pair's: what flows through it is found here. */
+static void grad_experts(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor x = n->v[1].tensor, w = n->v[2].tensor, u = n->v[5].tensor, b = n->v[6].tensor, a = n->lora_a, seen = n->lora_x, du = FB_NONE;
+    if (u >= 0 && (needs(d, x) || trains(d, a))) {
+        du = fresh(d, u, d->p->tensors[u].cols, FB_F32);
+        experts(d, FB_OP_EXPERTS_DX, n, du, dy[0], b)->attr.scale = n->lora_scale;
+    }
+    if (u >= 0 && trains(d, b)) experts(d, FB_OP_EXPERTS_DW, n, grad_of_param(d, b), dy[0], now(d, u));
+    if (u >= 0 && trains(d, a)) experts(d, FB_OP_EXPERTS_DW, n, grad_of_param(d, a), du, seen_again(d, x, seen));
+    if (trains(d, w)) experts(d, FB_OP_EXPERTS_DW, n, grad_of_param(d, w), dy[0], now(d, x))->attr.scale = n->attr.scale;
+    if (!needs(d, x)) return;
+    if (u >= 0 && seen >= 0) {
+        experts_dx(d, n, seen, a, du, 1, FB_NONE, FB_NONE);
+        du = FB_NONE;
+    }
+    experts_dx(d, n, x, w, dy[0], n->attr.scale, du, du < 0 ? FB_NONE : a);
+}
+
+static void grad_combine(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor x = n->v[1].tensor, weights = n->v[2].tensor, dx = fresh_grad(d, x), dweights = fresh_grad(d, weights);
+    EMIT(FB_OP_COMBINE_GRAD, dx, dweights, dy[0], now(d, x), now(d, weights));
+    contribute(d, x, dx);
+    contribute(d, weights, dweights);
+    contribute(d, n->v[3].tensor, dy[0]);
+}
+
 /*                                name             roles         row axes      acc  rule */
 const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_EMBED]         = {"embed",         "xii",        "mnm",        0, grad_embed},
@@ -226,6 +278,14 @@ const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_XENT]          = {"xent",          "oxi",        "mmm",        0, NULL},
     [FB_OP_APPEND]        = {"append",        "xii",        ".mm",        0, NULL},
     [FB_OP_ZERO]          = {"zero",          "o",          "m",          0, NULL},
+    [FB_OP_ROUTE]         = {"route",         "ooi",        "mmm",        0, grad_route},
+    [FB_OP_ROUTE_GRAD]    = {"route_grad",    "oiii",       "mmmm",       0, NULL},
+    [FB_OP_ORDER]         = {"order",         "oxi",        "...",        0, NULL},
+    [FB_OP_EXPERTS]       = {"experts",       "oiiiiii",    "mmn..m.",    0, grad_experts},
+    [FB_OP_EXPERTS_DX]    = {"experts_dx",    "oiiiiii",    "mmn.m.m",    6, NULL},
+    [FB_OP_EXPERTS_DW]    = {"experts_dw",    "xiii",       "nmm.",       0, NULL},
+    [FB_OP_COMBINE]       = {"combine",       "oiii",       "mmmm",       3, grad_combine},
+    [FB_OP_COMBINE_GRAD]  = {"combine_grad",  "ooiii",      "mmmmm",      0, NULL},
     [FB_OP_TALLY]         = {"tally",         "xi",         ".m",         0, NULL},
     [FB_OP_SUMSQ]         = {"sumsq",         "oi",         "..",         0, NULL},
     [FB_OP_NORM]          = {"norm",          "xii",        "...",        0, NULL},
@@ -321,6 +381,7 @@ static void find_what_needs_gradients(fb_autodiff *d) {
             any |= d->needs[n->v[k].tensor];
             d->readers[n->v[k].tensor]++;
         }
+        if (n->op == FB_OP_EXPERTS && n->v[5].tensor >= 0 && n->lora_x < 0) d->readers[n->v[1].tensor]--; /* as below */
         if (n->op == FB_OP_LINEAR && n->v[4].tensor >= 0) {
             const int first = d->readers[n->v[4].tensor] == 1; /* of the layers that share a u */
             if (first && n->lora_x < 0) d->readers[n->v[1].tensor]--; /* its u read x: one gradient */

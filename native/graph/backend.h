@@ -102,6 +102,23 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *                                                                       leaves d sum(nll) / d logits in logits
  *  APPEND         io cache act(S,D); x act(T,D); slots i32(T,1)         cache[slots[t]] = x[t]
  *  ZERO           out y any(R,C)
+ *  ROUTE          out weights f32(T,k); out chosen i32(T,k); logits act(T,E)   the k experts of the largest logits, the largest
+ *                                                                       first, and the softmax over those logits
+ *  ROUTE_GRAD     out dlogits act(T,E); dweights f32(T,k); weights; chosen
+ *  ORDER          out order i32(1,E+1+n); [io load f32(1,E)]; chosen i32(T,k)   the slots t * k + j of chosen[t][j], expert by
+ *                                                                       expert, from order[E+1] on, each expert's in order of
+ *                                                                       t; those of e are order[order[e]] up to, not
+ *                                                                       including, order[order[e + 1]]. load += how many
+ *  EXPERTS        out y act(T,k*N); x act(T,K) or (T,k*K); w block(E*N,K); order; [bias f32(E,N)]; [u act(T,k*R)]; [b f32(E*N,R)]
+ *                                                                       slot by slot, with the matrix of its expert:
+ *                                                                       y = scale*(x w^T) + u b^T + bias. w may be a slice,
+ *                                                                       of the experts from `first` on, and x and y rows
+ *                                                                       of the tokens from `token` on; other slots are
+ *                                                                       left alone
+ *  EXPERTS_DX     out dx act(T,k*K); dy act(T,k*N); w; order; [u act(T,k*R)]; [a f32(E*R,K)]; [acc]   dx = scale*(dy w) + u a + acc
+ *  EXPERTS_DW     io dw f32(E*N,K); dy act(T,k*N); x act(T,K) or (T,k*K); order   dw += scale * dy^T x
+ *  COMBINE        out y act(T,D); x act(T,k*D); [weights f32(T,k)]; [acc]   y = sum over slots of weight (or 1) * x, + acc
+ *  COMBINE_GRAD   out dx act(T,k*D); out dweights f32(T,k); dy act(T,D); x; weights
  *  TALLY          io record f32(1,R); nll f32(M,1)                     adds sum(nll) to FB_RECORD_LOSS and M to
  *                                                                       FB_RECORD_TRAINED, in fixed order
  *  SUMSQ          out partial f32(1,P); x f32(1,n)                      partial[i] = sum of squares of the i-th of P
@@ -122,18 +139,21 @@ typedef enum fb_op {
     FB_OP_CONV, FB_OP_CONV_DX, FB_OP_CONV_DW,
     FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD, FB_OP_DROPOUT,
     FB_OP_GATHER, FB_OP_SCATTER, FB_OP_XENT, FB_OP_APPEND, FB_OP_ZERO,
+    FB_OP_ROUTE, FB_OP_ROUTE_GRAD, FB_OP_ORDER, FB_OP_EXPERTS, FB_OP_EXPERTS_DX, FB_OP_EXPERTS_DW, FB_OP_COMBINE, FB_OP_COMBINE_GRAD,
     FB_OP_TALLY, FB_OP_SUMSQ, FB_OP_NORM, FB_OP_ADAMW, FB_OP_SGD,
     FB_OP_COUNT
 } fb_op;
 
 /* The numbers of an op; each reads those that its line above names. */
 typedef struct fb_attr {
-    float scale;                              /* EMBED LINEAR* EMBED_DW ROPE_TABLE SCALE DROPOUT */
+    float scale;                              /* EMBED LINEAR* EMBED_DW ROPE_TABLE SCALE DROPOUT EXPERTS* */
     int32_t rounded;                          /* LINEAR*: 1: operands may be rounded to 16 bits to be multiplied, F32 ones too */
     float eps;                                /* RMS_NORM*, ADAMW */
     float softcap;                            /* SOFTCAP* XENT; 0: none */
     int32_t stride;                           /* EMBED EMBED_DW */
-    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key; CONV_DX: row */
+    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key; CONV_DX: row; EXPERTS*: expert */
+    int32_t experts;                          /* ORDER: E */
+    int32_t token, slots;                     /* EXPERTS*: the first row of x; k */
     int32_t head_dim, layout, inverse;        /* ROPE */
     int32_t kind;                             /* GLU* */
     int32_t grad;                             /* XENT */

@@ -405,6 +405,71 @@ fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap) {
     return done(g, y);
 }
 
+/* ---- a mixture of experts ---- */
+
+int fb_route(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, int32_t used, fb_tensor load,
+             fb_routing *routing) {
+    fb_tensor logits = linear(g, x, weight, bias, lora, FB_NONE, FB_F32);
+    if (logits < 0) return -logits;
+    const fb_tensor_info t = g->program.tensors[logits], *l = load < 0 ? NULL : get_f32(g, load, "the load");
+    const int64_t cols = t.cols + 1 + (int64_t)t.rows * used;
+    if (used < 1 || used > t.cols || cols > INT32_MAX || (load >= 0 && (!l || l->kind != FB_STATE || l->cols != t.cols)))
+        return fb_fail(FB_E_ARGUMENT, "%d of %d experts for each token", (int)used, (int)t.cols);
+    fb_tensor weights = output(g, logits, used, FB_F32), chosen = output(g, logits, used, FB_I32);
+    fb_tensor order = fb_program_tensor(&g->program, (fb_tensor_info){.type = FB_I32, .rows = 1, .cols = (int32_t)cols,
+                                                                       .place = FB_IN_ARENA, .base = FB_NONE});
+    record(g, FB_OP_ROUTE, 3, (fb_tensor[]){weights, chosen, logits});
+    record(g, FB_OP_ORDER, 3, (fb_tensor[]){order, load, chosen})->attr.experts = t.cols;
+    *routing = (fb_routing){weights, order, t.cols, used};
+    return done(g, order) < 0 ? FB_E_MEMORY : FB_OK;
+}
+
+fb_tensor fb_experts(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_routing to) {
+    const fb_tensor_info *a = get_act(g, x, "x"), *w = get_weight(g, weight, "the experts"), *o = get(g, to.order, "the order");
+    if (!a || !w || !o) return -FB_E_ARGUMENT;
+    REQUIRE(to.used > 0 && to.experts > 0 && w->rows % to.experts == 0 && (a->cols == w->cols || a->cols == (int64_t)w->cols * to.used) &&
+                o->cols == to.experts + 1 + (int64_t)a->rows * to.used,
+            "rows of %d through %d of %d experts of %d x %d", (int)a->cols, (int)to.used, (int)to.experts, (int)w->rows, (int)w->cols);
+    const int32_t outputs = w->rows / to.experts, inputs = w->cols;
+    REQUIRE((int64_t)outputs * to.used <= INT32_MAX, "%d experts of %d rows", (int)to.used, (int)outputs);
+    if (bias >= 0) {
+        const fb_tensor_info *b = get_f32(g, bias, "the bias");
+        if (!b) return -FB_E_ARGUMENT;
+        REQUIRE(b->rows == to.experts && b->cols == outputs, "a bias must be %d x %d F32", (int)to.experts, (int)outputs);
+    }
+    fb_tensor u = FB_NONE, seen = x;
+    if (lora.a >= 0 || lora.b >= 0) {
+        const fb_tensor_info *la = get_f32(g, lora.a, "lora a"), *lb = get_f32(g, lora.b, "lora b");
+        if (!la || !lb) return -FB_E_ARGUMENT;
+        REQUIRE(la->cols == inputs && lb->rows == w->rows && la->rows == (int64_t)lb->cols * to.experts,
+                "a LoRA pair of (%d, %d) and (%d, %d) beside %d experts of %d x %d", (int)la->rows, (int)la->cols, (int)lb->rows,
+                (int)lb->cols, (int)to.experts, (int)outputs, (int)inputs);
+        const int32_t rank = lb->cols;
+        seen = dropped(g, x, lora);
+        if (seen < 0) return seen;
+        u = output(g, x, rank * to.used, FB_F32);
+        fb_attr *attr = &record(g, FB_OP_EXPERTS, 4, (fb_tensor[]){u, seen, lora.a, to.order})->attr;
+        attr->scale = lora.scale, attr->slots = to.used;
+    }
+    fb_tensor y = output(g, x, outputs * to.used, g->precision);
+    fb_node *node = record(g, FB_OP_EXPERTS, 7, (fb_tensor[]){y, x, weight, to.order, bias, u, u < 0 ? FB_NONE : lora.b});
+    node->attr.slots = to.used;
+    node->lora_a = u < 0 ? FB_NONE : lora.a;
+    node->lora_x = seen == x ? FB_NONE : seen;
+    node->lora_scale = lora.scale;
+    return done(g, y);
+}
+
+fb_tensor fb_combine(fb_graph *g, fb_tensor x, fb_routing to, fb_tensor residual) {
+    const fb_tensor_info *a = get_act(g, x, "x"), *w = get_f32(g, to.weights, "weights"), *r = get_act(g, residual, "the residual");
+    if (!a || !w || !r) return -FB_E_ARGUMENT;
+    REQUIRE(w->cols == to.used && a->cols == (int64_t)r->cols * to.used && same_rows(a, w) && same_rows(a, r),
+            "a sum of %d slots of rows of %d to rows of %d", (int)to.used, (int)a->cols, (int)r->cols);
+    fb_tensor y = output(g, residual, r->cols, FB_F32);
+    record(g, FB_OP_COMBINE, 4, (fb_tensor[]){y, x, to.weights, residual});
+    return done(g, y);
+}
+
 fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index) {
     const fb_tensor_info *a = get_act(g, x, "x"), *i = get_ints(g, index, "index", 1);
     if (!a || !i) return -FB_E_ARGUMENT;

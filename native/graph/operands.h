@@ -33,6 +33,14 @@
 #define fb_xent_views(X) X(nll) X(logits) X(targets)
 #define fb_append_views(X) X(cache) X(x) X(slots)
 #define fb_zero_views(X) X(y)
+#define fb_route_views(X) X(weights) X(chosen) X(logits)
+#define fb_route_grad_views(X) X(dlogits) X(dweights) X(weights) X(chosen)
+#define fb_order_views(X) X(order) X(load) X(chosen)
+#define fb_experts_views(X) X(y) X(x) X(w) X(order) X(bias) X(u) X(b)
+#define fb_experts_dx_views(X) X(dx) X(dy) X(w) X(order) X(u) X(a) X(acc)
+#define fb_experts_dw_views(X) X(dw) X(dy) X(x) X(order)
+#define fb_combine_views(X) X(y) X(x) X(weights) X(acc)
+#define fb_combine_grad_views(X) X(dx) X(dweights) X(dy) X(x) X(weights)
 #define fb_tally_views(X) X(record) X(nll)
 #define fb_sumsq_views(X) X(partial) X(x)
 #define fb_norm_views(X) X(record) X(partial) X(hyper)
@@ -43,5 +51,6 @@
     X(embed) X(decode) X(rms_norm) X(rms_norm_dx) X(rms_norm_dw) X(linear) X(linear_dx) X(linear_dw) X(bias_db) \
     X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(conv) X(conv_dx) X(conv_dw) \
     X(glu) X(glu_grad) X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
+    X(route) X(route_grad) X(order) X(experts) X(experts_dx) X(experts_dw) X(combine) X(combine_grad) \
     X(tally) X(sumsq) X(norm) X(adamw) X(sgd)
 #endif

@@ -58,6 +58,9 @@ static double flops_of(const fb_launch *l) {
     case FB_OP_LINEAR_DX:
         return 2.0 * v[1].rows * v[0].cols * ((double)v[1].cols + (v[3].mem ? v[3].cols : 0));
     case FB_OP_LINEAR_DW: return 2.0 * v[1].rows * (double)v[0].rows * v[0].cols;
+    case FB_OP_EXPERTS: return 2.0 * v[0].rows * v[0].cols * ((double)v[2].cols + (v[6].mem ? v[6].cols : 0));
+    case FB_OP_EXPERTS_DX: return 2.0 * v[1].rows * v[1].cols * v[2].cols + (v[4].mem ? 2.0 * v[4].rows * v[4].cols * v[5].cols : 0);
+    case FB_OP_EXPERTS_DW: return 2.0 * v[1].rows * v[1].cols * v[0].cols;
     case FB_OP_ATTENTION: pairs = (double)v[2].rows * v[3].rows / 2; return 4 * pairs * dim;
     case FB_OP_ATTENTION_DQ: pairs = (double)v[2].rows * v[3].rows / 2; return 6 * pairs * dim;
     case FB_OP_ATTENTION_DKV: pairs = (double)v[2].rows * v[3].rows / 2; return 8 * pairs * dim;
@@ -322,7 +325,7 @@ int fb_plan_get_stats(const fb_plan *plan, fb_plan_stats *stats) {
         stats->tiled += n->tiled;
         if (!fb_plan_launch(plan, &plan->program, n, &launch)) continue;
         /* The head's nodes run over trained positions, all others over tokens. */
-        const fb_operand *counted = n->op == FB_OP_LINEAR_DW ? &n->v[1] : &n->v[0];
+        const fb_operand *counted = n->op == FB_OP_LINEAR_DW || n->op == FB_OP_EXPERTS_DW ? &n->v[1] : &n->v[0];
         if (plan->program.tensors[counted->tensor].count == FB_COUNT_TRAINED)
             stats->flops_per_trained += flops_of(&launch) / plan->trained;
         else

@@ -19,6 +19,13 @@ static const char *column_axes(fb_op op) {
     }
 }
 
+/* Rows that stay together: those of an expert's matrix. */
+static int32_t together(const fb_program *p, const fb_node *n, char axis) {
+    const int dy = n->op != FB_OP_EXPERTS;
+    if (axis != 'n' || (dy && n->op != FB_OP_EXPERTS_DX && n->op != FB_OP_EXPERTS_DW)) return 1;
+    return p->tensors[n->v[dy].tensor].cols / n->attr.slots;
+}
+
 static uint64_t span(const fb_program *p, const fb_operand *v) {
     const fb_tensor_info *t = &p->tensors[v->tensor];
     return fb_type_bytes(t->type, (int64_t)v->rows * t->cols);
@@ -38,7 +45,8 @@ static int32_t tile_rows(const fb_program *p, const fb_node *n, char axis, uint6
         uint64_t fit = limit / fb_type_bytes(t->type, t->cols);
         if (fit < (uint64_t)tile) tile = (int32_t)fit;
     }
-    return tile < INT32_MAX && tile > UNIT ? tile / UNIT * UNIT : tile;
+    const int32_t whole = together(p, n, axis), unit = whole > 1 ? whole : tile > UNIT ? UNIT : 1;
+    return tile < INT32_MAX ? tile / unit * unit : tile;
 }
 
 /* The first row after `row` that lies in another allocation of the device; INT32_MAX where there is none. */
@@ -92,6 +100,9 @@ static void emit_tile(fb_program *p, const fb_node *whole, int32_t m, int32_t ms
     }
     switch (whole->op) {
     case FB_OP_EMBED: case FB_OP_EMBED_DW: case FB_OP_ATTENTION_DKV: case FB_OP_CONV_DX: tile->attr.first += n; break;
+    case FB_OP_EXPERTS: case FB_OP_EXPERTS_DX: case FB_OP_EXPERTS_DW:
+        tile->attr.first += n / together(p, whole, 'n'), tile->attr.token += m;
+        break;
     case FB_OP_LINEAR_DX:
         if (n == 0) break;
         tile->v[3].tensor = tile->v[4].tensor = FB_NONE; /* the low-rank term is in the first part */
@@ -163,7 +174,8 @@ static int part_tensors(fb_program *p) {
 /* Rows of a tile that starts at row `at` of an axis. */
 static int32_t step(const fb_program *p, const fb_node *n, char axis, int32_t at, int32_t extent, int32_t tile) {
     int32_t cut = next_cut(p, n, axis, at), end = tile < extent - at ? at + tile : extent;
-    return (cut < end ? cut : end) - at;
+    const int32_t rows = (cut < end ? cut : end) - at, whole = together(p, n, axis);
+    return rows / whole * whole;
 }
 
 int fb_tile_program(fb_program *p, const fb_device_info *limits) {
@@ -182,6 +194,10 @@ int fb_tile_program(fb_program *p, const fb_device_info *limits) {
         int32_t m = 1, n = 1;
         int32_t tile_m = tile_rows(p, node, 'm', limit, &m), tile_n = tile_rows(p, node, 'n', limit, &n);
         int stuck = out_of_reach(p, node, limit);
+        for (int32_t at = 0, ns; at < n && tile_n && !stuck; at += ns) {
+            ns = step(p, node, 'n', at, n, tile_n);
+            if (!ns) tile_n = 0, ns = n; /* an expert lies across two allocations */
+        }
         if (stuck || tile_m == 0 || tile_n == 0) {
             const int bound = limit <= p->part_bytes;
             code = fb_fail(FB_E_LIMIT, "operand %d of %s does not fit this device's limit of %llu bytes %s", stuck,

@@ -227,6 +227,22 @@ fb_tensor fb_softcap(fb_graph *g, fb_tensor x, float cap);
 /* y[i] = x[index[i]]; index is an input of FB_ROWS_TRAINED rows. */
 fb_tensor fb_gather(fb_graph *g, fb_tensor x, fb_tensor index);
 
+/* A mixture of experts (Shazeer et al. 2017): of `experts`, every token has `used`, its slots. */
+typedef struct fb_routing {
+    fb_tensor weights; /* (T, used) F32: those of a token sum to 1 */
+    fb_tensor order;   /* its slots, expert by expert */
+    int32_t experts, used;
+} fb_routing;
+/* Chooses the experts of the `used` largest logits x weight^T + bias, and their softmax. load (1, experts), a FB_STATE of F32
+ * or -1, goes up by the slots of each expert. A recomputed block adds them again. */
+int fb_route(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, int32_t used, fb_tensor load,
+             fb_routing *routing);
+/* A linear layer of each expert, for the slots that chose it: x (T, K) or (T, used*K), weight (experts*N, K), bias
+ * (experts, N) or -1, of the pair a (experts*r, K) and b (experts*N, r); y (T, used*N). */
+fb_tensor fb_experts(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_lora lora, fb_routing routing);
+/* y (T, D) F32 = residual + the weighted sum of a token's slots, x (T, used*D). */
+fb_tensor fb_combine(fb_graph *g, fb_tensor x, fb_routing routing, fb_tensor residual);
+
 /* The head for generation: softcap(x[index] W^T), F32 and kept; index as in fb_gather, softcap 0: none. */
 fb_tensor fb_logits(fb_graph *g, fb_tensor x, fb_tensor weight, fb_lora lora, fb_tensor index, float softcap);
 

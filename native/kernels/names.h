@@ -54,6 +54,33 @@
 #define parts_CONSTANTS(SPEC, TILE)
 #define parts_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS) ARG(uint, PARTS)
 
+/* ---- a mixture of experts ---- */
+
+#define route_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN)       /* weights (M, SLOTS), or the gradient of the logits (M, EXPERTS) */ \
+    BIND(1, CHOSEN, WORDS, WRITTEN)  /* (M, SLOTS) */ \
+    BIND(2, LOGITS, ACT, READ) BIND(3, WEIGHTS, WORDS, READ) BIND(4, DWEIGHTS, WORDS, READ) \
+    BIND(5, ORDER, WORDS, WRITTEN) BIND(6, LOAD, WORDS, WRITTEN)
+#define route_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 route, 1 its gradient, 2 order */
+#define route_ARGUMENTS(ARG) ARG(rows, M) ARG(uint, EXPERTS) ARG(uint, SLOTS)
+
+#define experts_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) BIND(2, W, BLOCKS, READ) /* or an activation */ \
+    BIND(3, ORDER, WORDS, READ) BIND(4, U, ACT, READ) BIND(5, B, WORDS, READ) BIND(6, ACC, ACT, READ) \
+    BIND(7, BIAS, WORDS, READ) BIND(8, GRIDS, GRIDS, READ)
+#define experts_CONSTANTS product_CONSTANTS /* of OP 2 the reduction is over the rows of an expert */
+#define experts_ARGUMENTS(ARG) \
+    ARG(rows, M) ARG(uint, N) ARG(uint, K) ARG(uint, R) /* tokens; of the product; of OP 2 K is the rows of dw */ \
+    ARG(uint, EXPERTS) ARG(uint, FIRST)                 /* of OUT or W, and the number of its first */ \
+    ARG(uint, TOKEN) ARG(uint, SLOTS)                   /* the first one of X, and slots of each */ \
+    ARG(uint, STEP)  /* columns from slot to slot in X, of OP 2 in W; 0: all read the same ones */ \
+    ARG(float, SCALE)
+
+#define combine_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) BIND(1, X, ACT, READ) BIND(2, DY, ACT, READ) BIND(3, WEIGHTS, WORDS, READ) BIND(4, ACC, ACT, READ)
+#define combine_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 y = sum of weights x + acc; 1 dx = weight dy; 2 dweights */
+#define combine_ARGUMENTS(ARG) ARG(rows, M) ARG(uint, COLS) ARG(uint, SLOTS)
+
 /* ---- attention ---- */
 
 /* Of keys and values `kind`: the kernels of matrix units take the same as rows of 16-bit floats. */

@@ -112,6 +112,27 @@ def gather(lab: Lab) -> int:
     return lab.loss(lab.graph.gather(lab.param(T, 6), lab.ints(np.array([6, 0, 0, 3, 2, 2, 2]))), 6)
 
 
+def experts(lab: Lab, kind: str = "") -> int:
+    """Four experts, of which each token has two. `kind`: what trains, or how x comes."""
+    graph, x = lab.graph, lab.graph.linear(lab.param(T, 6), lab.param(8, 6))
+    routing = graph.route(x, lab.param(4, 8, scale=3), 2)
+
+    def weight(rows: int, cols: int) -> int:
+        if kind == "whole":
+            return lab.param(4 * rows, cols)
+        return lab.frozen(lab.random.standard_normal((4 * rows, cols)).astype(np.float32))
+
+    def lora(rows: int, cols: int) -> Lora:
+        keys = lab.ints(np.arange(T) * 77777) if kind == "dropout" else -1
+        pair = Lora(lab.param(4 * 3, cols), lab.param(4 * rows, 3), 0.7, 0.4 if keys >= 0 else 0.0, keys)
+        return Lora(-1, -1, 0.0) if kind == "whole" else pair
+
+    gate = graph.experts(x, weight(5, 8), routing, lora=lora(5, 8))
+    up = graph.experts(x, weight(5, 8), routing, lora=lora(5, 8))
+    down = graph.experts(graph.glu(gate, up, SILU), weight(8, 5), routing, lora=lora(8, 5))
+    return lab.loss(graph.combine(down, routing, x), 8)
+
+
 def head_with_softcap(lab: Lab) -> int:
     return lab.loss(lab.param(T, 6, scale=3), 6, softcap=1.5)
 
@@ -144,6 +165,9 @@ OPS: dict[str, Callable[[Lab], int]] = {
     "add_and_scale": add_and_scale,
     "softcap": softcap,
     "gather": gather,
+    "experts": experts,
+    "experts_that_train": lambda lab: experts(lab, "whole"),
+    "experts_with_dropout": lambda lab: experts(lab, "dropout"),
     "head_with_softcap": head_with_softcap,
     "head_that_trains": head_that_trains,
 }

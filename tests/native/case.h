@@ -46,6 +46,8 @@ static int encode_row(int type, const float *row, void *bytes, int cols) {
     return fb_encode(type, row, bytes, fb_type_bytes(type, cols), 1, cols, NULL);
 }
 static int decode_row(int type, const void *bytes, float *row, int cols) {
+    for (int c = 0; c < cols && type == FB_I32; c++) row[c] = (float)((const int32_t *)bytes)[c];
+    if (type == FB_I32) return 0;
     return fb_decode(type, bytes, fb_type_bytes(type, cols), row, cols);
 }
 

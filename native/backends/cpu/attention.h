@@ -92,7 +92,7 @@ static void pack_dots(fb_worker *w, float *packed, const fb_view *v, int64_t hea
         fb_view h = head_of(v, i % heads, hd);
         int64_t t = t0 + i / heads;
         float *dst = packed + (i % heads) * dots_floats(hd, v->rows) + t * round_up(hd * MR + VW, 16);
-        pack_across(dst, MR, MR, &h, t * MR, at_most(v->rows - t * MR, MR), 0, hd, bf16, NULL);
+        pack_across(dst, MR, MR, &h, t * MR, at_most(v->rows - t * MR, MR), 0, hd, bf16, NULL, (listed){0});
     }
     fb_sync(w);
 }
@@ -105,7 +105,7 @@ static void pack_sums(fb_worker *w, float *packed, const fb_view *v, int64_t hea
         fb_view h = head_of(v, i / d_tiles, hd);
         int64_t d = i % d_tiles;
         float *dst = packed + i / d_tiles * sums_floats(hd, v->rows) + d * sums_apart(v->rows);
-        if (to > from) pack_along(dst + first * MR, MR, 0, MR, &h, r0, to - r0, d * MR, hd - d * MR, bf16);
+        if (to > from) pack_along(dst + first * MR, MR, 0, MR, &h, r0, to - r0, d * MR, hd - d * MR, bf16, (listed){0});
         memset(dst + last * MR, 0, (size_t)((end - last) * MR) * 4);
     }
     fb_sync(w);
@@ -244,7 +244,7 @@ static void attention_item(const attention *at, const fb_launch *l, int64_t item
     fb_view q = head_of(at->q, h, hd), o = head_of(&l->v[0], h, hd);
     k_dots += h / at->group * dots_floats(hd, at->keys);
     v_sums += h / at->group * sums_floats(hd, at->keys);
-    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
+    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL, (listed){0});
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     for (int i = 0; i < NR; i++) top[i] = -INFINITY, sum[i] = 0;
     for (int64_t t = lanes.from / MR; t * MR < lanes.to; t += CHUNK_TILES) {
@@ -379,8 +379,8 @@ static void dq_item(const attention *at, const fb_launch *l, int64_t item, const
         lse[i] = stats[h];
         stats[at->heads + h] = delta[i];
     }
-    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL);
-    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, at->bf16, NULL);
+    pack_across(room.lanes, NR, NR, &q, r0, n, 0, hd, at->bf16, NULL, (listed){0});
+    pack_across(room.lanes2, NR, NR, &grad, r0, n, 0, hd, at->bf16, NULL, (listed){0});
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     for (int64_t t = lanes.from / MR; t * MR < lanes.to; t += CHUNK_TILES) {
         int64_t tiles = at_most((lanes.to + MR - 1) / MR - t, CHUNK_TILES), key = t * MR, rows = tiles * MR;
@@ -467,8 +467,8 @@ static void dkv_item(const attention *at, const fb_launch *l, int64_t item, cons
     fb_view dk = head_of(&l->v[0], kv, hd), dv = head_of(&l->v[1], kv, hd);
     for (int64_t i = 0; i < NR; i++) one[i] = 1;
     query_tiles(at, key, &t0, &t1);
-    pack_across(room.lanes, NR, NR, &k, key, n, 0, hd, at->bf16, NULL);
-    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, at->bf16, NULL);
+    pack_across(room.lanes, NR, NR, &k, key, n, 0, hd, at->bf16, NULL, (listed){0});
+    pack_across(room.lanes2, NR, NR, &v, key, n, 0, hd, at->bf16, NULL, (listed){0});
     memset(room.result, 0, (size_t)result_floats(hd) * 4);
     memset(room.result2, 0, (size_t)result_floats(hd) * 4);
     for (int64_t h = kv * at->group; h < (kv + 1) * at->group; h++)

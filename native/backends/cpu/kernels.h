@@ -10,6 +10,8 @@ static uint64_t scratch_of(const fb_launch *l, int threads) {
     switch (l->op) {
     case FB_OP_LINEAR: case FB_OP_LINEAR_DX: case FB_OP_LINEAR_DW: return product_scratch(l, threads);
     case FB_OP_ATTENTION: case FB_OP_ATTENTION_DQ: case FB_OP_ATTENTION_DKV: return attention_scratch(l, threads);
+    case FB_OP_EXPERTS: case FB_OP_EXPERTS_DX: case FB_OP_EXPERTS_DW: return expert_scratch(l, threads);
+    case FB_OP_ROUTE: return route_scratch(l, threads);
     case FB_OP_ROPE: return rope_scratch(l, threads);
     case FB_OP_RMS_NORM_DW: return rms_norm_dw_scratch(l);
     default: return 0;
@@ -74,6 +76,14 @@ static float read_all(const float *p, int64_t n) {
             [FB_OP_XENT] = run_xent,                             \
             [FB_OP_APPEND] = run_append,                         \
             [FB_OP_ZERO] = run_zero,                             \
+            [FB_OP_ROUTE] = run_route,                           \
+            [FB_OP_ROUTE_GRAD] = run_route_grad,                 \
+            [FB_OP_ORDER] = run_order,                           \
+            [FB_OP_EXPERTS] = run_experts,                       \
+            [FB_OP_EXPERTS_DX] = run_experts,                    \
+            [FB_OP_EXPERTS_DW] = run_experts,                    \
+            [FB_OP_COMBINE] = run_combine,                       \
+            [FB_OP_COMBINE_GRAD] = run_combine_grad,             \
             [FB_OP_TALLY] = run_tally,                           \
             [FB_OP_SUMSQ] = run_sumsq,                           \
             [FB_OP_NORM] = run_norm,                             \

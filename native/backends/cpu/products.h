@@ -27,6 +27,8 @@ typedef struct product {
     int a_rows;           /* 1: a is (m, k); 0: a is (k, m), rows along the reduction */
     int b_rows;           /* 1: b is (n, k); 0: b is (k, n) */
     const fb_view *u, *low, *bias, *acc, *out; /* u (m, rank) and low, laid out as b */
+    const int32_t *order; /* of experts: the slots that are the rows of a, out, acc and u, or those along the reduction; else NULL */
+    int32_t slots, token;
     float scale;
     int bf16;
     int64_t stretch;
@@ -53,6 +55,25 @@ static void part_product(product *p, int threads) {
     }
 }
 
+/* What follows from the operands and sizes. */
+static void shape_product(product *p) {
+    if (p->bias && !fb_has(p->bias)) p->bias = NULL;
+    if (p->acc && !fb_has(p->acc)) p->acc = NULL;
+    if (p->u && !fb_has(p->u)) p->u = NULL;
+#ifdef FB_SIMD_DP
+    p->bf16 = is_16bit(p->a) || is_16bit(p->out) || (!p->a_rows && is_16bit(p->b));
+#endif
+    p->tiles = (p->m + MR - 1) / MR;
+    if (!p->a_rows) p->stretch = at_most(round_up(p->k, 32), KC); /* rows of a feed: fewer take no more scratch */
+    else {
+        p->stretches = p->k % KC ? (p->k + MOST_KC - 1) / MOST_KC : p->k / KC;
+        p->stretch = round_up((p->k + p->stretches - 1) / p->stretches, 32);
+    }
+    p->stretches = (p->k + p->stretch - 1) / p->stretch;
+    p->low_stretches = (p->rank + KC - 1) / KC;
+    p->tile_floats = round_up(units_of(p->bf16, p->rank > p->stretch ? MOST_KC : p->stretch) * MR + VW, 16);
+}
+
 static product product_of(const fb_launch *l, int threads) {
     const fb_view *v = l->v;
     product p = {.a = &v[1], .b = &v[2], .out = &v[0], .scale = l->attr.scale, .m = v[0].rows, .n = v[0].cols};
@@ -68,24 +89,25 @@ static product product_of(const fb_launch *l, int threads) {
         p.k = v[1].rows;
         p.acc = &v[0];
     }
-    if (p.bias && !fb_has(p.bias)) p.bias = NULL;
-    if (p.acc && !fb_has(p.acc)) p.acc = NULL;
-    if (p.u && !fb_has(p.u)) p.u = NULL;
-    if (p.u) p.rank = p.u->cols;
-#ifdef FB_SIMD_DP
-    p.bf16 = is_16bit(p.a) || is_16bit(p.out) || (l->op == FB_OP_LINEAR_DW && is_16bit(p.b));
-#endif
-    p.tiles = (p.m + MR - 1) / MR;
-    if (l->op == FB_OP_LINEAR_DW) p.stretch = at_most(round_up(p.k, 32), KC); /* rows of a feed: fewer take no more scratch */
-    else {
-        p.stretches = p.k % KC ? (p.k + MOST_KC - 1) / MOST_KC : p.k / KC;
-        p.stretch = round_up((p.k + p.stretches - 1) / p.stretches, 32);
-    }
-    p.stretches = (p.k + p.stretch - 1) / p.stretch;
-    p.low_stretches = (p.rank + KC - 1) / KC;
-    p.tile_floats = round_up(units_of(p.bf16, p.rank > p.stretch ? MOST_KC : p.stretch) * MR + VW, 16);
+    if (p.u && fb_has(p.u)) p.rank = p.u->cols;
+    shape_product(&p);
     part_product(&p, threads);
     return p;
+}
+
+/* Which rows of an operand are meant: those of a list of slots, `cols` columns for each, or for all that a row has. */
+typedef struct listed {
+    const int32_t *order; /* NULL: the operand's own rows */
+    int32_t slots, token;
+    int64_t cols;
+} listed;
+
+static inline listed listed_of(const product *p, int64_t cols) { return (listed){p->order, p->slots, p->token, cols}; }
+
+static inline char *listed_row(const fb_view *v, const listed *l, int64_t r) {
+    if (!l->order) return fb_row(v, r);
+    const int32_t slot = l->order[r];
+    return fb_row(v, slot / l->slots - l->token) + fb_type_bytes(v->type, v->cols == l->cols ? 0 : slot % l->slots * l->cols);
 }
 
 /* ---- packing ---- */
@@ -117,14 +139,15 @@ static inline __attribute__((always_inline)) void across(float *to, int stride, 
 /* dst[unit * stride + lane] from `rows` rows, elements k0 .. k0 + n of each; lanes beyond the rows hold what nobody reads.
  * A vector may spill past `lanes` into the next unit, which is written later: the last group of lanes goes first. */
 static void pack_across(float *dst, int stride, int lanes, const fb_view *v, int64_t r0, int64_t rows, int64_t k0,
-                        int64_t n, int bf16, float *buf) {
+                        int64_t n, int bf16, float *buf, listed l) {
     const int plain = v->type == FB_F32 || v->type == FB_BF16;
     const int64_t bytes = (int64_t)fb_type_bytes(v->type, v->ld), skip = (int64_t)fb_type_bytes(v->type, k0);
-    const char *first = fb_row(v, r0);
+    const char *first = fb_row(v, l.order ? 0 : r0);
     for (int g = (lanes - 1) / VW * VW; g >= 0; g -= VW) {
         const char *src[VW];
         for (int i = 0; i < VW; i++) {
-            const char *row = first + at_most(g + i, rows - 1) * bytes;
+            const int64_t r = at_most(g + i, rows - 1);
+            const char *row = l.order ? listed_row(v, &l, r0 + r) : first + r * bytes;
             src[i] = plain ? row + skip : (const char *)(buf + i * MOST_KC);
             if (plain || g + i >= rows) continue;
             for (int64_t b = 0; b < n; b += 64) __builtin_prefetch(row + VW * bytes + skip + b);
@@ -157,17 +180,22 @@ static inline __attribute__((always_inline)) void along(float *dst, int width, i
  * lanes are parted into groups of `width`, each `apart` floats from the one before. `cols` may go on past the lanes, so
  * that vectors are whole: what is beyond is written over, as above. */
 static void pack_along(float *dst, int width, int64_t apart, int lanes, const fb_view *v, int64_t k0, int64_t n,
-                       int64_t c0, int64_t cols, int bf16) {
+                       int64_t c0, int64_t cols, int bf16, listed l) {
     static const char zeros[(WIDE + VW) * 4];
     float buf[2][WIDE + VW];
     const int64_t bytes = (int64_t)fb_type_bytes(v->type, v->ld);
     const int plain = v->type == FB_F32 || v->type == FB_BF16, pair = bf16 ? 2 : 1;
-    const char *row = fb_row(v, k0), *end;
+    const char *row = fb_row(v, l.order ? 0 : k0), *end;
     cols = at_most(cols, round_up(lanes, VW));
-    row += fb_type_bytes(v->type, plain ? c0 : 0);
+    row += fb_type_bytes(v->type, plain && !l.order ? c0 : 0);
     const int64_t skip = (int64_t)fb_type_bytes(v->type, c0), size = (int64_t)fb_type_bytes(v->type, cols);
     for (end = row + n * bytes; row < end; row += pair * bytes, dst += width) {
         const char *even = row, *odd = row + bytes < end ? row + bytes : zeros;
+        if (l.order) {
+            const int64_t k = k0 + n - (end - row) / bytes;
+            even = listed_row(v, &l, k) + skip;
+            if (odd != zeros) odd = listed_row(v, &l, k + 1) + skip;
+        }
         if (!plain) {
             for (int i = 0; i < pair; i++)
                 for (int64_t b = 0; b < size; b += 64) __builtin_prefetch(row + (16 + i) * bytes + skip + b);
@@ -190,25 +218,21 @@ static inline float *packed_tile(const product *p, float *packed, int64_t stretc
     return packed + (stretch * p->tiles + tile) * p->tile_floats;
 }
 
-static void pack_a(const product *p, float *packed, int64_t tile, float *buf) {
-    const int64_t r0 = tile * MR, rows = at_most(p->m - r0, MR);
-    for (int64_t s = 0; s < p->stretches; s++) {
-        float *dst = packed_tile(p, packed, s, tile);
-        const int64_t k = s * p->stretch, n = at_most(p->k - k, p->stretch);
-        if (p->a_rows) pack_across(dst, MR, MR, p->a, r0, rows, k, n, p->bf16, buf);
-        else pack_along(dst, MR, 0, MR, p->a, k, n, r0, p->m - r0, p->bf16);
-    }
-    for (int64_t s = 0; s < p->low_stretches; s++)
-        pack_across(packed_tile(p, packed, p->stretches + s, tile), MR, MR, p->u, r0, rows, s * KC,
-                    at_most(p->rank - s * KC, KC), p->bf16, buf);
+/* A stretch of a tile's rows; those of u come after those of a. */
+static void pack_a(const product *p, float *dst, int64_t s, int64_t tile, float *buf) {
+    const int64_t r0 = tile * MR, rows = at_most(p->m - r0, MR), k = s * p->stretch, low = (s - p->stretches) * KC;
+    if (s >= p->stretches) pack_across(dst, MR, MR, p->u, r0, rows, low, at_most(p->rank - low, KC), p->bf16, buf, listed_of(p, p->rank));
+    else if (p->a_rows) pack_across(dst, MR, MR, p->a, r0, rows, k, at_most(p->k - k, p->stretch), p->bf16, buf, listed_of(p, p->k));
+    else pack_along(dst, MR, 0, MR, p->a, k, at_most(p->k - k, p->stretch), r0, p->m - r0, p->bf16, listed_of(p, p->m));
 }
 
 static void pack_b(const product *p, float *panel, const fb_view *v, int64_t k, int64_t n, int64_t c0, float *buf) {
     const int64_t units = units_of(p->bf16, n), cols = at_most(p->n - c0, p->panel);
-    if (!p->b_rows) pack_along(panel, NR, units * NR, (int)round_up(cols, NR), v, k, n, c0, cols, p->bf16);
+    const listed own = {0}, slots = listed_of(p, p->n);
+    if (!p->b_rows) pack_along(panel, NR, units * NR, (int)round_up(cols, NR), v, k, n, c0, cols, p->bf16, p->a_rows ? own : slots);
     else
         for (int64_t g = 0; g < cols; g += NR, panel += units * NR)
-            pack_across(panel, NR, NR, v, c0 + g, at_most(cols - g, NR), k, n, p->bf16, buf);
+            pack_across(panel, NR, NR, v, c0 + g, at_most(cols - g, NR), k, n, p->bf16, buf, own);
 }
 
 /* ---- the register tile ---- */
@@ -303,10 +327,12 @@ static uint64_t thread_floats(const product *p) { return item_floats(p) + (uint6
 static void product_store(const product *p, const float *sums, int64_t t0, int64_t t1, int64_t c0) {
     const int64_t cols = at_most(p->n - c0, p->panel), apart = (t1 - t0) * MR * NR;
     const float *bias = p->bias ? (const float *)fb_row(p->bias, 0) : NULL;
-    const int lines = ((uintptr_t)fb_row(p->out, 0) | fb_type_bytes(p->out->type, p->out->ld)) % LINE == 0;
+    const listed own = {0}, l = p->a_rows ? listed_of(p, p->n) : own;
+    const uint64_t apart_bytes = fb_type_bytes(p->out->type, p->out->ld) | (p->order ? fb_type_bytes(p->out->type, p->n) : 0);
+    const int lines = ((uintptr_t)fb_row(p->out, 0) | apart_bytes) % LINE == 0;
     for (int64_t r = t0 * MR; r < at_most(t1 * MR, p->m); r++) {
-        char *y = fb_row(p->out, r);
-        const char *acc = p->acc ? fb_row(p->acc, r) : NULL;
+        char *y = listed_row(p->out, &l, r);
+        const char *acc = p->acc ? listed_row(p->acc, &l, r) : NULL;
         const float *row = sums + (r - t0 * MR) * NR;
         for (int64_t g = 0; g < cols; g += NR, row += apart) {
             vf x[NV];
@@ -345,15 +371,15 @@ static inline void fetch(const ahead *next, int64_t part, int64_t parts) {
         for (int64_t b = 0; b < next->bytes; b += 64) __builtin_prefetch(next->first + r * next->apart + b, 0, 2);
 }
 
-/* Adds a stretch of n steps to an item's sums, which lie as [column/NR][row][NR]. */
-static void product_stretch(const product *p, float *packed, int64_t stretch, int64_t n, const float *panel, float *sums,
+/* Adds a stretch of n steps to an item's sums, which lie as [column/NR][row][NR]; packed are its tiles from t0 on. */
+static void product_stretch(const product *p, const float *packed, int64_t stretch, int64_t n, const float *panel, float *sums,
                             int64_t t0, int64_t t1, int64_t c0, int64_t cols) {
     const int64_t units = units_of(p->bf16, n), parts = (cols + NR - 1) / NR * (t1 - t0);
     const ahead next = look_ahead(p, stretch + 1, c0);
     for (int64_t c = 0, part = 0; c < cols; c += NR, panel += units * NR)
         for (int64_t t = t0; t < t1; t++, part++, sums += MR * NR) {
             fetch(&next, part, parts);
-            tile(p->bf16, cols - c, units, packed_tile(p, packed, stretch, t), panel, sums, stretch > 0);
+            tile(p->bf16, cols - c, units, packed + (t - t0) * p->tile_floats, panel, sums, stretch > 0);
         }
 }
 
@@ -361,19 +387,19 @@ static void product_item(const product *p, float *packed, int64_t item, float *m
     float *sums = mine, *panel = sums + item_floats(p), *buf = panel + MOST_KC * WIDE;
     const int64_t c0 = item % p->panels * p->panel, t0 = item / p->panels * p->block_tiles;
     const int64_t t1 = at_most(t0 + p->block_tiles, p->tiles), cols = at_most(p->n - c0, p->panel);
+    const int64_t floats = (t1 - t0) * MR * round_up(cols, NR);
     if (t0 >= t1) return;
-    for (int64_t s = 0; s < p->stretches; s++) {
-        const int64_t n = at_most(p->k - s * p->stretch, p->stretch);
-        pack_b(p, panel, p->b, s * p->stretch, n, c0, buf);
-        product_stretch(p, packed, s, n, panel, sums, t0, t1, c0, cols);
+    for (int64_t s = 0; s < p->stretches + p->low_stretches; s++) {
+        const int64_t low = s - p->stretches, k = low < 0 ? s * p->stretch : low * KC;
+        const int64_t n = low < 0 ? at_most(p->k - k, p->stretch) : at_most(p->rank - k, KC);
+        if (low == 0 && p->scale != 1.0f)
+            for (int64_t i = 0; i < floats; i += VW) v_store(sums + i, p->scale * v_load(sums + i));
+        for (int64_t t = t0; t < t1 && p->order; t++) pack_a(p, packed + (t - t0) * p->tile_floats, s, t, buf);
+        pack_b(p, panel, low < 0 ? p->b : p->low, k, n, c0, buf);
+        product_stretch(p, p->order ? packed : packed_tile(p, packed, s, t0), s, n, panel, sums, t0, t1, c0, cols);
     }
-    if (p->scale != 1.0f)
-        for (int64_t i = 0; i < (t1 - t0) * MR * round_up(cols, NR); i += VW) v_store(sums + i, p->scale * v_load(sums + i));
-    for (int64_t s = 0; s < p->low_stretches; s++) {
-        const int64_t n = at_most(p->rank - s * KC, KC);
-        pack_b(p, panel, p->low, s * KC, n, c0, buf);
-        product_stretch(p, packed, p->stretches + s, n, panel, sums, t0, t1, c0, cols);
-    }
+    if (!p->low_stretches && p->scale != 1.0f)
+        for (int64_t i = 0; i < floats; i += VW) v_store(sums + i, p->scale * v_load(sums + i));
     product_store(p, sums, t0, t1, c0);
 }
 
@@ -383,7 +409,8 @@ static uint64_t packed_floats(const product *p) {
 
 static void run_product(fb_worker *w, const product *p, char *scratch) {
     float *packed = (float *)scratch, *mine = packed + packed_floats(p) + (uint64_t)w->index * thread_floats(p);
-    for (int64_t i; (i = fb_next(w)) < p->tiles;) pack_a(p, packed, i, mine);
+    for (int64_t i; (i = fb_next(w)) < p->tiles;)
+        for (int64_t s = 0; s < p->stretches + p->low_stretches; s++) pack_a(p, packed_tile(p, packed, s, i), s, i, mine);
     fb_sync(w);
     for (int64_t i; (i = fb_next(w)) < p->blocks * p->panels;) product_item(p, packed, i, mine);
 }
@@ -464,30 +491,43 @@ static row_dots *row_dots_of(int32_t type) {
 }
 
 /* Every thread decodes the rows for itself: they are few, and meeting would take longer. */
-static void run_few(fb_worker *w, const product *p, char *scratch) {
-    float *x = (float *)scratch + (int64_t)w->index * FEW * (p->k + p->rank), *u = x + FEW * p->k;
-    float y[FEW][OUTPUTS], low[FEW][OUTPUTS];
-    row_dots *const dots_of_row = row_dots_of(p->b->type);
+static void few_rows(const product *p, float *x) {
+    const listed l = listed_of(p, p->k), low = listed_of(p, p->rank);
+    float *u = x + FEW * p->k;
     memset(x, 0, sizeof *x * (size_t)(FEW * (p->k + p->rank)));
     for (int64_t t = 0; t < p->m; t++) {
-        decode(p->a->type, fb_row(p->a, t), 0, p->k, x + t * p->k);
-        if (p->u) decode(p->u->type, fb_row(p->u, t), 0, p->rank, u + t * p->rank);
+        decode(p->a->type, listed_row(p->a, &l, t), 0, p->k, x + t * p->k);
+        if (p->u) decode(p->u->type, listed_row(p->u, &low, t), 0, p->rank, u + t * p->rank);
     }
-    for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;) {
-        const int64_t cols = at_most(OUTPUTS, p->n - c0);
-        for (int64_t c = 0; c < cols; c++) {
-            dots_of_row((const uint8_t *)fb_row(p->b, c0 + c), p->b->type, p->k, x, p->m, y[0] + c);
-            if (p->u) dots_plain((const uint8_t *)fb_row(p->low, c0 + c), p->low->type, p->rank, u, p->m, low[0] + c);
+}
+
+static void few_item(const product *p, const float *x, int64_t c0) {
+    const float *u = x + FEW * p->k;
+    const int64_t cols = at_most(OUTPUTS, p->n - c0);
+    float y[FEW][OUTPUTS], low[FEW][OUTPUTS];
+    row_dots *const dots_of_row = row_dots_of(p->b->type);
+    const listed l = listed_of(p, p->n);
+    for (int64_t c = 0; c < cols; c++) {
+        dots_of_row((const uint8_t *)fb_row(p->b, c0 + c), p->b->type, p->k, x, p->m, y[0] + c);
+        if (p->u) dots_plain((const uint8_t *)fb_row(p->low, c0 + c), p->low->type, p->rank, u, p->m, low[0] + c);
+    }
+    for (int64_t t = 0; t < p->m; t++) {
+        char *to = listed_row(p->out, &l, t);
+        const char *acc = p->acc ? listed_row(p->acc, &l, t) : NULL;
+        for (int64_t c = 0; c < cols; c += VW) {
+            vf sum = p->scale * a_load(y[t], FB_F32, c, cols - c);
+            if (p->u) sum += a_load(low[t], FB_F32, c, cols - c);
+            if (p->bias) sum += a_load(fb_row(p->bias, 0), FB_F32, c0 + c, cols - c);
+            if (acc) sum += a_load(acc, p->acc->type, c0 + c, cols - c);
+            a_store(to, p->out->type, c0 + c, cols - c, sum);
         }
-        for (int64_t t = 0; t < p->m; t++)
-            for (int64_t c = 0; c < cols; c += VW) {
-                vf sum = p->scale * a_load(y[t], FB_F32, c, cols - c);
-                if (p->u) sum += a_load(low[t], FB_F32, c, cols - c);
-                if (p->bias) sum += a_load(fb_row(p->bias, 0), FB_F32, c0 + c, cols - c);
-                if (p->acc) sum += a_load(fb_row(p->acc, t), p->acc->type, c0 + c, cols - c);
-                a_store(fb_row(p->out, t), p->out->type, c0 + c, cols - c, sum);
-            }
     }
+}
+
+static void run_few(fb_worker *w, const product *p, char *scratch) {
+    float *x = (float *)scratch + (int64_t)w->index * FEW * (p->k + p->rank);
+    few_rows(p, x);
+    for (int64_t c0; (c0 = fb_next(w) * OUTPUTS) < p->n;) few_item(p, x, c0);
 }
 
 static inline int is_few(const product *p) { return p->b_rows && p->m <= FEW; }
@@ -504,5 +544,69 @@ static void run_linear(fb_worker *w, const fb_launch *l, char *scratch) {
     product p = product_of(l, w->count);
     if (is_few(&p)) run_few(w, &p, scratch);
     else run_product(w, &p, scratch);
+}
+
+/* ---- experts: a product each, of the rows that chose it ---- */
+
+/* That of the e-th one here; `own` holds what is its own of w, of the pair and of the bias. No rows: m or k is 0. */
+static product expert_of(const fb_launch *l, int64_t e, fb_view own[3]) {
+    const fb_view *v = l->v, none = {0};
+    const int forward = l->op == FB_OP_EXPERTS, dw = l->op == FB_OP_EXPERTS_DW;
+    const int32_t slots = l->attr.slots, token = l->attr.token, *order = (const int32_t *)fb_row(&v[3], 0);
+    const int64_t each = v[!forward].cols / slots, at = l->attr.first + e;
+    int32_t from = order[at], to = order[at + 1];
+    while (from < to && order[from] / slots < token) from++;
+    while (from < to && order[to - 1] / slots >= token + v[1].rows) to--;
+    product p = {.a = &v[1], .scale = l->attr.scale, .a_rows = !dw, .b_rows = forward, .order = order + from, .slots = slots, .token = token};
+    own[0] = dw ? v[0] : v[2], own[1] = own[2] = none;
+    own[0].offset += fb_type_bytes(own[0].type, e * each * own[0].ld);
+    own[0].rows = (int32_t)each;
+    if (dw) p.m = each, p.n = v[0].cols, p.k = to - from, p.b = &v[2], p.out = p.acc = &own[0];
+    else {
+        const fb_view *low = forward ? &v[6] : &v[5];
+        p.m = to - from, p.n = forward ? each : own[0].cols, p.k = forward ? own[0].cols : each;
+        p.b = &own[0], p.out = &v[0], p.u = forward ? &v[5] : &v[4], p.acc = forward ? NULL : &v[6];
+        if (fb_has(p.u)) {
+            p.rank = p.u->cols / slots;
+            own[1] = *low, own[1].rows = (int32_t)(forward ? each : p.rank);
+            own[1].offset += fb_type_bytes(low->type, at * own[1].rows * low->ld);
+        }
+        if (forward && fb_has(&v[4])) own[2] = v[4], own[2].rows = 1, own[2].offset += fb_type_bytes(FB_F32, at * v[4].ld);
+        p.low = &own[1], p.bias = &own[2];
+    }
+    if (!p.m || !p.k) return p;
+    shape_product(&p);
+    for (p.panel = p.bf16 ? WIDE : WIDE / 2; p.panel % NR;) p.panel -= 32;
+    p.panels = (p.n + p.panel - 1) / p.panel;
+    p.blocks = (p.tiles + BLOCK_TILES - 1) / BLOCK_TILES;
+    p.block_tiles = (p.tiles + p.blocks - 1) / p.blocks;
+    return p;
+}
+
+/* Of a thread: sums of an item, panels, packed rows; or few whole ones. */
+static int64_t expert_floats(const fb_launch *l) {
+    const fb_view *v = l->v;
+    const int64_t items = (int64_t)BLOCK_TILES * MR * WIDE + (int64_t)MOST_KC * WIDE + BUF_FLOATS + BLOCK_TILES * round_up(MOST_KC * MR + VW, 16);
+    const int64_t few = l->op == FB_OP_EXPERTS ? round_up(FEW * (v[2].cols + (fb_has(&v[5]) ? v[5].cols / l->attr.slots : 0)), 16) : 0;
+    return items > few ? items : few;
+}
+static uint64_t expert_scratch(const fb_launch *l, int threads) { return (uint64_t)threads * (uint64_t)expert_floats(l) * 4; }
+
+static void run_experts(fb_worker *w, const fb_launch *l, char *scratch) {
+    const int dw = l->op == FB_OP_EXPERTS_DW, forward = l->op == FB_OP_EXPERTS;
+    const int64_t experts = (dw ? l->v[0] : l->v[2]).rows / (l->v[!forward].cols / l->attr.slots);
+    float *mine = (float *)scratch + w->index * expert_floats(l);
+    fb_view own[3];
+    for (int64_t e = 0, before = 0, i = fb_next(w); e < experts; e++) {
+        const product p = expert_of(l, e, own);
+        if (!p.m || !p.k) continue;
+        const int64_t items = is_few(&p) ? (p.n + OUTPUTS - 1) / OUTPUTS : p.panels * p.blocks;
+        if (is_few(&p) && i < before + items) few_rows(&p, mine);
+        for (; i < before + items; i = fb_next(w)) {
+            if (is_few(&p)) few_item(&p, mine, (i - before) * OUTPUTS);
+            else product_item(&p, mine + thread_floats(&p), i - before, mine);
+        }
+        before += items;
+    }
 }
 #endif

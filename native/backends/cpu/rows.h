@@ -363,6 +363,98 @@ static void run_zero(fb_worker *w, const fb_launch *l, char *scratch) {
         for (int64_t r = p.r0; r < p.r1; r++) memset(fb_row(&v[0], r) + p.c0, 0, (size_t)(p.c1 - p.c0));
 }
 
+/* ---- a mixture of experts ---- */
+
+static uint64_t route_scratch(const fb_launch *l, int threads) { return (uint64_t)threads * (uint64_t)l->v[2].cols * 4; }
+
+static void run_route(fb_worker *w, const fb_launch *l, char *scratch) {
+    const fb_view *v = l->v;
+    const int64_t experts = v[2].cols, k = v[0].cols;
+    float *x = (float *)scratch + w->index * experts;
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        float *weights = (float *)fb_row(&v[0], t), sum = 0, first = 0;
+        int32_t *chosen = (int32_t *)fb_row(&v[1], t);
+        decode(v[2].type, fb_row(&v[2], t), 0, experts, x);
+        for (int64_t j = 0; j < k; j++) {
+            int32_t best = -1;
+            for (int32_t c = 0; c < experts; c++)
+                if (x[c] > (best < 0 ? -INFINITY : x[best])) best = c;
+            for (int64_t i = best < 0 ? -1 : j; i < j; i++) /* no number is left: the first other one */
+                if (i < 0 || chosen[i] == best) best++, i = -1;
+            if (j == 0) first = x[best];
+            sum += weights[j] = expf(x[best] - first);
+            chosen[j] = best;
+            x[best] = NAN;
+        }
+        for (int64_t j = 0; j < k; j++) weights[j] /= sum;
+    }
+}
+
+static void run_route_grad(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        const float *dw = (const float *)fb_row(&v[1], t), *weights = (const float *)fb_row(&v[2], t);
+        const int32_t *chosen = (const int32_t *)fb_row(&v[3], t);
+        float mean = 0;
+        memset(fb_row(&v[0], t), 0, fb_type_bytes(v[0].type, v[0].cols));
+        for (int64_t j = 0; j < v[1].cols; j++) mean += weights[j] * dw[j];
+        for (int64_t j = 0; j < v[1].cols; j++) a_store(fb_row(&v[0], t), v[0].type, chosen[j], 1, v_set(weights[j] * (dw[j] - mean)));
+    }
+}
+
+static void run_order(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    if (fb_next(w) != 0) return;
+    const int64_t k = v[2].cols, slots = v[2].rows * k;
+    int32_t *order = (int32_t *)fb_row(&v[0], 0);
+    const int32_t experts = l->attr.experts;
+    float *load = fb_has(&v[1]) ? (float *)fb_row(&v[1], 0) : NULL;
+    memset(order, 0, sizeof *order * (size_t)(experts + 1));
+    for (int64_t s = 0; s < slots; s++) order[((const int32_t *)fb_row(&v[2], s / k))[s % k]]++;
+    for (int32_t e = 0, at = experts + 1; e <= experts; e++) {
+        const int32_t n = e < experts ? order[e] : 0;
+        if (load && e < experts) load[e] += (float)n;
+        order[e] = at;
+        at += n;
+    }
+    for (int64_t s = 0; s < slots; s++) order[order[((const int32_t *)fb_row(&v[2], s / k))[s % k]]++] = (int32_t)s;
+    for (int32_t e = experts; e > 0; e--) order[e] = order[e - 1];
+    order[0] = experts + 1;
+}
+
+static void run_combine(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const int64_t d = v[0].cols, k = v[1].cols / d;
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        const char *x = fb_row(&v[1], t), *acc = fb_has(&v[3]) ? fb_row(&v[3], t) : NULL;
+        const float *weights = fb_has(&v[2]) ? (const float *)fb_row(&v[2], t) : NULL;
+        for (int64_t c = 0; c < d; c += VW) {
+            vf sum = v_set(0);
+            for (int64_t j = 0; j < k; j++) sum = v_fma(v_set(weights ? weights[j] : 1), a_load(x, v[1].type, j * d + c, d - c), sum);
+            if (acc) sum += a_load(acc, v[3].type, c, d - c);
+            a_store(fb_row(&v[0], t), v[0].type, c, d - c, sum);
+        }
+    }
+}
+
+static void run_combine_grad(fb_worker *w, const fb_launch *l, char *scratch) {
+    OPERANDS(l);
+    const int64_t d = v[2].cols, k = v[4].cols;
+    for (int64_t t; (t = fb_next(w)) < v[0].rows;) {
+        const char *dy = fb_row(&v[2], t), *x = fb_row(&v[3], t);
+        for (int64_t j = 0; j < k; j++) {
+            const float weight = ((const float *)fb_row(&v[4], t))[j];
+            vf dot = v_set(0);
+            for (int64_t c = 0; c < d; c += VW) {
+                vf g = a_load(dy, v[2].type, c, d - c);
+                dot = v_fma(g, a_load(x, v[3].type, j * d + c, d - c), dot);
+                a_store(fb_row(&v[0], t), v[0].type, j * d + c, d - c, v_set(weight) * g);
+            }
+            ((float *)fb_row(&v[1], t))[j] = v_sum(dot);
+        }
+    }
+}
+
 /* Sums in doubles over stretches that are summed in lanes. */
 static void run_sumsq(fb_worker *w, const fb_launch *l, char *scratch) {
     OPERANDS(l);
