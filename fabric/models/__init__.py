@@ -2,7 +2,8 @@
 
 An architecture module has two functions: `read_config(gguf) -> Config` and
 `build(recorder, config) -> Tensor`, the normed hidden states (T, width) that the head reads. `MODULES` names its linear
-layers where they are not the usual ones, and `inert(gguf)` the tensors that it has no use for.
+layers where they are not the usual ones, `USUAL` the groups of those that train where nobody says which, and
+`inert(gguf)` the tensors that it has no use for.
 """
 
 from __future__ import annotations
@@ -50,3 +51,8 @@ def inert_of(gguf: GGUF) -> set[str]:
 def modules_of(gguf: GGUF) -> dict[str, tuple[str, ...]]:
     """Linear layers of a model's blocks by group: what LoRA pairs can stand beside."""
     return dict(getattr(architecture_of(gguf), "MODULES", MODULES))
+
+
+def usual_modules_of(gguf: GGUF) -> tuple[str, ...]:
+    """Groups of them that pairs stand beside where nobody says which: the architecture's USUAL, or all."""
+    return tuple(getattr(architecture_of(gguf), "USUAL", modules_of(gguf)))

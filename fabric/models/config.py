@@ -51,15 +51,17 @@ def read_plain(gguf: GGUF, row_norms: bool = False) -> DecoderConfig:
 
 def read_decoder(
     gguf: GGUF, keys: Keys, activation: tuple[str, ...] = ("silu", "swish"), row_norms: bool = False,
-    fused: bool = False,
+    fused: bool = False, experts: bool = False,
 ) -> DecoderConfig:  # fmt: skip
     """The configuration of a llama-like decoder. `activation`: names of the one that its gate has. `row_norms`: norms
     of queries and keys are over whole rows, not over heads. `fused`: queries, keys and values are rows of one matrix,
-    gate and up of another. Where `keys.layered`, `n_kv_head` is the largest, and shapes are left to be checked.
+    gate and up of another. `experts`: a mixture of them, which `read_experts` reads. Where `keys.layered`, `n_kv_head` is
+    the largest, and shapes are left to be checked.
 
     Raises DataError where keys are missing, do not fit together, or ask for what is not supported.
     """
-    keys.check_dense()
+    if not experts:
+        keys.check_dense()
     n_layers, width = keys.size("block_count", most=len(gguf.tensors) + 1), keys.size("embedding_length")
     n_head = keys.uniform("attention.head_count", n_layers)
     if keys.layered:
@@ -89,6 +91,27 @@ def read_decoder(
     if not keys.layered:
         check_shapes(gguf, config, row_norms, fused)
     return config
+
+
+def read_experts(gguf: GGUF, keys: Keys, c: DecoderConfig) -> int:
+    """How many experts a token has, of a mixture whose weights are a softmax of the logits of those; DataError where the
+    file asks for another kind, or a matrix has another shape."""
+    count, used = keys.size("expert_count"), keys.size("expert_used_count")
+    ffn = keys.size("expert_feed_forward_length")
+    if used > count:
+        raise keys.error("expert_used_count", f"is {used}, but there are {count} experts")
+    keys.only("expert_shared_count", 0, why="is not supported here")
+    keys.only("expert_gating_func", 1, why="is not supported here: weights of experts are a softmax, which is 1")
+    keys.only("expert_weights_norm", True, why="is not supported here: weights of experts sum to 1")
+    keys.only("expert_weights_scale", 0.0, 1.0, why="is not supported here: weights of experts sum to 1")
+    by_count, by_ffn = f"{gguf.architecture}.expert_count", f"{gguf.architecture}.expert_feed_forward_length"
+    own: Shapes = {
+        "ffn_gate_inp.weight": ((count, c.width), by_count),
+        "ffn_down_exps.weight": ((count, c.width, ffn), by_ffn),
+    }
+    own |= dict.fromkeys(("ffn_gate_exps.weight", "ffn_up_exps.weight"), ((count, ffn, c.width), by_ffn))
+    check_shapes(gguf, c, own=lambda _: own)
+    return used
 
 
 def check_attention_scale(keys: Keys, scale: float) -> None:

@@ -28,11 +28,11 @@ def frozen_loras(weights: Weights, adapters: Sequence[tuple[Adapter, float]]) ->
     for name in {name: None for adapter, _ in adapters for name in adapter.pairs}:
         found = [(adapter.pairs[name], scale * adapter.scale(name))
                  for adapter, scale in adapters if name in adapter.pairs]  # fmt: skip
-        a = np.concatenate([pair.a * np.float32(scale) for pair, scale in found], axis=0)
-        b = np.concatenate([pair.b for pair, _ in found], axis=1)
+        a = np.concatenate([pair.a * np.float32(scale) for pair, scale in found], axis=-2)
+        b = np.concatenate([pair.b for pair, _ in found], axis=-1)
         for part, array in (("lora_a", a), ("lora_b", b)):
-            buffer = weights.constant(array.astype(np.float32))
-            sources[f"{name}.{part}"] = Source(FROZEN, buffer, 0, *array.shape)
+            rows = array.reshape(-1, array.shape[-1]).astype(np.float32)
+            sources[f"{name}.{part}"] = Source(FROZEN, weights.constant(rows), 0, *rows.shape)
     return sources
 
 

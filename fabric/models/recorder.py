@@ -6,6 +6,7 @@ Leans on fabric.core and fabric.weights; knows no architecture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from fabric.core import (
     Feed,
     Graph,
     Lora,
+    Routing,
     Tensor,
 )
 from fabric.errors import DataError, FabricError
@@ -44,7 +46,8 @@ _INERT_TENSORS = ".input_scale"  # for kernels that quantize activations; the re
 @dataclass(frozen=True)
 class Source:
     """An F32 matrix (rows, cols) at byte `offset` of `buffer`, `kind` PARAM or FROZEN. By the name of a tensor of the
-    file it takes that one's place; by NAME.lora_a (rank, K) and NAME.lora_b (N, rank) it stands beside NAME."""
+    file it takes that one's place; by NAME.lora_a (rank, K) and NAME.lora_b (N, rank) it stands beside NAME. Of experts
+    their matrices stand one after the other in it."""
 
     kind: int
     buffer: Buffer
@@ -68,7 +71,7 @@ class Weights:
         if name not in self.buffers:
             check_decodable(self.gguf, self.gguf.tensors[name])
             info = self.gguf.tensors[name]
-            row_bytes = info.nbytes * info.shape[-1] // info.n_elements
+            row_bytes = info.nbytes // (info.shape[0] if len(info.shape) > 1 else 1)  # of experts, a whole one
             self.buffers[name] = Buffer(
                 self.device, wrap=self.gguf.data(name),
                 seams=lambda most: np.arange(row_bytes, info.nbytes, row_bytes, dtype=np.uint64),
@@ -160,15 +163,16 @@ class Recorder:
         s = self.sources[name]
         return self._leaf(name, rows, s.kind, s.buffer, s.offset, F32, s.rows * parts, s.cols // parts)
 
-    def weight(self, name: str, rows: range | None = None, parts: int = 1) -> Tensor:
+    def weight(self, name: str, rows: range | None = None, parts: int = 1, dims: int = 2) -> Tensor:
         """A matrix of the file in its own block format, or what takes its place, or some rows of it, without a copy.
-        `parts`: each of its rows is as many rows."""
+        `parts`: each of its rows is as many rows. Of 3 `dims`, those of experts: their matrices one after the other."""
         if name in self.sources:
             return self.source(name, rows, parts)
         buffer, info = self.weights.buffer(name), self.gguf.tensors[name]
-        if len(info.shape) > 2:
-            raise DataError(f"{self.gguf.path}: tensor {name} has {len(info.shape)} dimensions, not one or two")
-        n, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+        if len(info.shape) > dims:
+            told = "one or two" if dims == 2 else "three"
+            raise DataError(f"{self.gguf.path}: tensor {name} has {len(info.shape)} dimensions, not {told}")
+        n, cols = math.prod(info.shape[:-1]), info.shape[-1]
         return self._leaf(name, rows, FROZEN, buffer, 0, info.type, n * parts, cols // parts)
 
     def _leaf(
@@ -209,7 +213,7 @@ class Recorder:
         a, b = f"{name}.lora_a", f"{name}.lora_b"
         if a not in self.sources:
             return NO_LORA
-        scale = self.alpha / self.sources[a].rows if self.alpha else 1.0
+        scale = self.alpha / self.sources[b].cols if self.alpha else 1.0
         return Lora(self.source(a), self.source(b, rows), scale / product_scale, self.dropout, self.keys)
 
     def embed(self, scale: float = 1.0) -> Tensor:
@@ -271,6 +275,17 @@ class Recorder:
             return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight", scale, rows), residual)
         y = self.graph.scale(self.graph.linear(x, weight, bias, lora), scale)
         return y if residual < 0 else self.graph.add(residual, y)
+
+    def route(self, x: Tensor, name: str, used: int) -> Routing:
+        """The experts of each token by `name`.weight, `name`.bias where the file has one, and its LoRA pair."""
+        bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.gguf.tensors else -1
+        weight = self.weight(f"{name}.weight")
+        return self.graph.route(x, weight, used, bias, self.lora(f"{name}.weight"))
+
+    def experts(self, x: Tensor, name: str, routing: Routing) -> Tensor:
+        """A linear layer of each expert: `name`.weight (experts, N, K), and its LoRA pairs."""
+        weight, lora = self.weight(f"{name}.weight", dims=3), self.lora(f"{name}.weight")
+        return self.graph.experts(x, weight, routing, lora=lora)
 
     def qkv(self, h: Tensor, block: str) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: one after the other, so that a GPU computes them at once."""

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from fabric.core import PARAM, Buffer, Range
 from fabric.core.blocks import decode
 from fabric.errors import DataError, UsageError
-from fabric.models import architecture_of, inert_of, modules_of
+from fabric.models import architecture_of, inert_of, modules_of, usual_modules_of
 from fabric.models.recorder import Recorder, Source, Weights
-from fabric.training.settings import ALL
+from fabric.training.settings import ALL, USUAL
 from fabric.weights.adapter import Adapter
 from fabric.weights.gguf import GGUF
 
@@ -31,12 +31,14 @@ _PIECE_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Slot:
-    """A matrix (rows, cols) that trains, at element `first` of the flat space."""
+    """A matrix (rows, cols) that trains, at element `first` of the flat space; of `experts`, theirs one after the
+    other."""
 
     name: str
     rows: int
     cols: int
     first: int
+    experts: int = 1
 
     @property
     def size(self) -> int:
@@ -72,10 +74,11 @@ class Layout:
 
     def seams(self, most: int) -> npt.NDArray[np.uint64]:
         """Bytes of the flat space at which it may be parted into allocations of `most`: where slots begin, and the rows
-        of those that are larger."""
+        of those that are larger, or the experts."""
 
         def starts(slot: Slot) -> npt.NDArray[np.uint64]:
-            step = slot.cols if slot.size * 4 > most else slot.size
+            whole = slot.cols if slot.experts == 1 else slot.size // slot.experts
+            step = whole if slot.size * 4 > most else slot.size
             return np.arange(slot.first, slot.first + slot.size, step, dtype=np.uint64) * np.uint64(4)
 
         return np.concatenate([starts(slot) for slot in self.slots])
@@ -101,6 +104,7 @@ def _modules(gguf: GGUF, names: tuple[str, ...], present: set[str]) -> set[str]:
     """Modules by their names and those of groups; `present`: those that some layer of the file has."""
     groups = modules_of(gguf)
     groups = {ALL: tuple(module for group in groups.values() for module in group), **groups}
+    groups[USUAL] = tuple(module for group in usual_modules_of(gguf) for module in groups[group])
     known = [*groups, *groups[ALL], HEAD]
     wanted: set[str] = set()
     for name in names:
@@ -126,22 +130,29 @@ def full_layout(weights: Weights) -> Layout:
     recorder.loss(arch.build(recorder, arch.read_config(gguf)))
     recorder.graph.close()
     read = [info for name, info in gguf.tensors.items() if name in recorder.used]
-    return _place((info.name, info.n_elements // info.shape[-1], info.shape[-1]) for info in read)
+    return _place(
+        (info.name, info.n_elements // info.shape[-1], info.shape[-1], _experts(info.shape)) for info in read
+    )
 
 
-def _pairs(gguf: GGUF, ranks: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
+def _experts(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 3 else 1
+
+
+def _pairs(gguf: GGUF, ranks: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int, int, int]]:
     for name, rank in ranks:
         shape = gguf.tensors[name].shape
-        if len(shape) != 2:
+        if len(shape) not in (2, 3):
             raise DataError(f"{gguf.path}: tensor {name} is no matrix, so no LoRA pair can stand beside it")
-        yield f"{name}.lora_a", rank, shape[1]
-        yield f"{name}.lora_b", shape[0], rank
+        n = _experts(shape)
+        yield f"{name}.lora_a", n * rank, shape[-1], n
+        yield f"{name}.lora_b", n * shape[-2], rank, n
 
 
-def _place(matrices: Iterable[tuple[str, int, int]]) -> Layout:
+def _place(matrices: Iterable[tuple[str, int, int, int]]) -> Layout:
     slots, at = [], 0
-    for name, rows, cols in matrices:
-        slots.append(Slot(name, rows, cols, at))
+    for name, rows, cols, experts in matrices:
+        slots.append(Slot(name, rows, cols, at, experts))
         at += (rows * cols + ALIGN - 1) // ALIGN * ALIGN
     return Layout(tuple(slots), at)
 

@@ -40,6 +40,7 @@ from fabric.training.dealing import shares_of
 from fabric.weights.settings import TYPES
 
 ALL = "all"  # every linear layer of a model's blocks
+USUAL = "usual"  # the ones that train where nobody says which
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
@@ -82,8 +83,9 @@ Rank = Annotated[int, Setting("LoRA rank", "N", low=1, only="lora", always=True)
 Modules = Annotated[
     tuple[str, ...],
     Setting(
-        "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas", "NAMES", only="lora", always=True,
-        parse=modules_of, written="all", completes=("attn", "conv", "ffn", "ple", *_OURS),
+        "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas; usual: all, but of experts attn", "NAMES",
+        only="lora", always=True, parse=modules_of, written=USUAL,
+        completes=(USUAL, "attn", "conv", "ffn", "ple", *_OURS),
     ),
 ]  # fmt: skip
 BATCH = Setting("rows per optimizer step; default: by the number of rows", "ROWS", low=1, always=True)
@@ -124,7 +126,7 @@ class TrainSettings:
     dropout: Annotated[
         float, Setting("LoRA dropout: share of the input that is dropped", "SHARE", low=0.0, high=0.999, only="lora")
     ] = 0.0
-    modules: Modules = (ALL,)
+    modules: Modules = (USUAL,)
     seed: Seed = 42
     adapter: Annotated[
         str | None,

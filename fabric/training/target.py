@@ -75,7 +75,7 @@ def _adapter(settings: TrainSettings, gguf: GGUF) -> Target:
 
     def write(out: BinaryIO, params: Buffer, made: Step, chat: Chat) -> int:
         history = join_histories(read_history(gguf), earlier, [made])
-        arrays = {slot.name: _rows(params, slot, 0, slot.rows) for slot in layout.slots}
+        arrays = {slot.name: _matrices(params, slot) for slot in layout.slots}
         names = [slot.name.removesuffix(".lora_a") for slot in layout.slots[::2]]
         pairs = {name: LoraPair(arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"]) for name in names}
         made_adapter = Adapter(gguf.architecture, alpha, pairs, "", gguf.sha256(), history, chat)
@@ -129,6 +129,12 @@ def written_type(gguf: GGUF, info: TensorInfo, wanted: str | None, trained: bool
     if trained and FORMATS[info.type] not in encodable():
         raise UsageError(f"{info.name} is {info.type_name}, which cannot be written; choose another --type than keep")
     return info.type, None
+
+
+def _matrices(params: Buffer, slot: Slot) -> F32Array:
+    """A whole slot; that of experts (experts, rows, cols)."""
+    rows = _rows(params, slot, 0, slot.rows)
+    return rows if slot.experts == 1 else rows.reshape(slot.experts, -1, slot.cols)
 
 
 def _rows(params: Buffer, slot: Slot, first: int, last: int) -> F32Array:

@@ -1,5 +1,6 @@
 """LoRA adapters as stock llama.cpp reads them: for a base tensor W (N, K) the tensors W.lora_a (r, K) and W.lora_b
-(N, r), added as scale * B A with scale = alpha / r. Read, write, and check against a base.
+(N, r), added as scale * B A with scale = alpha / r; for experts W (E, N, K), one pair each. Read, write, and check
+against a base.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _KNOWN = ("adapter.type", "adapter.lora.alpha", "adapter.lora.task_name")  # the
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One low-rank change: a (r, K), b (N, r), float32."""
+    """One low-rank change: a (r, K), b (N, r), float32; of experts (E, r, K) and (E, N, r)."""
 
     a: Floats
     b: Floats
@@ -37,7 +38,18 @@ class LoraPair:
     @property
     def rank(self) -> int:
         """The r between them."""
-        return int(self.a.shape[0])
+        return int(self.a.shape[-2])
+
+    def change(self, first: int, last: int) -> Floats:
+        """Rows of B A; those of experts one after the other."""
+        b, rows = self.b.reshape(-1, self.rank), self.b.shape[-2]
+        a, parts = self.a.reshape(-1, self.rank, self.a.shape[-1]), []
+        while first < last:
+            end = min(last, (first // rows + 1) * rows)
+            # einsum, not a BLAS product: its sums run in one order whatever the number of threads
+            parts.append(np.einsum("nr,rk->nk", b[first:end], a[first // rows]))
+            first = end
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -130,11 +142,11 @@ def check_adapter(adapter: Adapter, base: GGUF, name: str = "the adapter") -> No
             raise DataError(f"{name} changes {tensor}, which {base.name} does not have{hint}")
         if tensor == "token_embd.weight":
             raise DataError(f"{name} changes token_embd.weight: adapters of the embedding are not supported")
-        shape = (pair.b.shape[0], pair.a.shape[1])
+        shape = (*pair.b.shape[:-1], pair.a.shape[-1])
         if base.tensors[tensor].shape != shape:
             theirs = " x ".join(map(str, base.tensors[tensor].shape))
             raise DataError(
-                f"{name} is of another base: {tensor} is {theirs} in {base.name}, {shape[0]} x {shape[1]} here"
+                f"{name} is of another base: {tensor} is {theirs} in {base.name}, {' x '.join(map(str, shape))} here"
             )
 
 
@@ -172,7 +184,8 @@ def _read_pair(gguf: GGUF, name: str) -> LoraPair:
         if part not in gguf.tensors:
             raise DataError(f"{gguf.name}: the LoRA pair of {name} lacks {part}")
     pair = LoraPair(decode_tensor(gguf, name + _A), decode_tensor(gguf, name + _B))
-    if pair.a.ndim != 2 or pair.b.ndim != 2 or (name != "token_embd.weight" and pair.a.shape[0] != pair.b.shape[1]):
+    fits = pair.a.ndim == pair.b.ndim and pair.a.ndim in (2, 3) and pair.a.shape[:-2] == pair.b.shape[:-2]
+    if not fits or (name != "token_embd.weight" and pair.a.shape[-2] != pair.b.shape[-1]):
         raise DataError(
             f"{gguf.name}: lora_a {pair.a.shape} and lora_b {pair.b.shape} of {name} are not (r, K) and (N, r)"
         )

@@ -222,8 +222,7 @@ def _encode_rows(gguf: GGUF, rewrite: Rewrite, first: int, last: int) -> _Piece:
             return _Piece(source)
         values = decode(info.type, source, (last - first) * cols).reshape(last - first, cols)
     for pair, scale in rewrite.changes:
-        # einsum, not a BLAS product: its sums run in one order whatever the number of threads
-        values += np.float32(scale) * np.einsum("nr,rk->nk", pair.b[first:last], pair.a)
+        values += np.float32(scale) * pair.change(first, last)
     data = encode(rewrite.type, values, rewrite.importance)
     with np.errstate(all="ignore"):
         lost = decode(rewrite.type, data, values.size) - values.reshape(-1)

@@ -46,6 +46,8 @@ class Architecture:
     """Weights outside blocks beyond the usual ones."""
     scalars: Mapping[str, str] = field(default_factory=dict)
     """Buffers of one number in each block, which do not train."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Weights of a block that are no module's: of experts (experts, out, in). [0] and [1] are halves of the rows."""
     norm_offset: float = 0.0
     """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
 
@@ -53,6 +55,14 @@ class Architecture:
 def _plain(get: Get) -> dict[str, Any]:
     theta = get("rope.freq_base", 10000.0)
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "attention_bias": False}
+
+
+def _experts(get: Get) -> dict[str, Any]:
+    return {
+        "num_experts": get("expert_count"),
+        "num_experts_per_tok": get("expert_used_count"),
+        "moe_intermediate_size": get("expert_feed_forward_length"),
+    }
 
 
 def _gemma3(get: Get) -> dict[str, Any]:
@@ -296,6 +306,20 @@ ARCHITECTURES = {
             "attn_output": "self_attn.o_proj",
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
+        },
+    ),
+    "qwen3moe": Architecture(
+        config=transformers.Qwen3MoeConfig,
+        causal=transformers.Qwen3MoeForCausalLM,
+        norms={**_HALVES, **_HEADS},
+        settings=lambda get: {**_plain(get), "norm_topk_prob": True, **_experts(get)},
+        ropes={"inv_freq": "rope.freq_base"},
+        modules={ours: theirs for ours, theirs in MODULES.items() if ours.startswith("attn")},
+        parameters={
+            "ffn_gate_inp": "mlp.gate.weight",
+            "ffn_gate_exps": "mlp.experts.gate_up_proj[0]",
+            "ffn_up_exps": "mlp.experts.gate_up_proj[1]",
+            "ffn_down_exps": "mlp.experts.down_proj",
         },
     ),
     "granite": Architecture(

@@ -116,7 +116,7 @@ def gradients_of(
         params, grads = Buffer(weights.device, n_bytes), Buffer(weights.device, n_bytes)
         sources, offset = {}, 0
         for name, m in matrices.items():
-            sources[name] = Source(PARAM, params, offset, *np.atleast_2d(m).shape)
+            sources[name] = Source(PARAM, params, offset, m.size // m.shape[-1], m.shape[-1])
             params.write(np.ascontiguousarray(m), offset)
             offset += m.nbytes
         recorder = Recorder(weights, feed.tokens, feed.trained, precision, sources, alpha=alpha, context=longest)

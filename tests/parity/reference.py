@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional
+from torch.nn.utils.parametrize import register_parametrization
 
 from tests.parity.architectures import ARCHITECTURES
 from tests.parity.rows import Row
@@ -36,6 +37,37 @@ def _to_pairs_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
 def _to_halves_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Inverse of `_to_pairs_order`."""
     return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _whole(name: str) -> str:
+    """The parameter of which a name may mean a half."""
+    return name.partition("[")[0]
+
+
+def _part(tensors: Mapping[str, Any], name: str) -> Any:
+    """A tensor, or a half of its rows."""
+    whole, half = tensors[_whole(name)], name[len(_whole(name)) :]
+    return whole.chunk(2, dim=-2)[int(half[1])] if half else whole
+
+
+class _Added(torch.nn.Module):
+    """A weight, or a half of its rows, and a pair's change."""
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, scale: float, half: str) -> None:
+        super().__init__()
+        self.a, self.b, self.scale, self.half = torch.nn.Parameter(a), torch.nn.Parameter(b), scale, half
+
+    def both(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B."""
+        return self.a, self.b
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The changed weight."""
+        change = (self.scale * (self.b @ self.a)).to(weight.dtype)
+        if self.half:
+            other = torch.zeros_like(change)
+            change = torch.cat((change, other) if self.half == "[0]" else (other, change), dim=-2)
+        return weight + change
 
 
 class Reference:
@@ -74,13 +106,16 @@ class Reference:
         }
         config = arch.config(**{**plain, **arch.settings(get)})
         config._attn_implementation = attention
+        config._experts_implementation = "eager"
         self.dtype = dtype
         self.model: Any = arch.causal(config).to(dtype)
         self.model.requires_grad_(False)
         unset = dict(self.model.named_parameters())
+        found = dict(unset)
         for name, values in self._state(weights):  # one by one: a state dictionary would double the memory
-            parameter = unset.pop(name)
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(parameter.shape))
+            part = _part(found, name)
+            part.copy_(torch.from_numpy(np.ascontiguousarray(values)).reshape(part.shape))
+            unset.pop(_whole(name), None)
         if unset:
             raise ValueError(f"{path} has nothing for {', '.join(unset)}")
         for ours, theirs in arch.scalars.items():
@@ -93,6 +128,7 @@ class Reference:
         if dtype == torch.float64:
             self._keep_f64()
         self.scale = 0.0
+        self._added: dict[str, _Added] = {}
 
     def _set_frequencies(self, buffer: str, base: float, n_rot: int, weights: Mapping[str, Array], get: Any) -> None:
         """After .to(dtype), which would have rounded them. `get`: metadata, where scaling applies."""
@@ -129,6 +165,8 @@ class Reference:
             for ours, theirs in self.architecture.modules.items():
                 for kind in ("weight", "bias"):
                     yield f"blk.{i}.{ours}.{kind}", f"model.layers.{i}.{theirs}.{kind}", 0.0
+            for ours, theirs in self.architecture.parameters.items():
+                yield f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}", 0.0
 
     def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for ours, theirs, offset in self._names():
@@ -155,8 +193,15 @@ class Reference:
         def norm(module: Any, eps: float, x: torch.Tensor) -> torch.Tensor:
             return (offset + getattr(module, "weight", 1.0)) * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
+        def route(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            logits = functional.linear(x, module.weight)
+            top, index = logits.softmax(-1).topk(module.top_k)
+            return logits, top / top.sum(-1, keepdim=True), index
+
         self.model.model.rotary_emb.forward = table
         for module in self.model.modules():
+            if type(module).__name__.endswith("TopKRouter"):
+                module.forward = partial(route, module)
             if type(module).__name__.endswith("RMSNorm"):
                 eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
                 module.forward = partial(norm, module, eps)
@@ -177,15 +222,17 @@ class Reference:
         """All weights as they are now, by GGUF name and in its row order; a tied head is there once."""
         trained = dict(self.model.named_parameters())
         return {
-            ours: self._ours(ours, trained[theirs]) + np.float32(offset)
+            ours: self._ours(ours, _part(trained, theirs)) + np.float32(offset)
             for ours, theirs, offset in self._names()
-            if theirs in trained
+            if _whole(theirs) in trained
         }
 
     def weight_gradients(self) -> dict[str, Array]:
         """Gradients of all weights, of what the last `backward` was called on."""
-        trained = dict(self.model.named_parameters())
-        return {ours: self._ours(ours, trained[theirs].grad) for ours, theirs, _ in self._names() if theirs in trained}
+        grads = {name: p.grad for name, p in self.model.named_parameters()}
+        return {
+            ours: self._ours(ours, _part(grads, theirs)) for ours, theirs, _ in self._names() if _whole(theirs) in grads
+        }
 
     def _ours(self, name: str, values: Any) -> Array:
         found = values.detach().float().numpy()
@@ -196,14 +243,20 @@ class Reference:
 
     def add_lora(self, pairs: Pairs, alpha: float, dtype: torch.dtype | None = torch.float32) -> None:
         """Wraps the model in PEFT and sets A and B. They are held in `dtype` (None: the model's own)."""
-        rank = next(iter(pairs.values()))[0].shape[0]
-        names = sorted({self.architecture.modules[_module(name)] for name in pairs})
+        rank = next(iter(pairs.values()))[0].shape[-2]
+        kind = self.dtype if dtype is None or self.dtype == torch.float64 else dtype
+        modules, parameters = self.architecture.modules, self.architecture.parameters
+        others = [name for name in pairs if _module(name) in parameters]
+        names = sorted({modules[_module(name)] for name in pairs if name not in others})
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
         self.model = get_peft_model(self.model, config, autocast_adapter_dtype=False)
         self.scale = alpha / rank
+        for name in others:
+            self._add_to_parameter(name, pairs[name], kind)
         for name, (a, b) in pairs.items():
+            if name in others:
+                continue
             layer = self._layer(name)
-            kind = self.dtype if dtype is None or self.dtype == torch.float64 else dtype
             for part, values in ((layer.lora_A, a), (layer.lora_B, self._order(name, b, inverse=True))):
                 part.default.weight = torch.nn.Parameter(torch.tensor(np.ascontiguousarray(values), dtype=kind))
         trained = sum(1 for p in self.model.parameters() if p.requires_grad)
@@ -212,6 +265,15 @@ class Reference:
                 f"{len(pairs)} pairs are given but PEFT trains {trained} matrices: give every layer's pair"
             )
         self._names = list(pairs)
+
+    def _add_to_parameter(self, name: str, pair: tuple[Array, Array], dtype: torch.dtype) -> None:
+        """W + scale B A where PEFT has no pairs that mean what these do: of experts, one each; of halves of the rows."""
+        _, block, module, _ = name.split(".")
+        path = f"base_model.model.model.layers.{block}.{self.architecture.parameters[module]}"
+        owner, _, parameter = _whole(path).rpartition(".")
+        added = _Added(*(torch.tensor(values, dtype=dtype) for values in pair), self.scale, path[len(_whole(path)) :])
+        register_parametrization(self.model.get_submodule(owner), parameter, added)
+        self._added[name] = added
 
     def _layer(self, name: str) -> Any:
         module = self.architecture.modules[_module(name)]
@@ -228,8 +290,9 @@ class Reference:
     def _collect(self, pick: Any) -> dict[str, tuple[Array, Array]]:
         found = {}
         for name in self._names:
-            layer = self._layer(name)
-            a, b = (pick(p.default.weight).detach().float().numpy() for p in (layer.lora_A, layer.lora_B))
+            layer = self._layer(name) if name not in self._added else None
+            both = (layer.lora_A.default.weight, layer.lora_B.default.weight) if layer else self._added[name].both()
+            a, b = (pick(p).detach().float().numpy() for p in both)
             found[name] = (a.copy(), np.ascontiguousarray(self._order(name, b, inverse=False)))
         return found
 

@@ -117,6 +117,7 @@ VECTORS = {
     "bitnet": (*_HALVES, "attn_sub_norm", "ffn_sub_norm"),
     "lfm2": (*_HALVES, *_HEADS, "shortconv.conv.weight"),
     "gemma4": (*_HALVES, *_AFTER, "post_norm", "layer_output_scale"),
+    "qwen3moe": (*_HALVES, *_HEADS),
 }
 """The norms, biases and convolutions of a block, by architecture."""
 
@@ -164,8 +165,8 @@ class Shape:
         """Rows of its gate."""
         return self.ffn * (self.wider if layer >= self.layers - self.shared else 1)
 
-    def linear(self, layer: int = 0) -> dict[str, tuple[int, int]]:
-        """(out, in) of a block's matrices, by module."""
+    def linear(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
+        """(out, in) of a block's matrices, by module; (experts, out, in) of experts."""
         q, kv = self.heads * self.head_dim_of(layer), self.kv_heads * self.head_dim_of(layer)
         if self.mixers[layer : layer + 1] == "c":
             return {
@@ -182,12 +183,23 @@ class Shape:
                 "ffn_up": (2 * self.ffn, self.hidden),
                 "ffn_down": (self.hidden, self.ffn),
             }
-        ffn, per_layer = self.ffn_of(layer), self.per_layer
-        found = {
+        ffn, per_layer, own = self.ffn_of(layer), self.per_layer, dict(self.own)
+        found: dict[str, tuple[int, ...]] = {
             "attn_q": (q, self.hidden),
             "attn_k": (kv, self.hidden),
             "attn_v": (kv, self.hidden),
             "attn_output": (self.hidden, q),
+        }
+        if "expert_count" in own:
+            experts, ffn = int(own["expert_count"]), int(own["expert_feed_forward_length"])
+            return {
+                **found,
+                "ffn_gate_inp": (experts, self.hidden),
+                "ffn_gate_exps": (experts, ffn, self.hidden),
+                "ffn_up_exps": (experts, ffn, self.hidden),
+                "ffn_down_exps": (experts, self.hidden, ffn),
+            }
+        found |= {
             "ffn_gate": (ffn, self.hidden),
             "ffn_up": (ffn, self.hidden),
             "ffn_down": (self.hidden, ffn),
@@ -253,6 +265,10 @@ SMALL = {
     "gemma4": Shape(
         layers=4, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma4", window=8, mixers="wawa",
         local_head_dim=16, shared=2, wider=2, per_layer=32, own=(("final_logit_softcapping", 4.0),),
+    ),
+    "qwen3moe": Shape(
+        head_dim=32, rope_base=1e6, rms_eps=1e-6, tied=False, architecture="qwen3moe",
+        own=(("expert_count", 8), ("expert_used_count", 3), ("expert_feed_forward_length", 32)),
     ),
     "phi3": Shape(context=1024, tied=False, architecture="phi3", rotated=12, rope_scaling=LongRope()),
     "granite": Shape(
@@ -362,6 +378,10 @@ PRESETS = {
     "lfm2-1.2b": _lfm2(2048, 32, 8192),
     "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
     "phi-4-mini": _phi3(32, 24, 8, 128, 200064, _LONGROPE_48, True),
+    "qwen3-30b-a3b": Shape(
+        2048, 48, 32, 4, 128, 6144, 151936, 40960, 1e6, None, 1e-6, False, architecture="qwen3moe",
+        own=(("expert_count", 128), ("expert_used_count", 8), ("expert_feed_forward_length", 768)),
+    ),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
 }
 
@@ -519,6 +539,7 @@ def write_model(
     `vocabulary`: another file's metadata of its tokenizer, of `shape.vocab` tokens.
     """
     chosen = {"default": types} if isinstance(types, str) else {"default": "F32", **types}
+    chosen = {"ffn_gate_inp": "F32", **chosen}  # as files have routers
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), shape.architecture)
     _metadata(writer, shape, chosen, vocabulary)
@@ -529,14 +550,15 @@ def write_model(
         writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
         makers.append(lambda: iter([values]))
 
-    def matrix(name: str, module: str, rows: int, cols: int, std: float) -> None:
+    def matrix(name: str, module: str, shape: tuple[int, ...], std: float) -> None:
+        rows, cols = math.prod(shape[:-1]), shape[-1]
         kind = gguf.GGMLQuantizationType[
             chosen.get(name.removesuffix(".weight"), chosen.get(module, chosen["default"]))
         ]
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         if cols % block:
             raise ValueError(f"{name}: rows of {cols} do not divide into {kind.name} blocks of {block}")
-        writer.add_tensor_info(name, (rows, cols), np.dtype(np.float32), rows * cols // block * block_bytes, kind)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), rows * cols // block * block_bytes, kind)
 
         def make() -> Iterator[npt.NDArray[np.generic]]:
             step, chunk = max(1, _CHUNK // cols), None
@@ -555,24 +577,25 @@ def write_model(
             values *= len(noise) ** -0.5
         vector(name, values.astype(np.float32))
 
-    matrix("token_embd.weight", "token_embd", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
+    matrix("token_embd.weight", "token_embd", (shape.vocab, shape.hidden), 2 / math.sqrt(shape.hidden))
     for i in range(shape.layers):
         for name, size in shape.vectors(i).items():
             drawn(f"blk.{i}.{name}", size)
-        for module, (rows, cols) in shape.linear(i).items():
-            matrix(f"blk.{i}.{module}.weight", module, rows, cols, 1 / math.sqrt(cols))
+        for module, sizes in shape.linear(i).items():
+            wide = 3.0 if module == "ffn_gate_inp" else 1.0  # so that experts differ in their logits
+            matrix(f"blk.{i}.{module}.weight", module, sizes, wide / math.sqrt(sizes[-1]))
     drawn(f"{'token_embd_norm' if shape.architecture == 'lfm2' else 'output_norm'}.weight", (shape.hidden,))
     if not shape.tied:
-        matrix("output.weight", "output", shape.vocab, shape.hidden, 2 / math.sqrt(shape.hidden))
+        matrix("output.weight", "output", (shape.vocab, shape.hidden), 2 / math.sqrt(shape.hidden))
     if isinstance(shape.rope_scaling, LongRope):
         for name, values in shape.rope_scaling.tensors().items():
             vector(name, values)
     elif shape.architecture == "gemma4":  # of the layers that see all, which turn a quarter of a head
         whole = shape.layers * shape.per_layer
-        matrix(
-            "per_layer_token_embd.weight", "per_layer_token_embd", shape.vocab, whole, 1 / math.sqrt(shape.per_layer)
-        )
-        matrix("per_layer_model_proj.weight", "per_layer_model_proj", whole, shape.hidden, 1 / math.sqrt(shape.hidden))
+        rows = (shape.vocab, whole)
+        matrix("per_layer_token_embd.weight", "per_layer_token_embd", rows, 1 / math.sqrt(shape.per_layer))
+        rows = (whole, shape.hidden)
+        matrix("per_layer_model_proj.weight", "per_layer_model_proj", rows, 1 / math.sqrt(shape.hidden))
         drawn("per_layer_proj_norm.weight", (shape.per_layer,))
         turned = np.arange(shape.head_dim // 2) < shape.head_dim // 8
         vector("rope_freqs.weight", np.where(turned, 1, 1e30).astype(np.float32))
@@ -595,14 +618,14 @@ def write_model(
 def random_pairs(
     shape: Shape, rank: int = 4, seed: int = 1, b_std: float = 0.0, modules: Sequence[str] | None = None
 ) -> dict[str, tuple[Array, Array]]:
-    """LoRA pairs A (rank, in), B (out, rank) by tensor name: A as PEFT draws it, B zero or normal."""
+    """LoRA pairs A (rank, in), B (out, rank) by tensor name, of experts one each: A as PEFT draws it, B zero or normal."""
     rng = np.random.default_rng(seed)
     found = {}
     for i in range(shape.layers):
-        for module, (rows, cols) in shape.linear(i).items():
+        for module, (*experts, rows, cols) in shape.linear(i).items():
             if modules is None or module in modules:
-                a = rng.uniform(-1, 1, (rank, cols)) / math.sqrt(cols)
-                b = rng.standard_normal((rows, rank)) * b_std
+                a = rng.uniform(-1, 1, (*experts, rank, cols)) / math.sqrt(cols)
+                b = rng.standard_normal((*experts, rows, rank)) * b_std
                 found[f"blk.{i}.{module}.weight"] = (a.astype(np.float32), b.astype(np.float32))
     return found
 
