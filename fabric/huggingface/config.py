@@ -21,6 +21,7 @@ from fabric.huggingface.layered import (
     layer_types,
     read_gemma4,
     read_lfm2,
+    read_qwen3moe,
 )
 from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
 from fabric.huggingface.rope import read_rope
@@ -317,5 +318,6 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
     "bitnet": _bitnet, "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "gemma4": read_gemma4,
-    "granite": _granite, "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "smollm3": _smollm3,
+    "granite": _granite, "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "qwen3moe": read_qwen3moe,
+    "smollm3": _smollm3,
 }  # fmt: skip

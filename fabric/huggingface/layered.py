@@ -151,6 +151,23 @@ def unused(arch: Arch, name: str) -> bool:
     return parts[0] == "blk" and int(parts[1]) >= first and parts[2] in _SHARED
 
 
+def read_qwen3moe(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
+    """Experts in every layer; GGUF's readers take as given that the weights of a token's experts sum to 1."""
+    c.only("norm_topk_prob", True, why="GGUF cannot express: readers take true in such a model")
+    c.only("decoder_sparse_step", 1, why="a qwen3moe model in GGUF cannot have")
+    if c.get("mlp_only_layers"):
+        raise c.error("mlp_only_layers", "names layers without experts, which a qwen3moe model in GGUF cannot have")
+    c.only("use_sliding_window", False, why="a qwen3moe model in GGUF cannot have")
+    c.get("sliding_window")  # without effect then
+    arch |= {
+        "expert_count": c.size("num_local_experts", c.size("num_experts")),
+        "expert_used_count": c.size("num_experts_per_tok"),
+        "expert_feed_forward_length": c.size("moe_intermediate_size"),
+    }
+    told = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
+    return read_rope(c, c.child(told), family, arch, 10000.0)
+
+
 def alike(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
     """Of layers that do not differ."""
     return shapes
@@ -171,5 +188,19 @@ def _lfm2_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
     return {"attn_norm.weight": (d,), **convolution, **kept}
 
 
-SHAPES: dict[str, Callable[[Arch, int, Shapes], Shapes]] = {"gemma4": _gemma4_shapes, "lfm2": _lfm2_shapes}
+def _qwen3moe_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
+    """With a router, and the matrices of each expert, which become one tensor."""
+    if layer < 0:
+        return shapes
+    experts, d, f = arch["expert_count"], arch["embedding_length"], arch["expert_feed_forward_length"]
+    own = {"ffn_gate_exps": (f, d), "ffn_up_exps": (f, d), "ffn_down_exps": (d, f)}
+    found = {**shapes, "ffn_gate_inp.weight": (experts, d)}
+    for module, shape in own.items():
+        found |= {f"{module}.weight[{n}]": shape for n in range(experts)}
+    return found
+
+
+SHAPES: dict[str, Callable[[Arch, int, Shapes], Shapes]] = {
+    "gemma4": _gemma4_shapes, "lfm2": _lfm2_shapes, "qwen3moe": _qwen3moe_shapes,
+}  # fmt: skip
 """The shapes of a layer's tensors (of -1: of those outside layers), from what they would be if all were alike."""

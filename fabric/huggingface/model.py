@@ -42,10 +42,10 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of the output and where it comes from: one of the checkpoint, or values made here."""
+    """A tensor of the output and where it comes from: those of the checkpoint, one or all experts', or values made here."""
 
     spec: TensorSpec
-    source: Stored | Floats
+    sources: list[Stored] | Floats
 
 
 def convert_model(path: Path, output: str, type: str = "keep", progress: Progress | None = None) -> Converted:
@@ -65,7 +65,7 @@ def convert_model(path: Path, output: str, type: str = "keep", progress: Progres
                 folder, settings.vocab_size, settings.fields, settings.family.by_merges
             ),
         }  # fmt: skip
-    tensors = [_tensor(name, source, type) for name, source in read.tensors.items()]
+    tensors = _tensors(read.tensors, type)
     tensors += [_Tensor(TensorSpec(name, F32, made.shape), made) for name, made in settings.tensors.items()]
     elements: dict[int, int] = {}
     for tensor in tensors:
@@ -79,10 +79,19 @@ def convert_model(path: Path, output: str, type: str = "keep", progress: Progres
     return Converted(output, architecture, len(tensors), read.dropped, size)
 
 
-def _tensor(name: str, source: Stored, type: str) -> _Tensor:
-    kind = source.type if type == "keep" else BY_NAME[type.upper()].type
-    kind = F32 if len(source.shape) < 2 or name.endswith(KEPT_F32) else kind
-    return _Tensor(TensorSpec(name, kind, source.shape), source)
+def _tensors(found: Mapping[str, Stored], type: str) -> list[_Tensor]:
+    """Those of experts, NAME[0] and so on, become one."""
+    together: dict[str, list[Stored]] = {}
+    for name, source in found.items():
+        together.setdefault(name.partition("[")[0], []).append(source)
+    made = []
+    for name, sources in together.items():
+        first = sources[0]
+        small = len(first.shape) < 2 or name.endswith(KEPT_F32)
+        kind = F32 if small else first.type if type == "keep" else BY_NAME[type.upper()].type
+        experts = (len(sources),) if f"{name}[0]" in found else ()
+        made.append(_Tensor(TensorSpec(name, kind, (*experts, *first.shape)), sources))
+    return made
 
 
 def _payloads(
@@ -90,16 +99,16 @@ def _payloads(
 ) -> Iterator[memoryview]:
     total, done = sum(t.spec.nbytes for t in tensors), 0
     for tensor in tensors:
-        yield _encoded(family, tensor, heads)
+        if isinstance(tensor.sources, list):
+            yield from (_encoded(family, tensor.spec, source, heads) for source in tensor.sources)
+        else:
+            yield np.ascontiguousarray(tensor.sources, "<f4").data
         done += tensor.spec.nbytes
         if progress:
             progress(done, total)
 
 
-def _encoded(family: Family, tensor: _Tensor, heads: Mapping[str, int]) -> memoryview:
-    spec, source = tensor.spec, tensor.source
-    if not isinstance(source, Stored):
-        return np.ascontiguousarray(source, "<f4").data
+def _encoded(family: Family, spec: TensorSpec, source: Stored, heads: Mapping[str, int]) -> memoryview:
     offset = family.norm_offset if spec.name.endswith("norm.weight") else 0.0
     if spec.type == source.type and not offset:
         raw = np.frombuffer(source.data, np.uint8).reshape(*source.shape, -1)

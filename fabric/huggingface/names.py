@@ -41,8 +41,10 @@ _FUSED = {
 }  # fmt: skip
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.0-9]+?)(?:\.(weight|bias))?")
 _BARE = "layer_scalar"  # a parameter that is no module's
+_EXPERT = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.mlp\.experts\.(0|[1-9]\d{0,5})\.([a-z_]+)\.weight")
+_OURS_OF_EXPERT = re.compile(r"blk\.(\d+)\.(.+)\.weight\[(\d+)\]")  # one of the matrices that GGUF has in one tensor
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
-KEPT_F32 = "shortconv.conv.weight"  # matrices that readers want in F32
+KEPT_F32 = ("shortconv.conv.weight", "ffn_gate_inp.weight")  # matrices that readers want in F32
 QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 # Prefixes of the text model inside a multimodal one, as today's transformers saves it and as older releases did, and
@@ -85,6 +87,7 @@ class Family:
     longrope: bool = False  # a part of each head is turned, with frequencies that depend on the context
     by_merges: bool = False  # readers know its vocabulary by merges, though it has pieces as SentencePiece has
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
+    experts: Mapping[str, str] = field(default_factory=dict)  # their matrices, which a GGUF has in one tensor
 
     @property
     def names(self) -> dict[str, str]:
@@ -97,7 +100,10 @@ class Family:
         return {theirs: ours for theirs, ours in {**_TOP, **self.top}.items() if ours}
 
     def ours(self, name: str) -> str | None:
-        """GGUF's name of a transformers tensor; None for what GGUF does not hold."""
+        """GGUF's name of a transformers tensor, NAME[n] of the n-th expert's in NAME; None for what GGUF does not hold."""
+        expert = _EXPERT.fullmatch(name)
+        if expert and expert[3] in self.experts:
+            return f"blk.{expert[1]}.{self.experts[expert[3]]}.weight[{expert[2]}]"
         found = _IN_LAYER.fullmatch(name)
         if not found:
             return self.tops.get(name)
@@ -108,6 +114,10 @@ class Family:
 
     def theirs(self, name: str) -> str | None:
         """transformers' name of a GGUF tensor, None when there is none."""
+        expert = _OURS_OF_EXPERT.fullmatch(name)
+        if expert:
+            own = next(theirs for theirs, ours in self.experts.items() if ours == expert[2])
+            return f"model.layers.{expert[1]}.mlp.experts.{expert[3]}.{own}.weight"
         found = _OURS_IN_LAYER.fullmatch(name)
         if not found:
             return next((theirs for theirs, ours in self.tops.items() if ours == name), None)
@@ -166,6 +176,17 @@ FAMILIES = (
     Family(
         "qwen3", ("Qwen3ForCausalLM",), ("qwen3",), {**_QWEN, "head_dim": 128, "attention_bias": False},
         layer=_HEAD_NORMS,
+    ),
+    Family(
+        "qwen3moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",),
+        layer={**_HEAD_NORMS, **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), ""),
+               "mlp.gate": "ffn_gate_inp"},
+        experts={"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"},
+        defaults={**{key: value for key, value in _COMMON.items() if key != "head_dim"}, "vocab_size": 151936,
+                  "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_key_value_heads": 4,
+                  "max_position_embeddings": 32768, "attention_bias": False, "use_sliding_window": False,
+                  "sliding_window": 4096, "decoder_sparse_step": 1, "moe_intermediate_size": 768,
+                  "num_experts_per_tok": 8, "num_experts": 128, "norm_topk_prob": False, "mlp_only_layers": None},
     ),
     Family(
         "gemma3",

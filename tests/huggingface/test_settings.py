@@ -29,6 +29,7 @@ CLASSES = {
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
     "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config",
     "gemma4_text": "Gemma4TextConfig", "lfm2": "Lfm2Config", "ministral3": "Ministral3Config",
+    "qwen3_moe": "Qwen3MoeConfig",
 }  # fmt: skip
 
 
@@ -100,6 +101,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"hidden_activation": "silu"}, "hidden_activation"),
     ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
+    ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob"),
+    ("qwen3moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+    ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+    ("qwen3moe", {"num_local_experts": 5}, "mlp.experts.4.gate_proj"),
     ("gemma3", {"attention_bias": True}, "attention_bias"),
     ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
