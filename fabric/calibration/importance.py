@@ -7,13 +7,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from fabric.core import Plan, Tensor
+from fabric.core import Plan, Routing, Tensor
 from fabric.core.blocks import Floats
 from fabric.data.pack import build_feed
 from fabric.data.records import read_records
@@ -37,10 +37,12 @@ _CONTEXT = 512
 
 @dataclass(frozen=True)
 class Importance:
-    """Sums of squares of each input column (K,) over `tokens` tokens, by name of the weight."""
+    """Sums of squares of each input column (K,) over `tokens` tokens, by name of the weight; all experts of a layer
+    count together."""
 
     sums: Mapping[str, npt.NDArray[np.float64]]
     tokens: int
+    experts: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, name: str) -> Floats | None:
         """Mean squares (K,); None for a weight that was not met."""
@@ -60,6 +62,7 @@ class _Watched(Recorder):
     def __init__(self, weights: Weights, tokens: int, precision: str, context: int) -> None:
         super().__init__(weights, tokens, tokens, precision, {}, context=context)
         self.fed: dict[str, Tensor] = {}
+        self.wide: dict[str, int] = {}  # where rows hold what several experts read
 
     def linear(
         self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None
@@ -67,6 +70,17 @@ class _Watched(Recorder):
         """As in a Recorder."""
         self.fed[f"{name}.weight"] = self.graph.keep(x)
         return super().linear(x, name, residual, scaled, rows)
+
+    def route(self, x: Tensor, name: str, used: int) -> Routing:
+        """As in a Recorder."""
+        self.fed[f"{name}.weight"] = self.graph.keep(x)
+        return super().route(x, name, used)
+
+    def experts(self, x: Tensor, name: str, routing: Routing) -> Tensor:
+        """As in a Recorder."""
+        self.fed[f"{name}.weight"] = self.graph.keep(x)
+        self.wide[f"{name}.weight"] = routing.used if name.endswith("down_exps") else 1
+        return super().experts(x, name, routing)
 
 
 def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None = None) -> Importance:
@@ -100,14 +114,17 @@ def collect(gguf: GGUF, rows: str, threads: int = 0, progress: Progress | None =
                 squares: dict[Tensor, npt.NDArray[np.float64]] = {}
                 for name, tensor in recorder.fed.items():
                     if tensor not in squares:  # several layers read the same
-                        read = plan.read(tensor, n, len(sums[name]))
-                        squares[tensor] = np.square(read, dtype=np.float64).sum(0)
+                        slots = recorder.wide.get(name, 1)
+                        read = plan.read(tensor, n, len(sums[name]) * slots).reshape(n * slots, -1)
+                        squares[tensor] = np.square(read, dtype=np.float64).sum(0) / slots
                     sums[name] += squares[tensor]
                 done += n
                 if progress:
                     progress(done, total)
     # as they will be read from a file: in F32
-    return Importance({name: values.astype(np.float32).astype(np.float64) for name, values in sums.items()}, total)
+    rounded = {name: values.astype(np.float32).astype(np.float64) for name, values in sums.items()}
+    shapes = {name: gguf.tensors[name].shape for name in sums}
+    return Importance(rounded, total, {name: shape[0] for name, shape in shapes.items() if len(shape) == 3})
 
 
 def read_importance(path: str, base: GGUF) -> Importance:
@@ -123,11 +140,12 @@ def read_importance(path: str, base: GGUF) -> Importance:
             if name + _COUNTS not in file.tensors:
                 raise DataError(f"{file.name}: {name} has sums and no {_COUNTS[1:]}")
             values, count = (decode_tensor(file, name + part).astype(np.float64) for part in (_SUMS, _COUNTS))
-            if values.size != base.tensors[name].shape[-1] or count.size != 1:
+            shape, experts = base.tensors[name].shape, count.size
+            if values.size != shape[-1] * experts or experts not in (1, shape[0] if len(shape) == 3 else 1):
                 raise DataError(f"{file.name}: the importance of {name} is of another shape than in {base.name}")
-            if not (np.isfinite(values).all() and (values >= 0).all() and count.reshape(()) > 0):
+            if not (np.isfinite(values).all() and (values >= 0).all() and (count >= 0).all() and count.any()):
                 raise DataError(f"{file.name}: the importance of {name} is no mean of squares")
-            sums[name] = values.reshape(-1) / count.reshape(())
+            sums[name] = values.reshape(experts, -1).sum(0) / count.sum()  # of experts, of all their rows
         if not sums:
             raise DataError(f"{file.name}: none of its tensors is one of {base.name}")
         return Importance(sums, 1)
@@ -143,7 +161,8 @@ def write_importance(out: BinaryIO, importance: Importance) -> None:
     }
     arrays: dict[str, Floats] = {}
     for name, sums in sorted(importance.sums.items()):
-        arrays[name + _SUMS] = sums.astype("<f4").reshape(1, -1)
-        arrays[name + _COUNTS] = np.full((1, 1), importance.tokens, "<f4")
+        n = importance.experts.get(name, 1)
+        arrays[name + _SUMS] = np.tile(sums.astype("<f4"), (n, 1))
+        arrays[name + _COUNTS] = np.full((n, 1), importance.tokens, "<f4")
     specs = [TensorSpec(name, F32, array.shape) for name, array in arrays.items()]
     write_gguf(out, metadata, specs, (array.data for array in arrays.values()))

@@ -355,9 +355,7 @@ class Graph:
         self._tensor(-code)
         return Routing(out.weights, out.order, out.experts, out.used)
 
-    def experts(
-        self, x: Tensor, weight: Tensor, routing: Routing, bias: Tensor = -1, lora: Lora = NO_LORA
-    ) -> Tensor:
+    def experts(self, x: Tensor, weight: Tensor, routing: Routing, bias: Tensor = -1, lora: Lora = NO_LORA) -> Tensor:
         """(T, used * N): a linear layer of each expert, weight (experts * N, K); x (T, K) or (T, used * K)."""
         return self._tensor(lib.fb_experts(self.c, x, weight, bias, lora, routing))
 

@@ -42,7 +42,8 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of the output and where it comes from: those of the checkpoint, one or all experts', or values made here."""
+    """A tensor of the output and where it comes from: one of the checkpoint or those of all experts, or values made
+    here."""
 
     spec: TensorSpec
     sources: list[Stored] | Floats

@@ -100,7 +100,8 @@ class Family:
         return {theirs: ours for theirs, ours in {**_TOP, **self.top}.items() if ours}
 
     def ours(self, name: str) -> str | None:
-        """GGUF's name of a transformers tensor, NAME[n] of the n-th expert's in NAME; None for what GGUF does not hold."""
+        """GGUF's name of a transformers tensor, NAME[n] of the n-th expert's in NAME; None for what GGUF does not
+        hold."""
         expert = _EXPERT.fullmatch(name)
         if expert and expert[3] in self.experts:
             return f"blk.{expert[1]}.{self.experts[expert[3]]}.weight[{expert[2]}]"

@@ -94,8 +94,8 @@ def read_decoder(
 
 
 def read_experts(gguf: GGUF, keys: Keys, c: DecoderConfig) -> int:
-    """How many experts a token has, of a mixture whose weights are a softmax of the logits of those; DataError where the
-    file asks for another kind, or a matrix has another shape."""
+    """How many experts a token has, of a mixture whose weights are a softmax of the logits of those; DataError where
+    the file asks for another kind, or a matrix has another shape."""
     count, used = keys.size("expert_count"), keys.size("expert_used_count")
     ffn = keys.size("expert_feed_forward_length")
     if used > count:

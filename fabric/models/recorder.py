@@ -109,7 +109,8 @@ class Recorder:
 
     A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files. `dropout` is of what the pairs see,
     and `noise` is added to embeddings; either is one more input of a feed: keys (T, 1), numbers (T, width). `context`:
-    tokens of the longest row that there may be, by which LongRoPE chooses its frequencies.
+    tokens of the longest row that there may be, by which LongRoPE chooses its frequencies. `counted`: of a mixture of
+    experts, `load` has how many slots each expert had, (layers, experts) F32, added up from feed to feed.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Recorder:
         noise: bool = False,
         caches: Sequence[Buffer] = (),
         context: int = 0,
+        counted: bool = False,
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
@@ -133,6 +135,8 @@ class Recorder:
         self.caches: list[Buffer] = []
         self._caches: dict[Tensor, Tensor] = {}  # what was added to one, and the cache
         self.given = list(caches)
+        self.counted, self.routers = counted, 0
+        self.load: Buffer | None = None
         self.softcap = 0.0  # of logits: the model sets it
         self.leaves: dict[str, Tensor] = {}
         self.parted: set[str] = set()  # matrices of which rows are leaves
@@ -280,7 +284,14 @@ class Recorder:
         """The experts of each token by `name`.weight, `name`.bias where the file has one, and its LoRA pair."""
         bias = self.vector(f"{name}.bias") if f"{name}.bias" in self.gguf.tensors else -1
         weight = self.weight(f"{name}.weight")
-        return self.graph.route(x, weight, used, bias, self.lora(f"{name}.weight"))
+        load = self._load(self.gguf.tensors[f"{name}.weight"].shape[0]) if self.counted else -1
+        return self.graph.route(x, weight, used, bias, self.lora(f"{name}.weight"), load)
+
+    def _load(self, experts: int) -> Tensor:
+        layers = self.gguf.get(f"{self.gguf.architecture}.block_count", int, 0)
+        self.load = self.load or Buffer(self.weights.device, layers * experts * 4)
+        self.routers += 1
+        return self.graph.leaf(STATE, self.load, (self.routers - 1) * experts * 4, F32, 1, experts)
 
     def experts(self, x: Tensor, name: str, routing: Routing) -> Tensor:
         """A linear layer of each expert: `name`.weight (experts, N, K), and its LoRA pairs."""

@@ -114,7 +114,7 @@ def steps_of(settings: BenchSettings, gguf: GGUF, profile: bool = False) -> Iter
         feeds = _feeds(settings, architecture_of(gguf).read_config(gguf).vocab_size, machine.inputs)
         fill(layout, machine.params, drawn(train.seed))
         machine.optimizer.lr = train.lr
-        factors = sum(t.n_elements for t in _factors(gguf))
+        factors = sum(t.n_elements * share for t, share in _factors(gguf))
         flops = 4.0 * factors * settings.batch * settings.ctx
         yield Steps(found.settings, found.taken, found.weights.device, machine, feeds, flops)
 
@@ -154,8 +154,8 @@ def bench(settings: BenchSettings, progress: Callable[[int, int], None] | None =
             read_bytes_per_s=read, planned_bytes=planned, weights=kept, decoded_bytes=stats.constant_bytes,
             uploaded_bytes=stats.weight_bytes, peak_bytes=resident,
             model_bytes=sum(t.nbytes for t in gguf.tensors.values()), decode_token_s=token_s,
-            decode_bytes_per_s=sum(t.nbytes for t in _factors(gguf)) / token_s, ops=ops, decode_ops=decode_ops,
-            chosen=chosen,
+            decode_bytes_per_s=sum(t.nbytes * share for t, share in _factors(gguf)) / token_s,
+            ops=ops, decode_ops=decode_ops, chosen=chosen,
         )  # fmt: skip
 
 
@@ -193,12 +193,14 @@ def _decoding(
         yield found.weights.device, decoder.plan, token
 
 
-def _factors(gguf: GGUF) -> list[TensorInfo]:
-    """Matrices that multiply: the embedding is one only where it is the head too."""
+def _factors(gguf: GGUF) -> list[tuple[TensorInfo, float]]:
+    """Matrices that multiply, and the share of them that a token meets, which of experts are those it has. The
+    embedding is one only where it is the head too."""
+    used = gguf.get(f"{gguf.architecture}.expert_used_count", int, 1)
     head = "token_embd.weight" if "output.weight" not in gguf.tensors else "output.weight"
     return [
-        t for name, t in gguf.tensors.items()
-        if name.endswith(".weight") and len(t.shape) == 2 and (name != "token_embd.weight" or name == head)
+        (t, used / t.shape[0] if len(t.shape) == 3 else 1.0) for name, t in gguf.tensors.items()
+        if name.endswith(".weight") and len(t.shape) in (2, 3) and (name != "token_embd.weight" or name == head)
     ]  # fmt: skip
 
 

@@ -160,6 +160,7 @@ class Loop:
         s, step = self.settings, self.step + 1
         optimizer = self.machine.optimizer
         optimizer.t, optimizer.lr = step, rate_of(s, step, self.spans)
+        self.machine.forget_load()
         result, tokens, speeds = self.team.step(feeds, self._beside(worker, "step"))
         if not result.finite and step == 1:
             name = self.machine.weights.gguf.name
@@ -186,6 +187,7 @@ class Loop:
             "step": step, "epoch": step / self.per_epoch, "loss": totals.loss, "lr": optimizer.lr,
             "grad_norm": result.grad_norm, "tokens": tokens, "trained_tokens": result.trained, "seconds": seconds,
             "tokens_per_s": tokens / seconds, "peak_bytes": peak_bytes(), **each,
+            **self.machine.expert_load(),
         }  # fmt: skip
 
     def _diverged(self, step: int, before: int, what: str) -> DivergedError:

@@ -98,12 +98,13 @@ class Machine:
         self.capacity, self.checkpointing, decode = capacity, checkpointing, kept == "16bit"
         recorder = Recorder(
             self.weights, capacity, capacity, self.precision, self.layout.sources(self.params),
-            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0, context=s.ctx,
+            alpha=self.alpha, dropout=s.dropout, noise=s.neftune > 0, context=s.ctx, counted=True,
         )  # fmt: skip
         self.nll = recorder.loss(arch.build(recorder, arch.read_config(self.weights.gguf)))
         recorder.check()
         self.names = {tensor: name for name, tensor in recorder.leaves.items()}
         self.inputs = recorder.inputs
+        self.load, self.routers = recorder.load, recorder.routers
         self.plan = Plan(recorder.graph, self.params, self.grads, checkpoint=checkpointing, decode=decode)
         self.scorer = Plan(recorder.graph, decode=decode) if s.val else None
         self.decoder, self.samples_bytes = None, 0
@@ -118,6 +119,8 @@ class Machine:
         for plan in (self.plan, self.scorer, self.decoder):
             if plan is not None:
                 plan.close()
+        if self.load:
+            self.load.close()
 
     def _leaves_room(self) -> bool:
         """Whether a quarter of a device's own memory stays free; of memory that it shares, activations take at most an
@@ -140,6 +143,21 @@ class Machine:
             still = np.zeros((sum(lengths), width), np.float32)
             inputs["noise"] = embedding_noise(s.seed, step, numbers, lengths, width, s.neftune) if numbers else still
         return self.inputs.feed(**inputs)
+
+    def forget_load(self) -> None:
+        """What comes is counted anew."""
+        if self.load:
+            self.load.write(np.zeros(self.load.nbytes // 4, np.float32))
+
+    def expert_load(self) -> dict[str, float]:
+        """Of a mixture of experts, how evenly they were chosen since then: `load_balance`, experts times the sum of the
+        squares of their shares, 1 where all have the same, in the mean of all layers; and `busiest_expert`, how many
+        times an even share it had, of all layers."""
+        if not self.load:
+            return {}
+        counts = self.load.read().reshape(self.routers, -1).astype(np.float64)
+        shares = counts * counts.shape[1] / counts.sum(1, keepdims=True)
+        return {"load_balance": float(np.square(shares).mean()), "busiest_expert": float(shares.max())}
 
     def memory(self) -> dict[str, int]:
         """Bytes of the device by what they are for; what it reads or copies of the mapped base comes on top."""

@@ -130,9 +130,7 @@ def full_layout(weights: Weights) -> Layout:
     recorder.loss(arch.build(recorder, arch.read_config(gguf)))
     recorder.graph.close()
     read = [info for name, info in gguf.tensors.items() if name in recorder.used]
-    return _place(
-        (info.name, info.n_elements // info.shape[-1], info.shape[-1], _experts(info.shape)) for info in read
-    )
+    return _place((info.name, info.n_elements // info.shape[-1], info.shape[-1], _experts(info.shape)) for info in read)
 
 
 def _experts(shape: tuple[int, ...]) -> int:

@@ -267,7 +267,7 @@ class Reference:
         self._names = list(pairs)
 
     def _add_to_parameter(self, name: str, pair: tuple[Array, Array], dtype: torch.dtype) -> None:
-        """W + scale B A where PEFT has no pairs that mean what these do: of experts, one each; of halves of the rows."""
+        """W + scale B A where PEFT has no pairs that mean what these do: of experts one each, and of halves of rows."""
         _, block, module, _ = name.split(".")
         path = f"base_model.model.model.layers.{block}.{self.architecture.parameters[module]}"
         owner, _, parameter = _whole(path).rpartition(".")

@@ -379,7 +379,19 @@ PRESETS = {
     "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
     "phi-4-mini": _phi3(32, 24, 8, 128, 200064, _LONGROPE_48, True),
     "qwen3-30b-a3b": Shape(
-        2048, 48, 32, 4, 128, 6144, 151936, 40960, 1e6, None, 1e-6, False, architecture="qwen3moe",
+        2048,
+        48,
+        32,
+        4,
+        128,
+        6144,
+        151936,
+        40960,
+        1e6,
+        None,
+        1e-6,
+        False,
+        architecture="qwen3moe",
         own=(("expert_count", 128), ("expert_used_count", 8), ("expert_feed_forward_length", 768)),
     ),
     "smollm2-135m": Shape(576, 30, 9, 3, 64, 1536, 49152, 8192, 1e5, None, 1e-5, True),
@@ -618,7 +630,7 @@ def write_model(
 def random_pairs(
     shape: Shape, rank: int = 4, seed: int = 1, b_std: float = 0.0, modules: Sequence[str] | None = None
 ) -> dict[str, tuple[Array, Array]]:
-    """LoRA pairs A (rank, in), B (out, rank) by tensor name, of experts one each: A as PEFT draws it, B zero or normal."""
+    """LoRA pairs A (rank, in), B (out, rank) by tensor name, one an expert: A as PEFT draws it, B zero or normal."""
     rng = np.random.default_rng(seed)
     found = {}
     for i in range(shape.layers):
