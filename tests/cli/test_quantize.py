@@ -115,6 +115,31 @@ def test_an_importance_matrix_is_laid_out_as_llama_cpp_has_it(wide: Path, rows: 
     assert norms[0] / found["blk.0.attn_q.weight.counts"].data[0, 0] == pytest.approx(1.0, rel=0.2), "RMS-normed"
 
 
+def test_the_experts_of_a_layer_are_calibrated_together(rows: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the model is written by the gguf package")
+    from tests.support.random_models import SMALL, write_model
+
+    line = ("quantize", write_model(tmp_path / "m.gguf", SMALL["qwen3moe"]), "--type", "q4_0")
+    for name, *flags in (
+        ("fitted", "--calibrate", rows, "--save-imatrix", "i.gguf"),
+        ("again", "--imatrix", "i.gguf"),
+        ("plain",),
+    ):
+        told = fabric(*line, *flags, "-o", f"{name}.gguf", cwd=tmp_path)
+        assert told.code == 0, told.err
+    with contextlib.ExitStack() as stack:
+        files = {
+            n: stack.enter_context(GGUF.open(tmp_path / f"{n}.gguf")) for n in ("m", "fitted", "again", "plain", "i")
+        }
+        for name in ("blk.0.ffn_gate_exps.weight", "blk.1.ffn_down_exps.weight"):
+            weights = {n: decode_tensor(file, name) for n, file in files.items() if n != "i"}
+            used = decode_tensor(files["i"], f"{name}.in_sum2")
+            assert used.shape == (8, weights["m"].shape[-1]) and (used == used[0]).all()
+            plain, fitted = ((used[0] * np.square(weights[n] - weights["m"])).sum() for n in ("plain", "fitted"))
+            assert fitted < 0.99 * plain, name
+            assert (weights["again"] == weights["fitted"]).all()
+
+
 def test_importance_that_does_not_fit_is_refused(wide: Path, tiny: Path, rows: Path, tmp_path: Path) -> None:
     made = fabric(
         "quantize", tiny, "--calibrate", rows, "--save-imatrix", tmp_path / "i.gguf", "-o", tmp_path / "q.gguf"

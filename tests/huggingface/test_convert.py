@@ -212,7 +212,8 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "name", ["bitnet", "exaone4", "gemma2", "gemma4", "granite", "lfm2", "mistral3", "olmo2", "phi3", "smollm3"]
+    "name",
+    ["bitnet", "exaone4", "gemma2", "gemma4", "granite", "lfm2", "mistral3", "olmo2", "phi3", "qwen3moe", "smollm3"]
 )
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
@@ -220,6 +221,7 @@ def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path:
     checkpoint(tmp_path / "hf", name)
     modules = [*ALL[:-1], "qkv_proj", "gate_up_proj", "in_proj", "out_proj", "w1", "w2", "w3"]
     modules += ["per_layer_input_gate", "per_layer_projection"]
+    modules = ALL[:4] if name == "qwen3moe" else modules
     theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=modules)
     script = (
         "convert hf -o m.gguf && fabric convert peft -m m.gguf -o a.gguf && fabric convert a.gguf -m m.gguf -o back"
@@ -232,6 +234,17 @@ def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path:
 
 
 # ---- what cannot be converted ----
+
+
+def test_pairs_of_experts_have_no_counterpart_in_peft(tmp_path: Path) -> None:
+    from tests.parity.test_llama_cpp import write_random_adapter
+    from tests.support.random_models import SMALL, write_model
+
+    model = write_model(tmp_path / "m.gguf", SMALL["qwen3moe"])
+    adapter = write_random_adapter(tmp_path / "a.gguf", SMALL["qwen3moe"], 0.1)
+    ended = fabric("convert", adapter, "-m", model, "-o", tmp_path / "peft")
+    one_sentence(ended, 65, "blk.0.ffn_gate_exps.weight", "PEFT")
+    assert not (tmp_path / "peft").exists()
 
 
 def test_a_class_without_a_counterpart_is_named(llama: tuple[Path, Path], tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ WRONG = [
     ("gemma3", "rope.scaling.factor", 0.0),
     ("gemma3", "rope.scaling.factor", None),
     ("gemma3", "final_logit_softcapping", 30.0),
+    ("qwen3moe", "expert_count", 0),
+    ("qwen3moe", "expert_count", 7),
+    ("qwen3moe", "expert_used_count", 9),
+    ("qwen3moe", "expert_used_count", None),
+    ("qwen3moe", "expert_feed_forward_length", 1 << 40),
+    ("qwen3moe", "expert_gating_func", 2),
+    ("qwen3moe", "expert_weights_norm", False),
+    ("qwen3moe", "expert_weights_scale", 2.5),
+    ("qwen3moe", "expert_shared_count", 1),
+    ("qwen3", "expert_count", 8),
 ]
 
 
