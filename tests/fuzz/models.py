@@ -87,13 +87,23 @@ def sound(rng: random.Random) -> tuple[Metadata, Shapes]:
             f"{arch}.shortconv.l_cache": taps,
             f"{arch}.attention.head_count_kv": [kv * (not c) for c in convolves],
         }
+    experts, used = rng.choice([1, 2, 5, 8]), rng.choice([1, 2, 3])
+    if arch == "qwen3moe":
+        metadata |= {f"{arch}.expert_count": experts, f"{arch}.expert_used_count": min(used, experts),
+                     f"{arch}.expert_feed_forward_length": ffn}  # fmt: skip
     norm = "token_embd_norm.weight" if arch == "lfm2" else "output_norm.weight"
     shapes: Shapes = {"token_embd.weight": (vocab, width), norm: (width,)}
     if rng.random() < 0.5:
         shapes["output.weight"] = (vocab, width)
     for block in range(blocks):
-        rows = {"attn_q": (q, width), "attn_k": (k, width), "attn_v": (k, width), "attn_output": (width, q),
-                "ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn)}  # fmt: skip
+        rows: dict[str, tuple[int, ...]] = {
+            "attn_q": (q, width), "attn_k": (k, width), "attn_v": (k, width), "attn_output": (width, q),
+            "ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn),
+        }  # fmt: skip
+        if arch == "qwen3moe":
+            rows = {f"{name}_exps" if "ffn" in name else name: (experts, *shape) if "ffn" in name else shape
+                    for name, shape in rows.items()}  # fmt: skip
+            rows["ffn_gate_inp"] = (experts, width)
         if convolves[block]:
             rows = {name: shape for name, shape in rows.items() if name.startswith("ffn")}
             rows |= {"shortconv.in_proj": (3 * width, width), "shortconv.out_proj": (width, width),
@@ -103,7 +113,7 @@ def sound(rng: random.Random) -> tuple[Metadata, Shapes]:
             shapes |= {f"blk.{block}.{name}.bias": rows[name][:1] for name in ("attn_q", "attn_k", "attn_v", "ffn_up")
                        if name in rows}  # fmt: skip
         norms = {"attn_norm": width, "ffn_norm": width}
-        if arch in ("qwen3", "gemma3", "lfm2") and not convolves[block]:
+        if arch in ("qwen3", "qwen3moe", "gemma3", "lfm2") and not convolves[block]:
             norms |= {"attn_q_norm": head_dim, "attn_k_norm": head_dim}
         if arch == "gemma3":
             norms |= {"post_attention_norm": width, "post_ffw_norm": width}
@@ -219,6 +229,7 @@ def train(rng: random.Random, weights: Weights, precision: str, vocab: int) -> N
         epochs=1, lr=1e-3, batch=8, ctx=512,
         dropout=0 if full else rng.choice([0, 0.5]), neftune=rng.choice([0, 5]), checkpointing=rng.random() < 0.5,
         optimizer=rng.choice(["adamw", "sgd"]), val=rng.choice([None, "x"]), weights=rng.choice(["blocks", "16bit"]),
+        modules=(rng.choice(["usual", "all"]),),
     )  # fmt: skip
     layout = full_layout(weights) if full else lora_layout(weights.gguf, settings.modules, settings.rank)
     with contextlib.closing(Machine(settings, weights, layout, settings.alpha, [capacity])) as machine:

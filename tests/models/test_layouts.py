@@ -19,7 +19,8 @@ from tests.support.random_models import SMALL, random_pairs, write_model
 
 ARCHITECTURES = ["phi3", "mistral3", "bitnet", "lfm2", "gemma4", "qwen3moe"]
 RUN = (
-    "--steps", "3", "--batch", "4", "--rank", "3", "--ctx", "48", "--lr", "1e-2", "--precision", "f32", "--modules", "all",
+    "--steps", "3", "--batch", "4", "--rank", "3", "--ctx", "48", "--lr", "1e-2", "--precision", "f32",
+    "--modules", "all",
 )  # fmt: skip
 
 
