@@ -55,8 +55,8 @@ def read_decoder(
 ) -> DecoderConfig:  # fmt: skip
     """The configuration of a llama-like decoder. `activation`: names of the one that its gate has. `row_norms`: norms
     of queries and keys are over whole rows, not over heads. `fused`: queries, keys and values are rows of one matrix,
-    gate and up of another. `experts`: a mixture of them, which `read_experts` reads. Where `keys.layered`, `n_kv_head` is
-    the largest, and shapes are left to be checked.
+    gate and up of another. `experts`: a mixture of them, which `read_experts` reads. Where `keys.layered`, `n_kv_head`
+    is the largest, and shapes are left to be checked.
 
     Raises DataError where keys are missing, do not fit together, or ask for what is not supported.
     """
