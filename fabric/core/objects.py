@@ -25,7 +25,8 @@ Tensor = int
 F32, BF16, I32 = lib.FB_F32, lib.FB_BF16, lib.FB_I32
 TOKENS, TRAINED = lib.FB_ROWS_TOKENS, lib.FB_ROWS_TRAINED
 FROZEN, PARAM, STATE = lib.FB_FROZEN, lib.FB_PARAM, lib.FB_STATE
-SILU, GELU_TANH, RELU2, BILINEAR = lib.FB_SILU, lib.FB_GELU_TANH, lib.FB_RELU2, lib.FB_BILINEAR
+SILU, GELU_TANH, RELU2 = lib.FB_SILU, lib.FB_GELU_TANH, lib.FB_RELU2
+BILINEAR, SIGMOID = lib.FB_BILINEAR, lib.FB_SIGMOID
 PAIRS, HALVES = lib.FB_ROPE_PAIRS, lib.FB_ROPE_HALVES
 PEAKS = {"f32": lib.FB_PEAK_F32, "bf16": lib.FB_PEAK_BF16, "read": lib.FB_PEAK_READ}
 F32Array = npt.NDArray[np.float32]
@@ -329,6 +330,20 @@ class Graph:
     def conv(self, x: Tensor, weight: Tensor, keys: Tensor, bias: Tensor = -1) -> Tensor:
         """Each column of x (S, D) with its row of weight (D, L), over the last L keys that a query sees."""
         return self._tensor(lib.fb_conv(self.c, x, weight, bias, keys))
+
+    def delta_gates(self, b: Tensor, a: Tensor, rate: Tensor, keys: Tensor) -> Tensor:
+        """What tokens write to a delta net's state by, and what they fade it by."""
+        return self._tensor(lib.fb_delta_gates(self.c, b, a, rate, keys))
+
+    def delta(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, key_heads: int, cache: Tensor = -1, at: Tensor = -1
+    ) -> Tensor:
+        """The gated delta rule; `cache` and `at`: states of sequences, and those that a row begins from and leaves."""
+        return self._tensor(lib.fb_delta(self.c, q, k, v, gates, key_heads, cache, at))
+
+    def part(self, x: Tensor, head_dim: int, first: int, width: int) -> Tensor:
+        """Columns first .. first + width of each `head_dim` of x."""
+        return self._tensor(lib.fb_part(self.c, x, head_dim, first, width))
 
     def glu(self, gate: Tensor, up: Tensor, kind: int) -> Tensor:
         """act(gate) * up."""

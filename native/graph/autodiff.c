@@ -156,6 +156,34 @@ static void grad_conv(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     contribute(d, x, dx);
 }
 
+static void grad_delta_gates(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor b = n->v[1].tensor, a = n->v[2].tensor, rate = n->v[3].tensor, db = fresh_grad(d, b), da = fresh_grad(d, a);
+    EMIT(FB_OP_DELTA_GATES_GRAD, db, da, dy[0], now(d, b), now(d, a), rate);
+    contribute(d, b, db);
+    contribute(d, a, da);
+}
+
+/* The gradient of the gates lies in them, behind what it is of. */
+static void grad_delta(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor states = n->v[1].tensor, q = n->v[2].tensor, k = n->v[3].tensor, v = n->v[4].tensor, gates = n->v[5].tensor;
+    fb_tensor dq = fresh_grad(d, q), dk = fresh_grad(d, k), dv = fresh_grad(d, v);
+    EMIT(FB_OP_DELTA_GRAD, dq, dk, dv, now(d, gates), now(d, q), now(d, k), now(d, v), now(d, states), dy[0])->attr = n->attr;
+    contribute(d, q, dq);
+    contribute(d, k, dk);
+    contribute(d, v, dv);
+    contribute(d, gates, now(d, gates));
+}
+
+static void grad_part(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
+    fb_tensor x = n->v[1].tensor;
+    if (!needs(d, x)) return;
+    fb_tensor dx = fresh_grad(d, x);
+    fb_node *back = EMIT(FB_OP_PART, dx, dy[0], d->grads[x]);
+    back->attr = n->attr;
+    back->attr.inverse = 1;
+    d->grads[x] = dx;
+}
+
 static void grad_glu(fb_autodiff *d, const fb_node *n, const fb_tensor *dy) {
     fb_tensor gate = n->v[1].tensor, up = n->v[2].tensor;
     fb_tensor dgate = fresh_grad(d, gate), dup = fresh_grad(d, up);
@@ -266,6 +294,11 @@ const fb_op_info fb_ops[FB_OP_COUNT] = {
     [FB_OP_CONV]          = {"conv",          "oiiii",      "m...m",      0, grad_conv},
     [FB_OP_CONV_DX]       = {"conv_dx",       "oiii",       "n...",       0, NULL},
     [FB_OP_CONV_DW]       = {"conv_dw",       "xiii",       ".m.m",       0, NULL},
+    [FB_OP_DELTA_GATES]   = {"delta_gates",   "oiiii",      "mmm.m",      0, grad_delta_gates},
+    [FB_OP_DELTA_GATES_GRAD] = {"delta_gates_grad", "ooiiii", "mmmmm.", 0, NULL},
+    [FB_OP_DELTA]         = {"delta",         "ooiiiixi",   "........",   0, grad_delta},
+    [FB_OP_DELTA_GRAD]    = {"delta_grad",    "oooxiiiii",  ".........",  0, NULL},
+    [FB_OP_PART]          = {"part",          "oii",        "mmm",        2, grad_part},
     [FB_OP_GLU]           = {"glu",           "oii",        "mmm",        0, grad_glu},
     [FB_OP_GLU_GRAD]      = {"glu_grad",      "ooiii",      "mmmmm",      0, NULL},
     [FB_OP_ADD]           = {"add",           "oii",        "mmm",        0, grad_add},

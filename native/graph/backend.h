@@ -88,7 +88,24 @@ static inline int32_t fb_rows_in_use(const fb_view *v, const int32_t counts[FB_C
  *  CONV_DX        out dx act(S,D); dy act(T,D); w; range                where the last key of a query is its own row:
  *                                                                       others add nothing. dx starts at row `first`
  *  CONV_DW        io dw f32(D,L); dy act(T,D); x act(S,D); range        dw += its gradient
- *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH, FB_RELU2, FB_BILINEAR
+ *  DELTA_GATES    out gates f32(T,4*Hv); b act(T,Hv); a act(T,Hv); rate f32(1,Hv); range i32(T,2)
+ *                                                                       sigmoid(b), then exp(rate * softplus(a)), 0 where
+ *                                                                       a row begins: its token sees itself alone. The
+ *                                                                       other half is left for the gradient
+ *  DELTA_GATES_GRAD  out db act(T,Hv); out da act; gates; b; a; rate    what flows into the gates lies in their other half
+ *  DELTA          out o act(T,Hv*dv); out states f32(C,Hv*dk*dv); q act(T,Hk*dk); k act; v act(T,Hv*dv); gates; [io cache f32(L,Hv*dk*dv)]; [at i32(T,2)]
+ *                                                                       of value head h, with key head h % Hk: s = decay s;
+ *                                                                       s += k (beta (v - s^T k))^T; o = s^T q. states:
+ *                                                                       s (dk,dv) before each FB_DELTA_CHUNK rows. Before
+ *                                                                       row t s is row at[t][0] - 1 of the cache where that
+ *                                                                       is >= 0, and after it row at[t][1] - 1 becomes s
+ *  DELTA_GRAD     out dq act(T,Hk*dk); out dk act; out dv act(T,Hv*dv); io gates f32(T,4*Hv); q; k; v; states; dout act(T,Hv*dv)
+ *                                                                       gates, other half = d beta, d log(decay)
+ *  PART           out y act; x act; [acc]                               of every `head_dim` columns of x those from `first`
+ *                                                                       on, `width` of them; inverse = 1: puts them there,
+ *                                                                       0 elsewhere. + acc
+ *  GLU            out y act(T,F); gate act; up act                      kind: FB_SILU, FB_GELU_TANH, FB_RELU2, FB_BILINEAR,
+ *                                                                       FB_SIGMOID
  *  GLU_GRAD       out dgate act; out dup act; dy act; gate act; up act
  *  ADD            out y act; a act; b act
  *  SCALE          out y act; x act; [acc]                               y = scale * x + acc; also the cast
@@ -137,12 +154,15 @@ typedef enum fb_op {
     FB_OP_ROPE_TABLE, FB_OP_ROPE,
     FB_OP_ATTENTION, FB_OP_ATTENTION_DQ, FB_OP_ATTENTION_DKV,
     FB_OP_CONV, FB_OP_CONV_DX, FB_OP_CONV_DW,
+    FB_OP_DELTA_GATES, FB_OP_DELTA_GATES_GRAD, FB_OP_DELTA, FB_OP_DELTA_GRAD, FB_OP_PART,
     FB_OP_GLU, FB_OP_GLU_GRAD, FB_OP_ADD, FB_OP_SCALE, FB_OP_SOFTCAP, FB_OP_SOFTCAP_GRAD, FB_OP_DROPOUT,
     FB_OP_GATHER, FB_OP_SCATTER, FB_OP_XENT, FB_OP_APPEND, FB_OP_ZERO,
     FB_OP_ROUTE, FB_OP_ROUTE_GRAD, FB_OP_ORDER, FB_OP_EXPERTS, FB_OP_EXPERTS_DX, FB_OP_EXPERTS_DW, FB_OP_COMBINE, FB_OP_COMBINE_GRAD,
     FB_OP_TALLY, FB_OP_SUMSQ, FB_OP_NORM, FB_OP_ADAMW, FB_OP_SGD,
     FB_OP_COUNT
 } fb_op;
+
+enum { FB_DELTA_CHUNK = 64 };
 
 /* The numbers of an op; each reads those that its line above names. */
 typedef struct fb_attr {
@@ -151,10 +171,11 @@ typedef struct fb_attr {
     float eps;                                /* RMS_NORM*, ADAMW */
     float softcap;                            /* SOFTCAP* XENT; 0: none */
     int32_t stride;                           /* EMBED EMBED_DW */
-    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key; CONV_DX: row; EXPERTS*: expert */
+    int32_t first;                            /* EMBED EMBED_DW: row of w; ATTENTION_DKV: key; CONV_DX: row; EXPERTS*: expert; PART: column */
     int32_t experts;                          /* ORDER: E */
     int32_t token, slots;                     /* EXPERTS*: the first row of x; k */
-    int32_t head_dim, layout, inverse;        /* ROPE */
+    int32_t head_dim, layout, inverse;        /* ROPE, PART */
+    int32_t width, key_heads;                 /* PART; DELTA DELTA_GRAD: Hk */
     int32_t kind;                             /* GLU* */
     int32_t grad;                             /* XENT */
     uint32_t threshold, salt;                 /* DROPOUT */

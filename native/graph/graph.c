@@ -369,10 +369,54 @@ fb_tensor fb_conv(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb
     return done(g, y);
 }
 
+fb_tensor fb_delta_gates(fb_graph *g, fb_tensor b, fb_tensor a, fb_tensor rate, fb_tensor range) {
+    const fb_tensor_info *tb = get_act(g, b, "b"), *ta = get_act(g, a, "a"), *tr = get_f32(g, rate, "the rates");
+    const fb_tensor_info *seen = get_ints(g, range, "the range of keys", 2);
+    if (!tb || !ta || !tr || !seen) return -FB_E_ARGUMENT;
+    REQUIRE(tb->cols == ta->cols && tr->rows == 1 && tr->cols == ta->cols && same_rows(tb, ta) && same_rows(tb, seen) &&
+                tb->cols < INT32_MAX / 4, "gates of %d, %d and %d heads", (int)tb->cols, (int)ta->cols, (int)tr->cols);
+    fb_tensor y = output(g, b, 4 * tb->cols, FB_F32);
+    record(g, FB_OP_DELTA_GATES, 5, (fb_tensor[]){y, b, a, rate, range});
+    return done(g, y);
+}
+
+fb_tensor fb_delta(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor gates, int32_t key_heads, fb_tensor cache,
+                   fb_tensor at) {
+    const fb_tensor_info *tq = get_act(g, q, "q"), *tk = get_act(g, k, "k"), *tv = get_act(g, v, "v");
+    const fb_tensor_info *tg = get_f32(g, gates, "the gates");
+    const fb_tensor_info *tc = cache < 0 ? NULL : get_f32(g, cache, "the cache"), *ta = cache < 0 ? NULL : get_ints(g, at, "at", 2);
+    if (!tq || !tk || !tv || !tg || (cache >= 0 && (!tc || !ta))) return -FB_E_ARGUMENT;
+    int32_t heads = tg->cols / 4;
+    REQUIRE(key_heads > 0 && heads > 0 && heads % key_heads == 0 && tq->cols % key_heads == 0 && tk->cols == tq->cols &&
+                tv->cols % heads == 0 && same_rows(tq, tk) && same_rows(tq, tv) && same_rows(tq, tg),
+            "a delta rule of %d value heads over %d key heads of %d columns", (int)heads, (int)key_heads, (int)tq->cols);
+    int64_t state = (int64_t)tv->cols * (tq->cols / key_heads);
+    REQUIRE(state <= INT32_MAX && tq->cols / key_heads <= 256, "a state of %lld numbers", (long long)state);
+    REQUIRE(!tc || (tc->place == FB_IN_BUFFER && tc->kind == FB_STATE && tc->cols == state && same_rows(ta, tq)),
+            "a cache of states of %lld", (long long)state);
+    fb_tensor y = output(g, q, tv->cols, g->precision);
+    fb_tensor states = fb_program_tensor(&g->program, (fb_tensor_info){
+        .type = FB_F32, .rows = (g->program.tensors[q].rows + FB_DELTA_CHUNK - 1) / FB_DELTA_CHUNK, .cols = (int32_t)state,
+        .place = FB_IN_ARENA, .base = FB_NONE});
+    record(g, FB_OP_DELTA, 8, (fb_tensor[]){y, states, q, k, v, gates, cache, cache < 0 ? FB_NONE : at})->attr.key_heads = key_heads;
+    return done(g, y);
+}
+
+fb_tensor fb_part(fb_graph *g, fb_tensor x, int32_t head_dim, int32_t first, int32_t width) {
+    const fb_tensor_info *a = get_act(g, x, "x");
+    if (!a) return -FB_E_ARGUMENT;
+    REQUIRE(head_dim > 0 && first >= 0 && width > 0 && width <= head_dim - first && a->cols % head_dim == 0,
+            "columns %d to %d of heads of %d in rows of %d", (int)first, (int)(first + width), (int)head_dim, (int)a->cols);
+    fb_tensor y = output(g, x, a->cols / head_dim * width, a->type);
+    fb_attr *attr = &record(g, FB_OP_PART, 2, (fb_tensor[]){y, x})->attr;
+    attr->head_dim = head_dim, attr->first = first, attr->width = width;
+    return done(g, y);
+}
+
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind) {
     const fb_tensor_info *a = get_act(g, gate, "gate"), *b = get_act(g, up, "up");
     if (!a || !b) return -FB_E_ARGUMENT;
-    REQUIRE(kind >= FB_SILU && kind <= FB_BILINEAR, "there is no kind %d of gate", kind);
+    REQUIRE(kind >= FB_SILU && kind <= FB_SIGMOID, "there is no kind %d of gate", kind);
     REQUIRE(a->cols == b->cols && same_rows(a, b), "gate and up differ in shape");
     fb_tensor y = output(g, gate, a->cols, g->precision);
     record(g, FB_OP_GLU, 3, (fb_tensor[]){y, gate, up})->attr.kind = kind;

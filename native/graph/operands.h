@@ -21,6 +21,11 @@
 #define fb_conv_views(X) X(y) X(x) X(w) X(bias) X(range)
 #define fb_conv_dx_views(X) X(dx) X(dy) X(w) X(range)
 #define fb_conv_dw_views(X) X(dw) X(dy) X(x) X(range)
+#define fb_delta_gates_views(X) X(gates) X(b) X(a) X(rate) X(range)
+#define fb_delta_gates_grad_views(X) X(db) X(da) X(gates) X(b) X(a) X(rate)
+#define fb_delta_views(X) X(o) X(states) X(q) X(k) X(v) X(gates) X(cache) X(at)
+#define fb_delta_grad_views(X) X(dq) X(dk) X(dv) X(gates) X(q) X(k) X(v) X(states) X(dout)
+#define fb_part_views(X) X(y) X(x) X(acc)
 #define fb_glu_views(X) X(y) X(gate) X(up)
 #define fb_glu_grad_views(X) X(dgate) X(dup) X(dy) X(gate) X(up)
 #define fb_add_views(X) X(y) X(a) X(b)
@@ -52,5 +57,6 @@
     X(embed_dw) X(rope_table) X(rope) X(attention) X(attention_dq) X(attention_dkv) X(conv) X(conv_dx) X(conv_dw) \
     X(glu) X(glu_grad) X(add) X(scale) X(softcap) X(softcap_grad) X(dropout) X(gather) X(scatter) X(xent) X(append) X(zero) \
     X(route) X(route_grad) X(order) X(experts) X(experts_dx) X(experts_dw) X(combine) X(combine_grad) \
+    X(delta_gates) X(delta_gates_grad) X(delta) X(delta_grad) X(part) \
     X(tally) X(sumsq) X(norm) X(adamw) X(sgd)
 #endif

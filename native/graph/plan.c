@@ -64,6 +64,8 @@ static double flops_of(const fb_launch *l) {
     case FB_OP_ATTENTION: pairs = (double)v[2].rows * v[3].rows / 2; return 4 * pairs * dim;
     case FB_OP_ATTENTION_DQ: pairs = (double)v[2].rows * v[3].rows / 2; return 6 * pairs * dim;
     case FB_OP_ATTENTION_DKV: pairs = (double)v[2].rows * v[3].rows / 2; return 8 * pairs * dim;
+    case FB_OP_DELTA: return 6.0 * v[2].rows * v[1].cols;
+    case FB_OP_DELTA_GRAD: return 16.0 * v[4].rows * v[7].cols;
     default: return 0;
     }
 }
@@ -103,6 +105,9 @@ static void bound_inputs(fb_plan *plan) {
             bound(plan, v[5].tensor, v[3].rows + 1);
             break;
         case FB_OP_CONV: bound(plan, v[4].tensor, v[1].rows + 1); break;
+        case FB_OP_DELTA:
+            if (v[7].tensor >= 0) bound(plan, v[7].tensor, v[6].rows + 1);
+            break;
         default: break;
         }
     }

@@ -218,7 +218,20 @@ enum { FB_MOST_TAPS = 8 };
  * (1, D) F32 or none. */
 fb_tensor fb_conv(fb_graph *g, fb_tensor x, fb_tensor weight, fb_tensor bias, fb_tensor range);
 
-enum { FB_SILU = 0, FB_GELU_TANH = 1, FB_RELU2 = 2 /* max(x, 0)^2 */, FB_BILINEAR = 3 /* x itself */ };
+/* The gates of a delta net's value heads, Hv of them: (T, 4 Hv) F32, of which the first half are what a token writes by,
+ * sigmoid(b), and what it fades the state by, exp(rate * softplus(a)), which is 0 for a token that sees itself alone, the first
+ * of a row. b, a (T, Hv); rate (1, Hv), not positive, which does not train. */
+fb_tensor fb_delta_gates(fb_graph *g, fb_tensor b, fb_tensor a, fb_tensor rate, fb_tensor range);
+/* The gated delta rule: of each value head a state S (dk, dv) that fades, S = decay S, then takes in S += k (beta (v - S^T k))^T,
+ * and answers S^T q. Value head h reads key head h % key_heads. q, k (T, key_heads dk); v (T, Hv dv). In generation `cache`
+ * (L, Hv dk dv) F32 holds states, and `at` (T, 2) I32 says which one, from 1 on, a row takes its state from and which one
+ * becomes what it leaves; 0: none. Yang et al. 2024, https://arxiv.org/abs/2412.06464 */
+fb_tensor fb_delta(fb_graph *g, fb_tensor q, fb_tensor k, fb_tensor v, fb_tensor gates, int32_t key_heads, fb_tensor cache,
+                   fb_tensor at);
+/* Of every head_dim columns those from `first` on, `width` of them. */
+fb_tensor fb_part(fb_graph *g, fb_tensor x, int32_t head_dim, int32_t first, int32_t width);
+
+enum { FB_SILU = 0, FB_GELU_TANH = 1, FB_RELU2 = 2 /* max(x, 0)^2 */, FB_BILINEAR = 3 /* x itself */, FB_SIGMOID = 4 };
 /* act(gate) * up */
 fb_tensor fb_glu(fb_graph *g, fb_tensor gate, fb_tensor up, int kind);
 fb_tensor fb_add(fb_graph *g, fb_tensor a, fb_tensor b);

@@ -7,7 +7,8 @@
 /* The files of this folder, one a kernel, and those that need matrix units: in the folder matrix what several backends run, and in
  * a backend's own the others, two of them once more for units that multiply F16. */
 #define FB_KERNEL_NAMES(X)                                                                                     \
-    X(attention) X(attention_dkv) X(attention_dq) X(attention_few) X(columns) X(combine) X(conv) X(elements)   \
+    X(attention) X(attention_dkv) X(attention_dq) X(attention_few) X(columns) X(combine) X(conv) X(delta)      \
+    X(delta_gates) X(delta_grad) X(elements)                                                                   \
     X(experts) X(gate) X(norm) X(parts) X(peak) X(product) X(product_few) X(rope) X(route) X(rows) X(sumsq)    \
     X(tally) X(update) X(xent)
 #define FB_MATRIX_KERNEL_NAMES(X)                                                                              \

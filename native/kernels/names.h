@@ -129,6 +129,32 @@
     ARG(rows, S) ARG(uint, FIRST)   /* of dx: rows of dy, and the number of its own first row */ \
     ARG(uint, PARTS) ARG(uint, DEPTH) /* of dw: of its rows */
 
+/* ---- the gated delta rule ---- */
+
+#define delta_OPERANDS(BIND) \
+    BIND(0, O, ACT, WRITTEN) BIND(1, STATES, WORDS, WRITTEN) /* F32 (chunks, HEADS DK DV) */ \
+    BIND(2, Q, ACT, READ) BIND(3, K, ACT, READ) BIND(4, V, ACT, READ) BIND(5, GATES, WORDS, READ) \
+    BIND(6, CACHE, WORDS, WRITTEN) BIND(7, PLACES, WORDS, READ)
+#define delta_CONSTANTS(SPEC, TILE) TILE(3, PER, 64u) /* rows of the state that a thread has */
+#define delta_ARGUMENTS(ARG) \
+    ARG(rows, T) ARG(uint, HEADS) ARG(uint, KEY_HEADS) ARG(uint, DK) ARG(uint, DV) ARG(uint, FROM) ARG(uint, UPTO)
+#define delta_grad_OPERANDS(BIND) \
+    BIND(0, DQK, WORDS, WRITTEN)    /* F32 (2 parts STEP, KEY_HEADS DK): those of dq, then of dk */ \
+    BIND(1, DVALUES, ACT, WRITTEN) \
+    BIND(2, DGATES, WORDS, WRITTEN) /* F32 (parts STEP, 2 HEADS) */ \
+    BIND(3, GATES, WORDS, READ) BIND(4, Q, ACT, READ) BIND(5, K, ACT, READ) BIND(6, V, ACT, READ) \
+    BIND(7, STATES, WORDS, READ) BIND(8, DO, ACT, READ) \
+    BIND(9, PAST, WORDS, WRITTEN)   /* F32 (workgroups, 65 DK 16): of each row of a chunk, and what goes on to the stretch before */
+#define delta_grad_CONSTANTS(SPEC, TILE) TILE(3, PER, 2u)
+#define delta_grad_ARGUMENTS(ARG) \
+    ARG(rows, T) ARG(uint, HEADS) ARG(uint, KEY_HEADS) ARG(uint, DK) ARG(uint, DV) ARG(uint, FROM) ARG(uint, STEP)
+
+#define delta_gates_OPERANDS(BIND) \
+    BIND(0, OUT, ACT, WRITTEN) /* the gates, or the gradient of b */ BIND(1, OUT_A, ACT, WRITTEN) \
+    BIND(2, GATES, WORDS, READ) BIND(3, B, ACT, READ) BIND(4, A, ACT, READ) BIND(5, RATE, WORDS, READ) BIND(6, RANGE, WORDS, READ)
+#define delta_gates_CONSTANTS(SPEC, TILE) SPEC(3, GRAD)
+#define delta_gates_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, HEADS)
+
 /* ---- norms and sums down the rows ---- */
 
 #define norm_OPERANDS(BIND) \
@@ -178,16 +204,17 @@
 
 #define elements_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN) BIND(1, A, ACT, READ) BIND(2, B, ACT, READ) /* keys, of dropout */ BIND(3, ACC, ACT, READ)
-#define elements_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 add, 1 scale, 2 softcap, 3 softcap_grad, 4 zero, 5 dropout */
+#define elements_CONSTANTS(SPEC, TILE) SPEC(3, OP) /* 0 add, 1 scale, 2 softcap, 3 softcap_grad, 4 zero, 5 dropout, 6 part, 7 part put back */
 #define elements_ARGUMENTS(ARG) \
-    ARG(rows, ROWS) ARG(uint, COLS) ARG(float, SCALE) /* or the cap */ ARG(uint, THRESHOLD) ARG(uint, SALT)
+    ARG(rows, ROWS) ARG(uint, COLS) ARG(float, SCALE) /* or the cap */ ARG(uint, THRESHOLD) ARG(uint, SALT) \
+    ARG(uint, HEAD) ARG(uint, FIRST) ARG(uint, WIDTH) /* of parts */
 
 #define gate_OPERANDS(BIND) \
     BIND(0, OUT, ACT, WRITTEN)    /* y, or the gradient of the gate */ \
     BIND(1, OUT_UP, ACT, WRITTEN) BIND(2, DY, ACT, READ) BIND(3, GATE, ACT, READ) BIND(4, UP, ACT, READ)
 #define gate_CONSTANTS(SPEC, TILE) \
     SPEC(3, GRAD) \
-    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU, 3 none */
+    SPEC(4, KIND) /* 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU, 3 none, 4 sigmoid */
 #define gate_ARGUMENTS(ARG) ARG(rows, ROWS) ARG(uint, COLS)
 
 #define update_OPERANDS(BIND) \

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fabric.core import BILINEAR, GELU_TANH, HALVES, PAIRS, RELU2, SILU, Device, Lora
+from fabric.core import BILINEAR, GELU_TANH, HALVES, PAIRS, RELU2, SIGMOID, SILU, Device, Lora
 from tests.core.harness import Lab, check_gradients
 
 T = 7
@@ -95,6 +95,21 @@ def conv(lab: Lab) -> int:
     return lab.loss(lab.graph.glu(y, lab.graph.conv(x, lab.param(6, 8), seen), SILU), 6)
 
 
+def delta(lab: Lab) -> int:
+    """Two key heads, each read by two value heads, over two segments."""
+    seen = lab.ints(np.stack((LO, HI), axis=1))
+    gates = lab.graph.delta_gates(
+        lab.param(T, 4), lab.param(T, 4), lab.frozen(-np.array([[0.1, 0.5, 1.0, 3.0]], np.float32)), seen
+    )
+    return lab.loss(lab.graph.delta(lab.param(T, 6), lab.param(T, 6), lab.param(T, 20), gates, 2), 20)
+
+
+def part(lab: Lab) -> int:
+    """Two parts of three heads that overlap."""
+    x = lab.param(T, 15)
+    return lab.loss(lab.graph.glu(lab.graph.part(x, 5, 0, 3), lab.graph.part(x, 5, 2, 3), SIGMOID), 9)
+
+
 def glu(lab: Lab, kind: int) -> int:
     return lab.loss(lab.graph.glu(lab.param(T, 6), lab.param(T, 6), kind), 6)
 
@@ -158,9 +173,12 @@ OPS: dict[str, Callable[[Lab], int]] = {
     "attention_window": lambda lab: attention(lab, window=2),
     "attention_softcap": lambda lab: attention(lab, softcap=1.5),
     "conv": conv,
+    "delta": delta,
+    "part": part,
     "silu": lambda lab: glu(lab, SILU),
     "relu2": lambda lab: glu(lab, RELU2),
     "bilinear": lambda lab: glu(lab, BILINEAR),
+    "sigmoid": lambda lab: glu(lab, SIGMOID),
     "gelu": lambda lab: glu(lab, GELU_TANH),
     "add_and_scale": add_and_scale,
     "softcap": softcap,

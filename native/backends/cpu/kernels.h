@@ -5,6 +5,7 @@
 #include "products.h"
 #include "rows.h"
 #include "conv.h"
+#include "delta.h"
 
 static uint64_t scratch_of(const fb_launch *l, int threads) {
     switch (l->op) {
@@ -12,6 +13,7 @@ static uint64_t scratch_of(const fb_launch *l, int threads) {
     case FB_OP_ATTENTION: case FB_OP_ATTENTION_DQ: case FB_OP_ATTENTION_DKV: return attention_scratch(l, threads);
     case FB_OP_EXPERTS: case FB_OP_EXPERTS_DX: case FB_OP_EXPERTS_DW: return expert_scratch(l, threads);
     case FB_OP_ROUTE: return route_scratch(l, threads);
+    case FB_OP_DELTA: case FB_OP_DELTA_GRAD: return delta_scratch(l, threads);
     case FB_OP_ROPE: return rope_scratch(l, threads);
     case FB_OP_RMS_NORM_DW: return rms_norm_dw_scratch(l);
     default: return 0;
@@ -64,6 +66,11 @@ static float read_all(const float *p, int64_t n) {
             [FB_OP_CONV] = run_conv,                             \
             [FB_OP_CONV_DX] = run_conv_dx,                       \
             [FB_OP_CONV_DW] = run_conv_dw,                       \
+            [FB_OP_DELTA_GATES] = run_delta_gates,               \
+            [FB_OP_DELTA_GATES_GRAD] = run_delta_gates_grad,     \
+            [FB_OP_DELTA] = run_delta,                           \
+            [FB_OP_DELTA_GRAD] = run_delta_grad,                 \
+            [FB_OP_PART] = run_part,                             \
             [FB_OP_GLU] = run_glu,                               \
             [FB_OP_GLU_GRAD] = run_glu_grad,                     \
             [FB_OP_ADD] = run_add,                               \

@@ -274,6 +274,11 @@ static inline vf gate(int kind, vf x, vf *slope) {
         *slope = 2.0f * positive;
         return positive * positive;
     }
+    if (kind == FB_SIGMOID) {
+        vf s = sigmoid(x);
+        *slope = s * (1.0f - s);
+        return s;
+    }
     if (kind == FB_SILU) {
         vf s = sigmoid(x);
         *slope = s * (1.0f + x * (1.0f - s));

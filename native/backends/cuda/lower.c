@@ -443,14 +443,13 @@ static int rope(lowering *s, const fb_launch *l) {
 static int elements(lowering *s, const fb_launch *l, int n, const char *options) {
     return row_step(s, l, n, (uint64_t)l->v[0].rows * (uint64_t)(l->v[0].cols / 8), options) != NULL;
 }
-static int glu(lowering *s, const fb_launch *l) {
-    static const char *const kinds[] = {" -DOP=GLU -DKIND=0", " -DOP=GLU -DKIND=1", " -DOP=GLU -DKIND=2"};
-    return elements(s, l, 3, kinds[l->attr.kind]);
+static int gated(lowering *s, const fb_launch *l, int n, const char *op) {
+    char options[40];
+    snprintf(options, sizeof options, " -DOP=%s -DKIND=%d", op, (int)l->attr.kind);
+    return elements(s, l, n, options);
 }
-static int glu_grad(lowering *s, const fb_launch *l) {
-    static const char *const kinds[] = {" -DOP=GLU_GRAD -DKIND=0", " -DOP=GLU_GRAD -DKIND=1", " -DOP=GLU_GRAD -DKIND=2"};
-    return elements(s, l, 5, kinds[l->attr.kind]);
-}
+static int glu(lowering *s, const fb_launch *l) { return gated(s, l, 3, "GLU"); }
+static int glu_grad(lowering *s, const fb_launch *l) { return gated(s, l, 5, "GLU_GRAD"); }
 static int add(lowering *s, const fb_launch *l) { return elements(s, l, 3, " -DOP=ADD"); }
 static int scale(lowering *s, const fb_launch *l) { return elements(s, l, 3, " -DOP=SCALE"); }
 

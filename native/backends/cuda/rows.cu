@@ -1,7 +1,7 @@
 /* rows.cu - what goes row by row at the speed of memory, eight neighbours of 16-byte accesses a thread at a time.
  *     NORM        y = x inv w, a team of TEAM threads a group of G columns; NORM_DX its input gradient
  *     ROPE        rotation of heads of HEAD columns, of which the first N_ROT; HALVES: pairs are N_ROT/2 apart
- *     GLU         y = gate(a) b; GLU_GRAD its gradients; KIND 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU
+ *     GLU         y = gate(a) b; GLU_GRAD its gradients; KIND 0 SiLU, 1 GELU in its tanh form, 2 squared ReLU, 3 none, 4 sigmoid
  *     ADD, SCALE  y = a + b; y = scale a + acc
  *     XENT        cross-entropy of a row of logits, a workgroup a row; GRAD: softmax - onehot takes their place; CAP: capped
  * Constants: OP, one of these; T0 T1 ...: types of the op's operands, in its order. */
@@ -138,6 +138,14 @@ __device__ float gate(float x, float &slope) {
     if (KIND == 2) {
         slope = 2.0f * fmaxf(x, 0.0f);
         return 0.25f * slope * slope;
+    }
+    if (KIND == 3) {
+        slope = 1.0f;
+        return x;
+    }
+    if (KIND == 4) {
+        slope = sigmoid(x) * sigmoid(-x);
+        return sigmoid(x);
     }
     const float u = KIND == 0 ? x : 1.5957691216f * x * (1.0f + 0.044715f * x * x), s = sigmoid(u);
     slope = s + x * s * sigmoid(-u) * (KIND == 0 ? 1.0f : 1.5957691216f * (1.0f + 0.134145f * x * x));
