@@ -65,11 +65,12 @@ class _Watched(Recorder):
         self.wide: dict[str, int] = {}  # where rows hold what several experts read
 
     def linear(
-        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None
-    ) -> Tensor:
+        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None,
+        bias: str = "",
+    ) -> Tensor:  # fmt: skip
         """As in a Recorder."""
         self.fed[f"{name}.weight"] = self.graph.keep(x)
-        return super().linear(x, name, residual, scaled, rows)
+        return super().linear(x, name, residual, scaled, rows, bias)
 
     def route(self, x: Tensor, name: str, used: int) -> Routing:
         """As in a Recorder."""

@@ -127,6 +127,6 @@ def planned(
 
 def memory(text: Text, model: Model, decoder: Decoder) -> str:
     """What a decoder takes, as the end of a sentence."""
-    taken = decoder.plan.stats.allocated_bytes + sum(cache.nbytes for cache in decoder.caches)
+    taken = decoder.plan.stats.allocated_bytes + decoder.cache_bytes
     weights = sum(info.nbytes for info in text.gguf.tensors.values())
     return f"in {taken / 2**20:.0f} MiB on {model.device}, beside {weights / 2**20:.0f} MiB of weights"

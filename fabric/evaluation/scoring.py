@@ -77,7 +77,10 @@ def costs(model: Model, loras: Loras, choices: Sequence[Choice], context: int, d
         groups[-1].append(i)
     rows = max(sum(room[i] for i in group) for group in groups)
     outputs = max(sum(max(1, room[i] - len(choices[i].prompt)) for i in group) for group in groups)
-    decoder = Decoder(model.weights, rows, rows, outputs, model.precision, loras, context=max(context, *room))
+    decoder = Decoder(
+        model.weights, rows, rows, outputs, model.precision, loras, context=max(context, *room),
+        sequences=max(map(len, groups)),
+    )  # fmt: skip
     found: list[dict[tuple[Ids, int], float]] = [{} for _ in choices]
     try:
         for group in groups:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODULES = {"attn": ("attn_q", "attn_k", "attn_v", "attn_output"), "ffn": ("ffn_gate", "ffn_up", "ffn_down")}
 """Linear layers of a block by group, of an architecture whose file does not say otherwise in a MODULES of its own."""
 
-PLUMBING = {"config", "inference", "keys", "recorder"}
+PLUMBING = {"config", "inference", "keys", "recorder", "states"}
 
 
 def architectures() -> list[str]:

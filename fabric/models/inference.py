@@ -15,6 +15,7 @@ from fabric.core import FROZEN, Buffer, Device, Plan, Tensor
 from fabric.data.pack import PackedRows
 from fabric.models import architecture_of
 from fabric.models.recorder import Inputs, Recorder, Source, Weights
+from fabric.models.states import States
 from fabric.weights.adapter import Adapter
 from fabric.weights.gguf import GGUF
 
@@ -89,8 +90,10 @@ class Decoder:
     """Logits over a cache of `cache_rows` positions, fed at most `tokens` tokens at a time.
 
     A sequence takes a contiguous range of the cache: token t of a feed is written to slot `slots[t]` and sees the slots
-    lo[t] .. hi[t]-1, so several sequences decode together. A feed runs on the plan of the least room for it; those for
-    few tokens are made when they are first needed. `context`: as in a Recorder.
+    lo[t] .. hi[t]-1, so several sequences decode together, `sequences` of them at most (default: `outputs`). A feed
+    runs on the plan of the least room for it; those for few tokens are made when they are first needed. `context`: as
+    in a Recorder. Of a model that carries states from token to token some are kept for each sequence; where one is
+    needed that is not there, the tokens since the nearest one run again.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Decoder:
         alpha: float = 0.0,
         decode: bool = False,
         context: int = 0,
+        sequences: int = 0,
     ) -> None:
         """`loras` may also take the place of weights; their scale is `alpha` / rank, or 1 without it. `decode`: frozen
         weights are read decoded to 16 bits."""
@@ -114,6 +118,7 @@ class Decoder:
         self.weights, self._context = weights, context  # the plans read the weights' memory
         self._precision, self._alpha, self._decode = pick_precision(weights.device, precision), alpha, decode
         self._feeders: dict[int, _Feeder] = {}
+        self._states = States(sequences or outputs, cache_rows)
         self.plan = self._feeder(tokens).plan
 
     def _feeder(self, tokens: int) -> _Feeder:
@@ -122,11 +127,13 @@ class Decoder:
             recorder = Recorder(
                 self.weights, tokens, min(tokens, self.outputs) if few else self.outputs, self._precision, self._loras,
                 self.cache_rows, self._alpha, caches=self.caches if few else (), context=self._context,
+                state_rows=self._states.rows, states=self.states if few else (),
             )  # fmt: skip
             logits = recorder.logits(self._build(recorder, self._config))
             if not few:
                 recorder.check()
                 self.caches: list[Buffer] = recorder.caches
+                self.states: list[Buffer] = recorder.states
             self._feeders[tokens] = _Feeder(recorder.inputs, Plan(recorder.graph, decode=self._decode), logits)
             recorder.graph.close()
         return self._feeders[tokens]
@@ -138,16 +145,36 @@ class Decoder:
                 self._feeder(few)
         stats = [feeder.plan.stats for feeder in self._feeders.values()]
         taken = sum(one.arena_bytes + one.scratch_bytes + one.input_bytes for one in stats)
-        return taken + sum(cache.nbytes for cache in self.caches)
+        return taken + self.cache_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the cache and the states."""
+        return sum(buffer.nbytes for buffer in (*self.caches, *self.states))
 
     def logits(
         self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array
     ) -> F32Array:
         """(len(index), vocab) after the tokens at `index`; every array but that one is (T,)."""
+        for first, start, stop in self._states.missing(lo, positions, self.tokens) if self.states else ():
+            at = np.arange(start, stop, dtype=np.int32)
+            begins, last = np.full_like(at, first), np.array([stop - start - 1], np.int32)
+            self._run(self._states.said[first + at], at, begins, first + at + 1, first + at, last, passing=True)
+        return self._run(tokens, positions, lo, hi, slots, index)
+
+    def _run(
+        self, tokens: I32Array, positions: I32Array, lo: I32Array, hi: I32Array, slots: I32Array, index: I32Array,
+        passing: bool = False,
+    ) -> F32Array:  # fmt: skip
         needed = max(len(tokens), len(index))
         feeder = self._feeder(min((few for few in FEW if needed <= few < self.tokens), default=self.tokens))
-        seen = np.stack((lo, hi), axis=1)
-        feeder.plan.run(feeder.inputs.feed(tokens=tokens, positions=positions, seen=seen, slots=slots, index=index))
+        places = (
+            self._states.places(tokens, lo, positions, passing) if self.states else np.zeros((len(tokens), 2), np.int32)
+        )
+        feed = feeder.inputs.feed(
+            tokens=tokens, positions=positions, seen=np.stack((lo, hi), axis=1), slots=slots, index=index, places=places
+        )
+        feeder.plan.run(feed)
         return feeder.plan.read(feeder.logits, len(index), self.vocab_size)
 
     def copy(self, source: int, target: int, rows: int) -> None:
@@ -155,13 +182,17 @@ class Decoder:
         for cache in self.caches:
             row = cache.nbytes // self.cache_rows
             cache.write(cache.read(source * row, rows * row), target * row)
+        if self.states and (places := self._states.copied(source, target, rows)):
+            for state in self.states:
+                row = state.nbytes // self._states.rows
+                state.write(state.read(places[0] * row, row), places[1] * row)
 
     def close(self) -> None:
         """Frees the plans and the cache; the weights stay."""
         for feeder in self._feeders.values():
             feeder.plan.close()
-        for cache in self.caches:
-            cache.close()
+        for buffer in (*self.caches, *self.states):
+            buffer.close()
 
 
 def open_weights(path: str, device: Device) -> Weights:

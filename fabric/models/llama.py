@@ -24,9 +24,9 @@ def attention(r: Recorder, c: Config, block: str, x: Tensor, rope: Tensor | None
     return r.linear(o, f"{block}.attn_output", residual=x)
 
 
-def mlp(r: Recorder, c: Config, block: str, x: Tensor, scaled: str = SUM) -> Tensor:
+def mlp(r: Recorder, c: Config, block: str, x: Tensor, scaled: str = SUM, norm: str = "ffn_norm") -> Tensor:
     """x + down(silu(gate) * up) of norm(x). `scaled`: by the scales of its matrices, as llama.cpp has it."""
-    h = r.rms_norm(x, f"{block}.ffn_norm", c.rms_eps)
+    h = r.rms_norm(x, f"{block}.{norm}", c.rms_eps)
     gate, up = r.linear(h, f"{block}.ffn_gate", scaled=scaled), r.linear(h, f"{block}.ffn_up", scaled=scaled)
     return r.linear(r.graph.glu(gate, up, SILU), f"{block}.ffn_down", residual=x, scaled=scaled)
 

@@ -105,7 +105,7 @@ class Inputs:
 
 class Recorder:
     """Records one graph of a model. `cache_rows` > 0: for generation, with a cache of so many positions; `caches` are
-    those of another recorder.
+    those of another recorder. `state_rows`: states of sequences there is room for; `states` are another recorder's.
 
     A pair's scale is `alpha` / rank, and 1 where alpha is 0, as in adapter files. `dropout` is of what the pairs see,
     and `noise` is added to embeddings; either is one more input of a feed: keys (T, 1), numbers (T, width). `context`:
@@ -127,6 +127,8 @@ class Recorder:
         caches: Sequence[Buffer] = (),
         context: int = 0,
         counted: bool = False,
+        state_rows: int = 0,
+        states: Sequence[Buffer] = (),
     ) -> None:
         self.weights, self.gguf = weights, weights.gguf
         self.graph = Graph(weights.device, tokens, trained, {"f32": F32, "bf16": BF16}[precision], self.gguf.name)
@@ -137,6 +139,8 @@ class Recorder:
         self.given = list(caches)
         self.counted, self.routers = counted, 0
         self.load: Buffer | None = None
+        self.states: list[Buffer] = []
+        self.state_rows, self.given_states, self.places = state_rows, list(states), -1
         self.softcap = 0.0  # of logits: the model sets it
         self.leaves: dict[str, Tensor] = {}
         self.parted: set[str] = set()  # matrices of which rows are leaves
@@ -197,14 +201,24 @@ class Recorder:
         """Names of matrices and vectors that the graph computes with."""
         return self.leaves.keys() | self.parted
 
-    def vector(self, name: str) -> Tensor:
-        """A norm's weight, a bias or a convolution's weight, as F32."""
+    def vector(self, name: str, rows: range | None = None) -> Tensor:
+        """A norm's weight, a bias or a convolution's weight, or some rows of that, as F32."""
         info = self.gguf.tensors.get(name)
         if info is None or info.type == F32 or name in self.sources:
-            return self.weight(name)
-        if name not in self.leaves:
-            self.leaves[name] = self.constant(decode_tensor(self.gguf, name).reshape(-1, info.shape[-1]))
-        return self.leaves[name]
+            return self.weight(name, rows)
+        key = name if rows is None else f"{name}[{rows.start}:{rows.stop}]"
+        if key not in self.leaves:
+            values = decode_tensor(self.gguf, name).reshape(-1, info.shape[-1])
+            self.leaves[key] = self.constant(values if rows is None else values[rows.start : rows.stop])
+            self.parted.add(name)
+        return self.leaves[key]
+
+    def fixed(self, name: str) -> Tensor:
+        """A vector that never trains, as F32."""
+        if name not in self.gguf.tensors:
+            raise DataError(f"{self.gguf.path}: tensor {name} is missing")
+        self.read.add(name)
+        return self.constant(decode_tensor(self.gguf, name).reshape(-1))
 
     def constant(self, values: npt.NDArray[np.floating[Any]]) -> Tensor:
         """A row or a matrix of F32."""
@@ -261,23 +275,25 @@ class Recorder:
         return self.graph.rms_norm(x, self.vector(f"{name}.weight"), eps)
 
     def linear(
-        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None
-    ) -> Tensor:
-        """With `name`.weight, `name`.bias where the file has one, and its LoRA pair. `scaled`: what `name`.scale
+        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None,
+        bias: str = "",
+    ) -> Tensor:  # fmt: skip
+        """With `name`.weight, its LoRA pair, and `bias` (`name`.bias) if the file has it. `scaled`: what `name`.scale
         multiplies where the file has one, the `PRODUCT` with the weight or the `SUM` of product, bias and pair. `rows`:
         those of the weight alone, of a matrix that holds several layers and has no bias.
         """
-        bias = self.vector(f"{name}.bias") if rows is None and f"{name}.bias" in self.gguf.tensors else -1
+        bias = bias or f"{name}.bias"
+        added = self.vector(bias) if rows is None and bias in self.gguf.tensors else -1
         scale = product_scale(self.gguf, f"{name}.weight") if scaled else 1.0
         if scaled:
             self.read.add(f"{name}.scale")
         weight, lora = self.weight(f"{name}.weight", rows), self.lora(f"{name}.weight", rows=rows)
         if scale == 1.0:
-            return self.graph.linear(x, weight, bias, lora, residual)
+            return self.graph.linear(x, weight, added, lora, residual)
         if scaled == PRODUCT:
             x = self.graph.scale(x, scale)
-            return self.graph.linear(x, weight, bias, self.lora(f"{name}.weight", scale, rows), residual)
-        y = self.graph.scale(self.graph.linear(x, weight, bias, lora), scale)
+            return self.graph.linear(x, weight, added, self.lora(f"{name}.weight", scale, rows), residual)
+        y = self.graph.scale(self.graph.linear(x, weight, added, lora), scale)
         return y if residual < 0 else self.graph.add(residual, y)
 
     def route(self, x: Tensor, name: str, used: int) -> Routing:
@@ -314,13 +330,26 @@ class Recorder:
             window=window, softcap=softcap,
         )  # fmt: skip
 
-    def conv(self, x: Tensor, name: str) -> Tensor:
-        """A causal convolution of each column with `name`.weight (cols, taps), over this feed's rows, or over a cache
-        to which they are added first."""
-        weight = self.vector(f"{name}.weight")
+    def conv(self, x: Tensor, name: str, rows: range | None = None) -> Tensor:
+        """A causal convolution of each column with `name`.weight (cols, taps), or with some rows of it, over this
+        feed's rows, or over a cache to which they are added first."""
+        weight = self.vector(f"{name}.weight", rows)
         if self.cache_rows:
-            x = self._cached(x, self.gguf.tensors[f"{name}.weight"].shape[0])
+            x = self._cached(x, self.gguf.tensors[f"{name}.weight"].shape[0] if rows is None else len(rows))
         return self.graph.conv(x, weight, self.seen)
+
+    def delta(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, key_heads: int, state_size: int) -> Tensor:
+        """The gated delta rule over this feed's rows, whose states of `state_size` numbers begin as zeros, or, in
+        generation, as those of the sequences."""
+        if not self.cache_rows:
+            return self.graph.delta(q, k, v, gates, key_heads)
+        if self.places < 0:
+            self.places = self._input("places", I32, TOKENS, 2)
+        n, given = len(self.states), self.given_states
+        buffer = given[n] if given else Buffer(self.weights.device, self.state_rows * state_size * 4)
+        self.states.append(buffer)
+        cache = self.graph.leaf(STATE, buffer, 0, F32, self.state_rows, state_size)
+        return self.graph.delta(q, k, v, gates, key_heads, cache, self.places)
 
     def _cached(self, x: Tensor, cols: int) -> Tensor:
         if x in self._caches:

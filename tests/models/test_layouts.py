@@ -17,7 +17,7 @@ from tests.support.compare import flat, relative_error
 from tests.support.devices import vulkan
 from tests.support.random_models import SMALL, random_pairs, write_model
 
-ARCHITECTURES = ["phi3", "mistral3", "bitnet", "lfm2", "gemma4", "qwen3moe"]
+ARCHITECTURES = ["phi3", "mistral3", "bitnet", "lfm2", "gemma4", "qwen35", "qwen3moe"]
 RUN = (
     "--steps", "3", "--batch", "4", "--rank", "3", "--ctx", "48", "--lr", "1e-2", "--precision", "f32",
     "--modules", "all",

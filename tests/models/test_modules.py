@@ -24,11 +24,12 @@ class Listening(Recorder):
     """Lists the linear layers that a model records."""
 
     def linear(
-        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None
-    ) -> Tensor:
+        self, x: Tensor, name: str, residual: Tensor = -1, scaled: str = PRODUCT, rows: range | None = None,
+        bias: str = "",
+    ) -> Tensor:  # fmt: skip
         """As in a Recorder."""
         self.linears = getattr(self, "linears", set()) | {f"{name}.weight"}
-        return super().linear(x, name, residual, scaled, rows)
+        return super().linear(x, name, residual, scaled, rows, bias)
 
     def route(self, x: Tensor, name: str, used: int) -> Routing:
         """As in a Recorder."""

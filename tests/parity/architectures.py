@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import transformers
 
 Get = Callable[..., Any]
@@ -48,6 +49,13 @@ class Architecture:
     """Buffers of one number in each block, which do not train."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Weights of a block that are no module's: of experts (experts, out, in). [0] and [1] are halves of the rows."""
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    """Norms, biases and convolutions of a block that are the same in both, by their whole names."""
+    minus_exp: Mapping[str, str] = field(default_factory=dict)
+    """Vectors that are minus the exponentials of those of transformers. They do not train."""
+    orders: Callable[[Get], Mapping[str, tuple[int, Any]]] = lambda get: {}
+    """Of matrices and vectors of a block: the axis along which the GGUF has another order, and which of transformers'
+    rows or columns stand there."""
     norm_offset: float = 0.0
     """What transformers adds to a norm's weight when it runs; in a GGUF it is in the weight."""
 
@@ -114,6 +122,39 @@ def _gemma4(get: Get) -> dict[str, Any]:
         "hidden_size_per_layer_input": get("embedding_length_per_layer_input"),
         "final_logit_softcapping": get("final_logit_softcapping"),
     }
+
+
+def _qwen35(get: Get) -> dict[str, Any]:
+    period, heads = get("full_attention_interval"), get("ssm.time_step_rank")
+    kinds = ("full_attention" if (i + 1) % period == 0 else "linear_attention" for i in range(get("block_count")))
+    rotated = get("rope.dimension_count")
+    return {
+        "attention_bias": False,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": get("rope.freq_base"),
+            "partial_rotary_factor": rotated / get("attention.key_length"),
+            "mrope_section": get("rope.dimension_sections")[:3],
+        },
+        "layer_types": list(kinds),
+        "linear_conv_kernel_dim": get("ssm.conv_kernel"),
+        "linear_key_head_dim": get("ssm.state_size"),
+        "linear_value_head_dim": get("ssm.inner_size") // heads,
+        "linear_num_key_heads": get("ssm.group_count"),
+        "linear_num_value_heads": heads,
+    }
+
+
+def _around_keys(get: Get) -> dict[str, tuple[int, Any]]:
+    """Heads of values stand in transformers beside the key head that they read, in a GGUF one for each in turn."""
+    heads, keys = get("ssm.time_step_rank"), get("ssm.group_count")
+    size, key_columns = get("ssm.inner_size") // heads, keys * get("ssm.state_size")
+    order = np.arange(heads).reshape(keys, -1).T.ravel()
+    inner = (order[:, None] * size + np.arange(size)).ravel()
+    mixed = np.concatenate((np.arange(2 * key_columns), 2 * key_columns + inner))
+    rows = {"attn_qkv": mixed, "ssm_conv1d": mixed, "attn_gate": inner}
+    rows |= dict.fromkeys(("ssm_beta", "ssm_alpha", "ssm_a", "ssm_dt"), order)
+    return {**{name: (0, order) for name, order in rows.items()}, "ssm_out": (1, inner)}
 
 
 def _lfm2(get: Get) -> dict[str, Any]:
@@ -271,6 +312,29 @@ ARCHITECTURES = {
             "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
             "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
         },
+    ),
+    "qwen35": Architecture(
+        config=transformers.Qwen3_5TextConfig,
+        causal=transformers.Qwen3_5ForCausalLM,
+        norms={"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm", **_HEADS},
+        settings=_qwen35,
+        ropes={"inv_freq": "rope.freq_base"},
+        modules={
+            **MODULES,
+            "attn_qkv": "linear_attn.in_proj_qkv",
+            "attn_gate": "linear_attn.in_proj_z",
+            "ssm_beta": "linear_attn.in_proj_b",
+            "ssm_alpha": "linear_attn.in_proj_a",
+            "ssm_out": "linear_attn.out_proj",
+        },
+        vectors={
+            "ssm_norm.weight": "linear_attn.norm.weight",
+            "ssm_conv1d.weight": "linear_attn.conv1d.weight",
+            "ssm_dt.bias": "linear_attn.dt_bias",
+        },
+        minus_exp={"ssm_a": "linear_attn.A_log"},
+        orders=_around_keys,
+        norm_offset=1.0,
     ),
     "lfm2": Architecture(
         config=transformers.Lfm2Config,

@@ -91,6 +91,7 @@ class Reference:
         self.kv_heads = max(kv_heads) if isinstance(kv_heads, list) else kv_heads
         self.head_dim = get("attention.key_length", get("embedding_length") // self.heads)
         self.layers, self.rotated = get("block_count"), get("rope.dimension_count", self.head_dim)
+        self.orders = arch.orders(get)
         plain = {
             "vocab_size": weights["token_embd.weight"].shape[0],
             "hidden_size": get("embedding_length"),
@@ -167,12 +168,19 @@ class Reference:
                     yield f"blk.{i}.{ours}.{kind}", f"model.layers.{i}.{theirs}.{kind}", 0.0
             for ours, theirs in self.architecture.parameters.items():
                 yield f"blk.{i}.{ours}.weight", f"model.layers.{i}.{theirs}", 0.0
+            for ours, theirs in self.architecture.vectors.items():
+                yield f"blk.{i}.{ours}", f"model.layers.{i}.{theirs}", 0.0
 
     def _state(self, weights: Mapping[str, Array]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         for ours, theirs, offset in self._names():
             if ours in weights:
                 values = weights[ours].astype(np.float64) - offset if offset else weights[ours]
-                yield theirs, self._order(ours, values, inverse=True)
+                yield theirs, self._order(ours, self._order(ours, values, inverse=True), inverse=True, axis=1)
+        for i in range(self.layers):
+            for ours, theirs in self.architecture.minus_exp.items():
+                if (name := f"blk.{i}.{ours}") in weights:
+                    values = np.log(-weights[name].astype(np.float64))
+                    yield f"model.layers.{i}.{theirs}", self._order(name, values, inverse=True)
 
     def _keep_f64(self) -> None:
         """transformers rounds to f32 inside norms and rotary tables whatever the model's type: not here."""
@@ -186,7 +194,8 @@ class Reference:
             frequencies = getattr(rotary, f"{kind}_inv_freq" if kind else "inv_freq")
             if hasattr(rotary, "long_inv_freq") and position_ids.max() >= config.original_max_position_embeddings:
                 frequencies = rotary.long_inv_freq
-            angles = position_ids[0, :, None] * frequencies
+            places = position_ids[0, 0] if position_ids.ndim == 3 else position_ids[0]  # of text: all the same
+            angles = places[:, None] * frequencies
             angles = torch.cat((angles, angles), -1)[None]
             return angles.cos() * rotary_scale(rotary), angles.sin() * rotary_scale(rotary)
 
@@ -206,9 +215,13 @@ class Reference:
                 eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
                 module.forward = partial(norm, module, eps)
 
-    def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool) -> npt.NDArray[Any]:
+    def _order(self, name: str, rows: npt.NDArray[Any], inverse: bool, axis: int = 0) -> npt.NDArray[Any]:
+        module = name.split(".")[2] if name.startswith("blk.") else ""
+        if module in self.orders and self.orders[module][0] == axis:
+            order = self.orders[module][1]
+            return np.take(rows, np.argsort(order) if inverse else order, axis=axis)
         heads = {"attn_q": self.heads, "attn_k": self.kv_heads}.get(name.split(".")[-2])
-        if heads is None or not self.architecture.interleaved:
+        if heads is None or not self.architecture.interleaved or axis:
             return rows
         return _to_halves_order(rows, heads) if inverse else _to_pairs_order(rows, heads)
 
@@ -217,6 +230,9 @@ class Reference:
     def train_whole(self) -> None:
         """All weights train."""
         self.model.requires_grad_(True)
+        fixed = tuple(self.architecture.minus_exp.values())
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not (fixed and name.endswith(fixed)))
 
     def weights(self) -> dict[str, Array]:
         """All weights as they are now, by GGUF name and in its row order; a tied head is there once."""
@@ -237,7 +253,7 @@ class Reference:
     def _ours(self, name: str, values: Any) -> Array:
         found = values.detach().float().numpy()
         found = found[:, 0] if found.ndim == 3 else found  # a convolution's, of one input a column
-        return np.ascontiguousarray(self._order(name, found, inverse=False)).copy()
+        return np.ascontiguousarray(self._order(name, self._order(name, found, False), False, axis=1)).copy()
 
     # ---- LoRA ----
 
@@ -257,7 +273,8 @@ class Reference:
             if name in others:
                 continue
             layer = self._layer(name)
-            for part, values in ((layer.lora_A, a), (layer.lora_B, self._order(name, b, inverse=True))):
+            parts = (layer.lora_A, self._order(name, a, True, axis=1)), (layer.lora_B, self._order(name, b, True))
+            for part, values in parts:
                 part.default.weight = torch.nn.Parameter(torch.tensor(np.ascontiguousarray(values), dtype=kind))
         trained = sum(1 for p in self.model.parameters() if p.requires_grad)
         if trained != 2 * len(pairs):
@@ -293,7 +310,8 @@ class Reference:
             layer = self._layer(name) if name not in self._added else None
             both = (layer.lora_A.default.weight, layer.lora_B.default.weight) if layer else self._added[name].both()
             a, b = (pick(p).detach().float().numpy() for p in both)
-            found[name] = (a.copy(), np.ascontiguousarray(self._order(name, b, inverse=False)))
+            a = self._order(name, a, inverse=False, axis=1).copy()
+            found[name] = (a, np.ascontiguousarray(self._order(name, b, inverse=False)))
         return found
 
     # ---- forward ----

@@ -118,6 +118,7 @@ VECTORS = {
     "lfm2": (*_HALVES, *_HEADS, "shortconv.conv.weight"),
     "gemma4": (*_HALVES, *_AFTER, "post_norm", "layer_output_scale"),
     "qwen3moe": (*_HALVES, *_HEADS),
+    "qwen35": ("attn_norm", "post_attention_norm", *_HEADS, "ssm_conv1d.weight", "ssm_dt.bias", "ssm_a", "ssm_norm"),
 }
 """The norms, biases and convolutions of a block, by architecture."""
 
@@ -126,10 +127,10 @@ VECTORS = {
 class Shape:
     """An architecture and its sizes. Of gemma3 alone: `window` and `local_base` (of RoPE) of most layers, and
     `linear_scaling` of every `period`-th, which sees all. `rotated`: dimensions of a head that RoPE turns, 0: all.
-    `own`: numbers under keys of this architecture alone. Of lfm2 and gemma4 alone: `mixers`, a letter a layer,
-    a: attends, c: convolves, w: attends within the window. Of gemma4 alone: `local_head_dim` of the last kind, the last
-    `shared` layers take keys and values of others and have feed-forward layers `wider` by that factor, `per_layer`
-    columns of each layer's own embedding.
+    `own`: values under keys of this architecture alone. Of lfm2, gemma4 and qwen35 alone: `mixers`, a letter a
+    layer, a: attends, c: convolves, d: is a delta net, w: attends within the window. Of gemma4 alone:
+    `local_head_dim` of the last kind, the last `shared` layers take keys and values of others and have feed-forward
+    layers `wider` by that factor, `per_layer` columns of each layer's own embedding.
     """
 
     hidden: int = 64
@@ -150,7 +151,7 @@ class Shape:
     local_base: float = 10000.0
     linear_scaling: float = 1.0
     rotated: int = 0
-    own: tuple[tuple[str, float | int | bool | str], ...] = ()
+    own: tuple[tuple[str, float | int | bool | str | tuple[int, ...]], ...] = ()
     mixers: str = ""
     local_head_dim: int = 0
     shared: int = 0
@@ -168,13 +169,24 @@ class Shape:
     def linear(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """(out, in) of a block's matrices, by module; (experts, out, in) of experts."""
         q, kv = self.heads * self.head_dim_of(layer), self.kv_heads * self.head_dim_of(layer)
+        size = self.ffn_of(layer)
+        ffn = {"ffn_gate": (size, self.hidden), "ffn_up": (size, self.hidden), "ffn_down": (self.hidden, size)}
         if self.mixers[layer : layer + 1] == "c":
             return {
                 "shortconv.in_proj": (3 * self.hidden, self.hidden),
                 "shortconv.out_proj": (self.hidden, self.hidden),
-                "ffn_gate": (self.ffn, self.hidden),
-                "ffn_up": (self.ffn, self.hidden),
-                "ffn_down": (self.hidden, self.ffn),
+                **ffn,
+            }
+        if self.mixers[layer : layer + 1] == "d":
+            own: dict[str, Any] = dict(self.own)
+            inner, heads = own["ssm.inner_size"], own["ssm.time_step_rank"]
+            return {
+                "attn_qkv": (2 * own["ssm.group_count"] * own["ssm.state_size"] + inner, self.hidden),
+                "attn_gate": (inner, self.hidden),
+                "ssm_beta": (heads, self.hidden),
+                "ssm_alpha": (heads, self.hidden),
+                "ssm_out": (self.hidden, inner),
+                **ffn,
             }
         if self.architecture == "phi3":
             return {
@@ -183,26 +195,24 @@ class Shape:
                 "ffn_up": (2 * self.ffn, self.hidden),
                 "ffn_down": (self.hidden, self.ffn),
             }
-        ffn, per_layer, own = self.ffn_of(layer), self.per_layer, dict(self.own)
+        per_layer, sizes = self.per_layer, dict(self.own)
         found: dict[str, tuple[int, ...]] = {
-            "attn_q": (q, self.hidden),
+            "attn_q": (q * (2 if self.architecture == "qwen35" else 1), self.hidden),
             "attn_k": (kv, self.hidden),
             "attn_v": (kv, self.hidden),
             "attn_output": (self.hidden, q),
         }
-        if "expert_count" in own:
-            experts, ffn = int(own["expert_count"]), int(own["expert_feed_forward_length"])
+        if "expert_count" in sizes:
+            experts, size = int(sizes["expert_count"]), int(sizes["expert_feed_forward_length"])
             return {
                 **found,
                 "ffn_gate_inp": (experts, self.hidden),
-                "ffn_gate_exps": (experts, ffn, self.hidden),
-                "ffn_up_exps": (experts, ffn, self.hidden),
-                "ffn_down_exps": (experts, self.hidden, ffn),
+                "ffn_gate_exps": (experts, size, self.hidden),
+                "ffn_up_exps": (experts, size, self.hidden),
+                "ffn_down_exps": (experts, self.hidden, size),
             }
         found |= {
-            "ffn_gate": (ffn, self.hidden),
-            "ffn_up": (ffn, self.hidden),
-            "ffn_down": (self.hidden, ffn),
+            **ffn,
         }
         if layer >= self.layers - self.shared:
             del found["attn_k"], found["attn_v"]
@@ -215,7 +225,16 @@ class Shape:
         for name in VECTORS[self.architecture]:
             module, _, kind = name.partition(".")
             shape: tuple[int, ...] = (self.hidden,)
-            if kind == "bias":
+            if module.startswith("ssm") and "ssm_out" not in linear:
+                continue
+            if module.startswith("ssm"):
+                own: dict[str, Any] = dict(self.own)
+                heads = own["ssm.time_step_rank"]
+                columns, inner = linear["attn_qkv"][0], own["ssm.inner_size"]
+                shape = {"ssm_conv1d": (columns, own["ssm.conv_kernel"]), "ssm_norm": (inner // heads,)}.get(
+                    module, (heads,)
+                )
+            elif kind == "bias":
                 shape = linear[module][:1]
             elif name in _HEADS and name.removesuffix("_norm") not in linear:
                 continue
@@ -233,8 +252,15 @@ class Shape:
                 continue
             elif module == "shortconv":
                 shape = (self.hidden, int(dict(self.own)["shortconv.l_cache"]))
-            found[name if kind else f"{name}.weight"] = shape
+            found[name if kind or name == "ssm_a" else f"{name}.weight"] = shape
         return found
+
+
+def _delta(key_heads: int, heads: int, size: int) -> tuple[tuple[str, int], ...]:
+    return (
+        ("ssm.conv_kernel", 4), ("ssm.group_count", key_heads), ("ssm.time_step_rank", heads), ("ssm.state_size", size),
+        ("ssm.inner_size", heads * size),
+    )  # fmt: skip
 
 
 SMALL = {
@@ -261,6 +287,10 @@ SMALL = {
         ),
     ),
     "bitnet": Shape(rope_base=5e5, architecture="bitnet", own=(("hidden_activation", "relu2"),)),
+    "qwen35": Shape(
+        layers=3, rope_base=1e6, rms_eps=1e-6, architecture="qwen35", rotated=8, mixers="dad",
+        own=(("full_attention_interval", 2), *_delta(2, 4, 16), ("rope.dimension_sections", (2, 1, 1, 0))),
+    ),
     "lfm2": Shape(layers=3, rope_base=1e6, architecture="lfm2", own=(("shortconv.l_cache", 3),), mixers="cac"),
     "gemma4": Shape(
         layers=4, kv_heads=1, head_dim=32, rope_base=1e6, rms_eps=1e-6, architecture="gemma4", window=8, mixers="wawa",
@@ -374,6 +404,23 @@ PRESETS = {
     ),
     "gemma4-e2b": _gemma4(1536, 35, 1, 6144, 5, 20, 2),
     "gemma4-e4b": _gemma4(2560, 42, 2, 10240, 6, 18, 1),
+    "qwen3.5-0.8b": Shape(
+        1024,
+        24,
+        8,
+        2,
+        256,
+        3584,
+        248320,
+        262144,
+        1e7,
+        None,
+        1e-6,
+        architecture="qwen35",
+        rotated=64,
+        mixers="ddda" * 6,
+        own=(("full_attention_interval", 4), *_delta(16, 16, 128), ("rope.dimension_sections", (11, 11, 10, 0))),
+    ),
     "lfm2-350m": _lfm2(1024, 16, 4608),
     "lfm2-1.2b": _lfm2(2048, 32, 8192),
     "phi-3.5-mini": _phi3(32, 32, 32, 96, 32064, _LONGROPE_48, False),
@@ -449,8 +496,8 @@ def _tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
 
 def _given(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
+        if isinstance(value, (list, tuple)):
+            writer.add_array(key, list(value))
         elif isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, str):
@@ -470,7 +517,11 @@ def _metadata(
     ffn = [shape.ffn_of(i) for i in range(shape.layers)]
     writer.add_feed_forward_length(ffn if len({*ffn}) > 1 else shape.ffn)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv([shape.kv_heads * (one != "c") for one in shape.mixers] or shape.kv_heads)
+    writer.add_head_count_kv(
+        shape.kv_heads
+        if "d" in shape.mixers
+        else [shape.kv_heads * (one != "c") for one in shape.mixers] or shape.kv_heads
+    )
     if shape.architecture == "gemma4":
         writer.add_sliding_window_pattern([one == "w" for one in shape.mixers])
         writer.add_key_length_swa(shape.local_head_dim)
@@ -585,6 +636,8 @@ def write_model(
     def drawn(name: str, shape: tuple[int, ...]) -> None:
         noise = 0.1 * rng.standard_normal(shape)
         values = 6 * noise if len(shape) > 1 else noise if name.endswith("bias") else 1 + noise
+        if name.endswith("ssm_a"):
+            values = -np.exp(10 * noise)
         if unscaled and "attn_q_norm" in name:  # so that scores are as small as in others
             values *= len(noise) ** -0.5
         vector(name, values.astype(np.float32))
