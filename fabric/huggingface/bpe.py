@@ -22,6 +22,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
+QWEN35 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -36,7 +37,7 @@ GPT4O = (
 # (how words are cut, whether a word that is a token is taken as it is): tokenizer.ggml.pre
 _PRE = {
     ("gpt2", False): "gpt-2", ("digits", False): "smollm", (LLAMA3, True): "llama-bpe", (LLAMA3, False): "smaug-bpe",
-    (QWEN2, False): "qwen2", (TEKKEN, True): "tekken", (GPT4O, False): "gpt-4o",
+    (QWEN2, False): "qwen2", (QWEN35, False): "qwen35", (TEKKEN, True): "tekken", (GPT4O, False): "gpt-4o",
 }  # fmt: skip
 _MOST_STEPS = 16  # of a normalizer or a pre-tokenizer
 

@@ -22,6 +22,8 @@ from fabric.huggingface.layered import (
     read_gemma4,
     read_lfm2,
     read_qwen3moe,
+    read_qwen35,
+    share_turned,
 )
 from fabric.huggingface.names import EMBEDDING, HEAD, NORM, Family, family_of_config
 from fabric.huggingface.rope import read_rope
@@ -30,7 +32,7 @@ from fabric.notices import notice
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
-_OF_TEXT_AND_IMAGES = ("gemma3", "gemma4", "mistral3")  # model types whose text model is a part of the configuration
+_OF_TEXT_AND_IMAGES = ("gemma3", "gemma4", "mistral3", "qwen3_5")  # types whose text model is a part of the configuration
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
 
 
@@ -56,8 +58,8 @@ class Settings:
 
     @property
     def heads(self) -> dict[str, int]:
-        """Of the modules whose rows RoPE turns."""
-        return {"attn_q": self.n_head, "attn_k": self.n_kv_head}
+        """Of the modules whose rows RoPE turns, and what else of heads decides about the order of tensors."""
+        return {"attn_q": self.n_head, "attn_k": self.n_kv_head, **self.family.heads(self.metadata)}
 
     @property
     def arch(self) -> dict[str, Any]:
@@ -98,7 +100,8 @@ def read_settings(config: Fields) -> Settings:
     if config.get("model_type") in _OF_TEXT_AND_IMAGES or names[0].endswith("ForConditionalGeneration"):
         text = config.child("text_config")
         text.only("model_type", *family.model_types, why=f"is no {family.architecture} model")
-        tied = text.flag("tie_word_embeddings", False) if family.own_yarn else True
+        tied = family.norm_offset > 0 and not family.around_keys
+        tied = tied or text.flag("tie_word_embeddings", False)
         told, prefix = {**text.values, "tie_word_embeddings": config.flag("tie_word_embeddings", tied)}, text.prefix
         _refuse_foreign(config)
         name_unknown(config, OF_IMAGES)
@@ -231,12 +234,8 @@ def _mistral3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 def _phi3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     """A part of each head is turned; every layer may have a window."""
     rope = c.child("rope_scaling" if c.get("rope_scaling") else "rope_parameters")
-    share = rope.number("partial_rotary_factor", c.number("partial_rotary_factor", 1.0), most=1.0)
-    rotated = int(arch["attention.key_length"] * share)
-    if rotated < 2 or rotated % 2:
-        raise rope.error("partial_rotary_factor", f"is {share:g}: {rotated} dimensions of a head cannot be turned")
     arch |= {
-        "rope.dimension_count": rotated,
+        "rope.dimension_count": share_turned(c, rope, arch, 1.0),
         "rope.scaling.original_context_length": c.size("original_max_position_embeddings"),
         "attention.sliding_window": c.size("sliding_window", 0, least=0),
     }
@@ -318,6 +317,6 @@ def _gemma3(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
 
 _OWN: dict[str, Callable[[Fields, Family, dict[str, Any]], Tensors]] = {
     "bitnet": _bitnet, "exaone4": _exaone4, "gemma2": _gemma2, "gemma3": _gemma3, "gemma4": read_gemma4,
-    "granite": _granite, "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "qwen3moe": read_qwen3moe,
-    "smollm3": _smollm3,
+    "granite": _granite, "lfm2": read_lfm2, "mistral3": _mistral3, "phi3": _phi3, "qwen35": read_qwen35,
+    "qwen3moe": read_qwen3moe, "smollm3": _smollm3,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from fabric.huggingface.rope import read_rope
 Tensors = dict[str, Floats]
 Arch = Mapping[str, Any]  # metadata, by keys without the architecture's name
 Shapes = dict[str, tuple[int, ...]]
-FULL, SLIDING, CONV = "full_attention", "sliding_attention", "conv"
+FULL, SLIDING, CONV, NET = "full_attention", "sliding_attention", "conv", "linear_attention"
 _MOST_TAPS = 8  # of a convolution
 _MOST_HEAD_DIM = 1 << 16
 _SHARED = ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")  # what layers lack that take those of others
@@ -168,6 +168,44 @@ def read_qwen3moe(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
     return read_rope(c, c.child(told), family, arch, 10000.0)
 
 
+def share_turned(c: Fields, rope: Fields, arch: Arch, default: float) -> int:
+    """The dimensions of a head that RoPE turns."""
+    share = rope.number("partial_rotary_factor", c.number("partial_rotary_factor", default), most=1.0)
+    rotated = int(arch["attention.key_length"] * share)
+    if rotated < 2 or rotated % 2:
+        raise rope.error("partial_rotary_factor", f"is {share:g}: {rotated} dimensions of a head cannot be turned")
+    return rotated
+
+
+def read_qwen35(c: Fields, family: Family, arch: dict[str, Any]) -> Tensors:
+    """Which layers attend, and the sizes of the delta nets that the others are. Sections of positions, of which there
+    are three beside images, are turned by the same position in text."""
+    n_layers, period = arch["block_count"], c.size("full_attention_interval", 4)
+    nets = layer_types(c, n_layers, lambda i: bool((i + 1) % period), NET)
+    attends = [i + 1 for i, one in enumerate(nets) if not one]
+    period = attends[0] if attends else n_layers + 1
+    if attends != list(range(period, n_layers + 1, period)):
+        raise c.wrong("layer_types", f"{FULL} in every n-th layer")
+    size, key_heads = c.size("linear_key_head_dim", most=256), c.size("linear_num_key_heads")
+    heads = c.size("linear_num_value_heads")
+    c.only("linear_value_head_dim", size, why="GGUF cannot express where keys have another size")
+    if heads % key_heads:
+        raise c.error("linear_num_value_heads", f"is {heads}, which {key_heads} key heads cannot share")
+    rope = c.child("rope_scaling" if c.get("rope_scaling") else "rope_parameters")
+    rotated = share_turned(c, rope, arch, 0.25)
+    rope.get("mrope_section"), rope.get("mrope_interleaved")  # without effect on text
+    first = (rotated // 2 + 2) // 3
+    arch |= {
+        "rope.dimension_count": rotated,
+        "rope.dimension_sections": [first, first, rotated // 2 - 2 * first, 0],
+        "full_attention_interval": period,
+        "ssm.conv_kernel": c.size("linear_conv_kernel_dim", most=_MOST_TAPS),
+        "ssm.state_size": size, "ssm.group_count": key_heads, "ssm.time_step_rank": heads,
+        "ssm.inner_size": heads * size,
+    }  # fmt: skip
+    return read_rope(c, rope, family, arch, 10000.0)
+
+
 def alike(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
     """Of layers that do not differ."""
     return shapes
@@ -200,7 +238,25 @@ def _qwen3moe_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
     return found
 
 
+def _qwen35_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
+    """Of layers that attend, and of delta nets."""
+    d, inner, heads = arch["embedding_length"], arch["ssm.inner_size"], arch["ssm.time_step_rank"]
+    columns = 2 * arch["ssm.group_count"] * arch["ssm.state_size"] + inner
+    net: Shapes = {
+        "attn_qkv.weight": (columns, d), "attn_gate.weight": (inner, d), "ssm_beta.weight": (heads, d),
+        "ssm_alpha.weight": (heads, d), "ssm_conv1d.weight": (columns, arch["ssm.conv_kernel"]),
+        "ssm_norm.weight": (inner // heads,), "ssm_out.weight": (d, inner),
+    }  # fmt: skip
+    if layer < 0:
+        return shapes
+    if (layer + 1) % arch["full_attention_interval"]:
+        kept = {name: shape for name, shape in shapes.items() if name.startswith(("attn_norm", "post_", "ffn_"))}
+        return {**kept, **net, "ssm_a": (heads,), "ssm_dt.bias": (heads,)}
+    kept = {name: shape for name, shape in shapes.items() if name not in net}
+    return {**kept, "attn_q.weight": (2 * shapes["attn_q.weight"][0], d)}
+
+
 SHAPES: dict[str, Callable[[Arch, int, Shapes], Shapes]] = {
-    "gemma4": _gemma4_shapes, "lfm2": _lfm2_shapes, "qwen3moe": _qwen3moe_shapes,
+    "gemma4": _gemma4_shapes, "lfm2": _lfm2_shapes, "qwen35": _qwen35_shapes, "qwen3moe": _qwen3moe_shapes,
 }  # fmt: skip
 """The shapes of a layer's tensors (of -1: of those outside layers), from what they would be if all were alike."""

@@ -110,11 +110,10 @@ def _payloads(
 
 
 def _encoded(family: Family, spec: TensorSpec, source: Stored, heads: Mapping[str, int]) -> memoryview:
-    offset = family.norm_offset if spec.name.endswith("norm.weight") else 0.0
-    if spec.type == source.type and not offset:
+    if spec.type == source.type and not family.differs(spec.name):
         raw = np.frombuffer(source.data, np.uint8).reshape(*source.shape, -1)
         return np.ascontiguousarray(family.reordered(spec.name, raw, heads)).data
-    values = family.reordered(spec.name, source.values() + np.float32(offset), heads)
+    values = family.reordered(spec.name, family.converted(spec.name, source.values()), heads)
     if spec.type == F16 and source.type != F16 and not np.abs(values).max() <= _LARGEST_F16:
         raise DataError(f"{source.where}: the tensor {source.name} holds values that F16 cannot (NaN or too large)")
     return encode(spec.type, values.reshape(-1, spec.shape[-1]))

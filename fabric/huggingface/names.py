@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fabric.core.blocks import Floats
 from fabric.errors import DataError
 from fabric.fields import Fields, short
 
@@ -39,12 +40,12 @@ _FUSED = {
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"), ""),
     "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
 }  # fmt: skip
-_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.0-9]+?)(?:\.(weight|bias))?")
-_BARE = "layer_scalar"  # a parameter that is no module's
+_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([a-z_.0-9]+)\.(weight|bias)")
+_VECTOR_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.([A-Za-z_.]+)")
 _EXPERT = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.mlp\.experts\.(0|[1-9]\d{0,5})\.([a-z_]+)\.weight")
 _OURS_OF_EXPERT = re.compile(r"blk\.(\d+)\.(.+)\.weight\[(\d+)\]")  # one of the matrices that GGUF has in one tensor
 _OURS_IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
-KEPT_F32 = ("shortconv.conv.weight", "ffn_gate_inp.weight")  # matrices that readers want in F32
+KEPT_F32 = ("shortconv.conv.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight")  # matrices that readers want in F32
 QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _MLP = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 # Prefixes of the text model inside a multimodal one, as today's transformers saves it and as older releases did, and
@@ -54,7 +55,7 @@ _TEXT_PREFIXES = (
 )  # fmt: skip
 _OTHER_PARTS = (
     "vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
-    "model.audio_tower.", "model.embed_audio.", "model.embed_vision.",
+    "model.audio_tower.", "model.embed_audio.", "model.embed_vision.", "model.visual.", "mtp.",
 )  # fmt: skip
 _COMMON: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
@@ -88,6 +89,8 @@ class Family:
     by_merges: bool = False  # readers know its vocabulary by merges, though it has pieces as SentencePiece has
     norm_offset: float = 0.0  # added to norms: transformers adds it when it runs
     experts: Mapping[str, str] = field(default_factory=dict)  # their matrices, which a GGUF has in one tensor
+    vectors: Mapping[str, str] = field(default_factory=dict)  # tensors of a layer that are neither weight nor bias
+    around_keys: bool = False  # a value head for each key head in turn, transformers: those of a key head together
 
     @property
     def names(self) -> dict[str, str]:
@@ -105,13 +108,12 @@ class Family:
         expert = _EXPERT.fullmatch(name)
         if expert and expert[3] in self.experts:
             return f"blk.{expert[1]}.{self.experts[expert[3]]}.weight[{expert[2]}]"
-        found = _IN_LAYER.fullmatch(name)
-        if not found:
-            return self.tops.get(name)
-        module = self.names.get(found[2])
-        if not module or (found[3] is None) != (found[2] == _BARE):
-            return None
-        return f"blk.{found[1]}.{module}.{found[3] or 'weight'}"
+        if found := _IN_LAYER.fullmatch(name):
+            module = self.names.get(found[2])
+            return f"blk.{found[1]}.{module}.{found[3]}" if module else None
+        if found := _VECTOR_IN_LAYER.fullmatch(name):
+            return f"blk.{found[1]}.{self.vectors[found[2]]}" if found[2] in self.vectors else None
+        return self.tops.get(name)
 
     def theirs(self, name: str) -> str | None:
         """transformers' name of a GGUF tensor, None when there is none."""
@@ -119,25 +121,68 @@ class Family:
         if expert:
             own = next(theirs for theirs, ours in self.experts.items() if ours == expert[2])
             return f"model.layers.{expert[1]}.mlp.experts.{expert[3]}.{own}.weight"
+        _, _, place = name.partition("blk.")
+        layer, _, module = place.partition(".")
+        if vector := next((theirs for theirs, ours in self.vectors.items() if ours == module), None):
+            return f"model.layers.{layer}.{vector}"
         found = _OURS_IN_LAYER.fullmatch(name)
         if not found:
             return next((theirs for theirs, ours in self.tops.items() if ours == name), None)
-        module = {ours: theirs for theirs, ours in self.names.items()}.get(found[2])
-        return f"model.layers.{found[1]}.{module if module == _BARE else f'{module}.{found[3]}'}" if module else None
+        names = {ours: theirs for theirs, ours in self.names.items()}
+        return f"model.layers.{found[1]}.{names[found[2]]}.{found[3]}" if found[2] in names else None
 
-    def reordered(self, name: str, rows: npt.NDArray[Any], heads: Mapping[str, int], back: bool = False) -> Any:
-        """The rows of a tensor (GGUF's `name`) in GGUF's order, or `back` in transformers' order.
+    def differs(self, name: str) -> bool:
+        """Whether the values of a tensor (GGUF's `name`) are not those of transformers."""
+        norm = name.endswith("norm.weight") and not name.endswith("ssm_norm.weight")
+        return bool(self.norm_offset and norm) or name.endswith(".ssm_a")
 
-        heads: of "attn_q" and "attn_k".
+    def converted(self, name: str, values: Floats) -> Floats:
+        """The values in GGUF of a tensor of transformers."""
+        if name.endswith(".ssm_a"):
+            return -np.exp(values)
+        return values + np.float32(self.norm_offset) if self.differs(name) else values
+
+    def heads(self, metadata: Mapping[str, Any]) -> dict[str, int]:
+        """What `reordered` needs of GGUF's metadata beside the heads that RoPE turns."""
+        keys = ("ssm.time_step_rank", "ssm.group_count", "ssm.inner_size", "ssm.state_size")
+        return {key: metadata[f"{self.architecture}.{key}"] for key in keys} if self.around_keys else {}
+
+    def reordered(
+        self, name: str, values: npt.NDArray[Any], heads: Mapping[str, int], back: bool = False,
+        axes: tuple[int, ...] = (0, 1),
+    ) -> npt.NDArray[Any]:  # fmt: skip
+        """A tensor (GGUF's `name`) in GGUF's order, or `back` in transformers' order. `axes`: those of the tensor that
+        the first axes of `values` are, -1: none; a pair's A has its columns, B its rows.
+
+        heads: of "attn_q" and "attn_k", and what else `heads` says.
         """
-        n = heads.get(name.split(".")[2], 0) if self.pairs_rope and name.startswith("blk.") else 0
+        module = name.split(".")[2] if name.startswith("blk.") else ""
+        if self.around_keys:
+            axis, order = _around_keys(module, heads)
+            if axis < 0 or axis not in axes:
+                return values
+            return np.take(values, np.argsort(order) if back else order, axis=axes.index(axis))
+        n = heads.get(module, 0) if self.pairs_rope and 0 in axes else 0
         if not n:
-            return rows
-        if rows.shape[0] % (2 * n):
-            raise DataError(f"{name}: {rows.shape[0]} rows do not divide into {n} heads of even size")
-        rest = rows.shape[1:]
-        split = rows.reshape(n, -1, 2, *rest) if back else rows.reshape(n, 2, -1, *rest)
-        return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+            return values
+        if values.shape[0] % (2 * n):
+            raise DataError(f"{name}: {values.shape[0]} rows do not divide into {n} heads of even size")
+        rest = values.shape[1:]
+        split = values.reshape(n, -1, 2, *rest) if back else values.reshape(n, 2, -1, *rest)
+        return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
+
+
+def _around_keys(module: str, heads: Mapping[str, int]) -> tuple[int, npt.NDArray[np.intp]]:
+    """The axis of a module along which value heads lie, -1: none, and which of transformers' rows GGUF has there."""
+    n, keys = heads["ssm.time_step_rank"], heads["ssm.group_count"]
+    size, columns = heads["ssm.inner_size"] // n, 2 * keys * heads["ssm.state_size"]
+    order = np.arange(n).reshape(keys, -1).T.ravel()
+    inner = (order[:, None] * size + np.arange(size)).ravel()
+    if module in ("attn_qkv", "ssm_conv1d"):
+        return 0, np.concatenate((np.arange(columns), columns + inner))
+    if module in ("attn_gate", "ssm_out"):
+        return int(module == "ssm_out"), inner
+    return (0, order) if module in ("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt") else (-1, order[:0])
 
 
 _LLAMA = {
@@ -209,8 +254,9 @@ FAMILIES = (
         activations=_GELU, by_merges=True,
         layer={
             **_HEAD_NORMS, **_NORMS_AROUND, "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj",
-            "post_per_layer_input_norm": "post_norm", _BARE: "layer_output_scale",
+            "post_per_layer_input_norm": "post_norm",
         },
+        vectors={"layer_scalar": "layer_output_scale.weight"},
         top={
             "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
             "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
@@ -283,6 +329,22 @@ FAMILIES = (
                   "conv_L_cache": 3, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
                   "block_auto_adjust_ff_dim": True, "full_attn_idxs": None, "layer_types": None, "bos_token_id": 1,
                   "eos_token_id": 2, "pad_token_id": 0},
+    ),
+    Family(
+        "qwen35", ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"), ("qwen3_5_text", "qwen3_5"),
+        norm_offset=1.0, around_keys=True,
+        layer={
+            **_HEAD_NORMS, "post_attention_layernorm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv",
+            "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
+            "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm",
+            "linear_attn.out_proj": "ssm_out",
+        },
+        vectors={"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"},
+        defaults={**_COMMON, "vocab_size": 248320, "intermediate_size": 12288, "num_attention_heads": 16,
+                  "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 32768,
+                  "attention_bias": False, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+                  "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+                  "layer_types": None, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
     ),
     Family(
         "exaone4", ("Exaone4ForCausalLM",), ("exaone4",), layer={**_HEAD_NORMS, **_NORMS_AFTER}, rope_factors=True,

@@ -28,6 +28,7 @@ from fabric.weights.history import join_histories, step
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_OF_A, _OF_B = (-1, 1), (0, -1)  # axes of a matrix that A and B have
 _PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _COPY = re.compile(r"(.+?)(?:\.base_layer|\.original_module|\.modules_to_save(?:\.default)?)?\.(weight|bias)")
 # Settings of PEFT that change what a pair means, and the value at which they do not; the rest is refused.
@@ -60,7 +61,7 @@ def adapter_from_peft(path: Path, base: str, output: str) -> Adapter:
     with held(), GGUF.open(base) as gguf:
         config = _Config(folder)
         family = family_of_architecture(gguf.architecture, gguf.name)
-        heads = _heads(gguf) if family.pairs_rope else {}
+        heads = _heads(gguf) if family.pairs_rope else family.heads(gguf.metadata)
         pairs, scales = {}, {}
         for ours, (stem, both) in _pairs(folder, family, gguf, heads).items():
             pair = _pair(folder, ours, both, family, heads)
@@ -98,7 +99,7 @@ def adapter_to_peft(source: str, base: str, output: Path) -> Adapter:
     with GGUF.open(base) as gguf:
         check_adapter(adapter, gguf, source)
         family = family_of_architecture(gguf.architecture, gguf.name)
-        heads = _heads(gguf) if family.pairs_rope else {}
+        heads = _heads(gguf) if family.pairs_rope else family.heads(gguf.metadata)
         history = join_histories(adapter.history, [step("convert", {"to": "peft"}, {"base": gguf.sha256()})])
     tensors, modules, ranks = {}, set(), {}
     for name, pair in adapter.pairs.items():
@@ -108,8 +109,8 @@ def adapter_to_peft(source: str, base: str, output: Path) -> Adapter:
         stem = theirs.removesuffix(".weight")
         modules.add(stem.rpartition(".")[2])
         ranks[stem] = pair.rank
-        tensors[f"base_model.model.{stem}.lora_A.weight"] = pair.a
-        tensors[f"base_model.model.{stem}.lora_B.weight"] = family.reordered(name, pair.b, heads, back=True)
+        tensors[f"base_model.model.{stem}.lora_A.weight"] = family.reordered(name, pair.a, heads, True, _OF_A)
+        tensors[f"base_model.model.{stem}.lora_B.weight"] = family.reordered(name, pair.b, heads, True, _OF_B)
     rank = adapter.rank
     alpha = adapter.alpha or rank  # 0 is llama.cpp's word for a scale of 1
     other = {stem: r for stem, r in ranks.items() if r != rank}
@@ -215,9 +216,9 @@ def _check_copy(family: Family, base: GGUF, heads: dict[str, int], stored: Store
     if is_block_format(info.type):
         told = f"whether it was trained cannot be seen beside {ours} in {info.type_name}"
         raise DataError(f"{held}, and {told}; give the base in F32, F16 or BF16")
-    offset = np.float32(family.norm_offset if ours.endswith("norm.weight") else 0.0)
-    theirs, mine = family.reordered(ours, stored.values() + offset, heads), decode_tensor(base, ours)
-    if not (_rounded(info.type, theirs, mine) or (not offset and _rounded(stored.type, mine, theirs))):
+    theirs = family.reordered(ours, family.converted(ours, stored.values()), heads)
+    mine, plain = decode_tensor(base, ours), not family.differs(ours)
+    if not (_rounded(info.type, theirs, mine) or (plain and _rounded(stored.type, mine, theirs))):
         told = f"which is not {ours} of {base.name}: it was trained, and a GGUF adapter cannot hold it"
         raise DataError(f"{held}, {told}; {advice}")
 
@@ -236,7 +237,7 @@ def _pair(folder: Folder, name: str, both: dict[str, Stored], family: Family, he
         raise DataError(f"{where}: A {a.shape} and B {b.shape} of {name} are not (r, K) and (N, r)")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError(f"{where}: the pair of {name} holds NaN or infinite values")
-    return LoraPair(a, family.reordered(name, b, heads))
+    return LoraPair(family.reordered(name, a, heads, axes=_OF_A), family.reordered(name, b, heads, axes=_OF_B))
 
 
 def _heads(gguf: GGUF) -> dict[str, int]:

@@ -20,7 +20,7 @@ def read_rope(c: Fields, rope: Fields, family: Family, arch: dict[str, Any], def
     if base < 1:
         raise c.error("rope_theta", f"is {base:g}, not a valid RoPE base")
     arch["rope.freq_base"] = base
-    if not family.longrope:
+    if not family.longrope and not family.around_keys:
         for where in (c, rope):
             where.only("partial_rotary_factor", 1.0, why="cannot be expressed in GGUF")
     old = rope.get("type")

@@ -50,7 +50,8 @@ FOREIGN_MODULES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
     "up_proj": "ffn_up", "down_proj": "ffn_down", "qkv_proj": "attn_qkv", "gate_up_proj": "ffn_up", "lm_head": "output",
     "in_proj": "shortconv.in_proj", "out_proj": "attn_output,shortconv.out_proj", "w1": "ffn_gate", "w2": "ffn_down",
-    "w3": "ffn_up", "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj", "all-linear": "all",
+    "w3": "ffn_up", "per_layer_input_gate": "inp_gate", "per_layer_projection": "proj", "in_proj_qkv": "attn_qkv",
+    "in_proj_z": "attn_gate", "in_proj_b": "ssm_beta", "in_proj_a": "ssm_alpha", "all-linear": "all",
 }  # fmt: skip
 """Names of Hugging Face, and ours."""
 _OURS = dict.fromkeys(",".join(FOREIGN_MODULES.values()).split(","))
@@ -85,7 +86,7 @@ Modules = Annotated[
     Setting(
         "attn, ffn, all, or names such as attn_q,ffn_up, joined by commas; usual: all, but of experts attn", "NAMES",
         only="lora", always=True, parse=modules_of, written=USUAL,
-        completes=(USUAL, "attn", "conv", "ffn", "ple", *_OURS),
+        completes=(USUAL, "attn", "conv", "delta", "ffn", "ple", *_OURS, "ssm_out"),
     ),
 ]  # fmt: skip
 BATCH = Setting("rows per optimizer step; default: by the number of rows", "ROWS", low=1, always=True)

@@ -87,6 +87,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": LONGROPE,
         },
     ),
+    "qwen35": (
+        "Qwen3_5",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
+    ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 16, "query_pre_attn_scalar": 16}),
 }
@@ -97,10 +109,10 @@ def tokenizer(folder: Path, kind: str = "llama3") -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from fabric.huggingface.bpe import GPT4O, LLAMA3, QWEN2, TEKKEN
+    from fabric.huggingface.bpe import GPT4O, LLAMA3, QWEN2, QWEN35, TEKKEN
 
     level = pre_tokenizers.ByteLevel
-    split = {"llama3": LLAMA3, "qwen2": QWEN2, "tekken": TEKKEN, "gpt4o": GPT4O}
+    split = {"llama3": LLAMA3, "qwen2": QWEN2, "qwen35": QWEN35, "tekken": TEKKEN, "gpt4o": GPT4O}
     made = Tokenizer(models.BPE())
     if kind in split:
         steps = [pre_tokenizers.Split(Regex(split[kind]), "isolated"), level(add_prefix_space=False, use_regex=False)]
@@ -175,7 +187,8 @@ def checkpoint(folder: Path, name: str, seed: int = 0, dtype: str = "float32", *
 
     cls, extra = KINDS[name]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{cls}TextConfig" if cls in ("Gemma3", "Gemma4") else f"{cls}Config")(
+    text = cls in ("Gemma3", "Gemma4", "Qwen3_5")
+    config = getattr(transformers, f"{cls}TextConfig" if text else f"{cls}Config")(
         **{**COMMON, **extra, **settings}
     )
     model = getattr(transformers, f"{cls}ForCausalLM")(config)

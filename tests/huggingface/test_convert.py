@@ -85,7 +85,7 @@ def test_a_checkpoint_in_several_files_is_one_model(llama: tuple[Path, Path], tm
 # ---- tokenizers ----
 
 
-@pytest.mark.parametrize("kind", ["llama3", "qwen2", "smollm", "gpt2", "gpt4o"])
+@pytest.mark.parametrize("kind", ["llama3", "qwen2", "qwen35", "smollm", "gpt2", "gpt4o"])
 def test_a_converted_tokenizer_gives_the_same_ids(kind: str, llama: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(llama[0], tmp_path / "hf")
     theirs = tokenizer(tmp_path / "hf", kind)
@@ -213,14 +213,17 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
 
 @pytest.mark.parametrize(
     "name",
-    ["bitnet", "exaone4", "gemma2", "gemma4", "granite", "lfm2", "mistral3", "olmo2", "phi3", "qwen3moe", "smollm3"],
+    [
+        "bitnet", "exaone4", "gemma2", "gemma4", "granite", "lfm2", "mistral3", "olmo2", "phi3", "qwen35", "qwen3moe",
+        "smollm3",
+    ],  # fmt: skip
 )
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
     checkpoint(tmp_path / "hf", name)
     modules = [*ALL[:-1], "qkv_proj", "gate_up_proj", "in_proj", "out_proj", "w1", "w2", "w3"]
-    modules += ["per_layer_input_gate", "per_layer_projection"]
+    modules += ["per_layer_input_gate", "per_layer_projection", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"]
     modules = ALL[:4] if name == "qwen3moe" else modules
     theirs = peft_adapter(tmp_path / "hf", tmp_path / "peft", target_modules=modules)
     script = (

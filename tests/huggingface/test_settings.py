@@ -27,7 +27,7 @@ CLASSES = {
     "llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config",
     "gemma3_text": "Gemma3TextConfig",
     "smollm3": "SmolLM3Config", "granite": "GraniteConfig", "olmo2": "Olmo2Config", "exaone4": "Exaone4Config",
-    "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config",
+    "gemma2": "Gemma2Config", "bitnet": "BitNetConfig", "phi3": "Phi3Config", "qwen3_5_text": "Qwen3_5TextConfig",
     "gemma4_text": "Gemma4TextConfig", "lfm2": "Lfm2Config", "ministral3": "Ministral3Config",
     "qwen3_moe": "Qwen3MoeConfig",
 }  # fmt: skip
