@@ -72,7 +72,7 @@ _fabric() {
         train:--rank) _fabric_nothing; return ;;
         train:--alpha) _fabric_nothing; return ;;
         train:--dropout) _fabric_nothing; return ;;
-        train:--modules) _fabric_list 'usual' 'attn' 'conv' 'ffn' 'ple' 'attn_q' 'attn_k' 'attn_v' 'attn_output' 'ffn_gate' 'ffn_up' 'ffn_down' 'attn_qkv' 'output' 'shortconv.in_proj' 'shortconv.out_proj' 'inp_gate' 'proj' 'all'; return ;;
+        train:--modules) _fabric_list 'usual' 'attn' 'conv' 'delta' 'ffn' 'ple' 'attn_q' 'attn_k' 'attn_v' 'attn_output' 'ffn_gate' 'ffn_up' 'ffn_down' 'attn_qkv' 'output' 'shortconv.in_proj' 'shortconv.out_proj' 'inp_gate' 'proj' 'attn_gate' 'ssm_beta' 'ssm_alpha' 'all' 'ssm_out'; return ;;
         train:--seed) _fabric_nothing; return ;;
         train:-a|train:--adapter) _fabric_files '*.gguf'; return ;;
         train:--epochs) _fabric_nothing; return ;;
@@ -187,7 +187,7 @@ _fabric() {
         bench:--rows-at-once) _fabric_nothing; return ;;
         bench:--trained-every) _fabric_nothing; return ;;
         bench:--rank) _fabric_nothing; return ;;
-        bench:--modules) _fabric_list 'usual' 'attn' 'conv' 'ffn' 'ple' 'attn_q' 'attn_k' 'attn_v' 'attn_output' 'ffn_gate' 'ffn_up' 'ffn_down' 'attn_qkv' 'output' 'shortconv.in_proj' 'shortconv.out_proj' 'inp_gate' 'proj' 'all'; return ;;
+        bench:--modules) _fabric_list 'usual' 'attn' 'conv' 'delta' 'ffn' 'ple' 'attn_q' 'attn_k' 'attn_v' 'attn_output' 'ffn_gate' 'ffn_up' 'ffn_down' 'attn_qkv' 'output' 'shortconv.in_proj' 'shortconv.out_proj' 'inp_gate' 'proj' 'attn_gate' 'ssm_beta' 'ssm_alpha' 'all' 'ssm_out'; return ;;
         bench:--precision) _fabric_words 'auto' 'f32' 'bf16'; return ;;
         bench:--weights) _fabric_words 'auto' 'blocks' '16bit'; return ;;
         bench:--steps) _fabric_nothing; return ;;

@@ -32,7 +32,12 @@ from fabric.notices import notice
 MOST_HEAD_DIM = MOST_LAYERS = 1 << 16
 _LAYERS_OF_27B, _LAYERS_OF_GEMMA2_27B = 62, 46  # sizes whose scores are scaled by hidden_size / heads
 _SLIDING_PATTERN = 6
-_OF_TEXT_AND_IMAGES = ("gemma3", "gemma4", "mistral3", "qwen3_5")  # types whose text model is a part of the configuration
+_OF_TEXT_AND_IMAGES = (
+    "gemma3",
+    "gemma4",
+    "mistral3",
+    "qwen3_5",
+)  # types whose text model is a part of the configuration
 _WITHOUT_ROPE = 4  # every so many layers of smollm3
 
 

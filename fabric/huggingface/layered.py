@@ -137,11 +137,12 @@ def _gemma4_shapes(arch: Arch, layer: int, shapes: Shapes) -> Shapes:
         "attn_q.weight": (q, d), "attn_k.weight": (kv, d), "attn_v.weight": (kv, d), "attn_output.weight": (d, q),
         "attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,), "ffn_gate.weight": (ffn, d),
         "ffn_up.weight": (ffn, d), "ffn_down.weight": (d, ffn), "inp_gate.weight": (per_layer, d),
-        "proj.weight": (d, per_layer), "layer_output_scale.weight": (1,),
+        "proj.weight": (d, per_layer),
     }  # fmt: skip
     lacking: tuple[str, ...] = _SHARED if layer >= n_layers - arch["attention.shared_kv_layers"] else ()
     lacking += () if per_layer else ("inp_gate.weight", "proj.weight", "post_norm.weight")
-    return {name: own.get(name, shape) for name, shape in shapes.items() if name not in lacking}
+    kept = {name: own.get(name, shape) for name, shape in shapes.items() if name not in lacking}
+    return {**kept, "layer_output_scale.weight": (1,)}
 
 
 def unused(arch: Arch, name: str) -> bool:

@@ -188,9 +188,7 @@ def checkpoint(folder: Path, name: str, seed: int = 0, dtype: str = "float32", *
     cls, extra = KINDS[name]
     torch.manual_seed(seed)
     text = cls in ("Gemma3", "Gemma4", "Qwen3_5")
-    config = getattr(transformers, f"{cls}TextConfig" if text else f"{cls}Config")(
-        **{**COMMON, **extra, **settings}
-    )
+    config = getattr(transformers, f"{cls}TextConfig" if text else f"{cls}Config")(**{**COMMON, **extra, **settings})
     model = getattr(transformers, f"{cls}ForCausalLM")(config)
     with torch.no_grad():
         for path, parameter in model.named_parameters():  # also norms and biases, which begin as ones and zeros

@@ -214,9 +214,19 @@ def test_an_adapter_comes_back_from_gguf_to_peft_as_it_was(
 @pytest.mark.parametrize(
     "name",
     [
-        "bitnet", "exaone4", "gemma2", "gemma4", "granite", "lfm2", "mistral3", "olmo2", "phi3", "qwen35", "qwen3moe",
+        "bitnet",
+        "exaone4",
+        "gemma2",
+        "gemma4",
+        "granite",
+        "lfm2",
+        "mistral3",
+        "olmo2",
+        "phi3",
+        "qwen35",
+        "qwen3moe",
         "smollm3",
-    ],  # fmt: skip
+    ],
 )
 def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path: Path) -> None:
     from peft import PeftModel
