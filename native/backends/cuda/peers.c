@@ -4,7 +4,8 @@
 #include <string.h>
 #include "../../os.h"
 
-enum { OLDEST_NCCL = 21400, NCCL_MAGIC = 0xcafebeef };
+enum { OLDEST_NCCL = 21400 };
+static const unsigned NCCL_MAGIC = 0xcafebeef;
 static const double WAIT_S = 20;
 
 /* The library stays open once it was: threads of its own may run in it. */

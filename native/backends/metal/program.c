@@ -126,7 +126,9 @@ typedef struct mtl_program {
 } mtl_program;
 
 static void bind(mtl_step *t, const fb_dispatch *d, int k) {
-    const fb_view *v = &d->operand.at[d->operand.at[k].mem ? k : 0]; /* what is absent is never read, but must be bound */
+    int there = k; /* what is absent is never read, but must be bound: to another operand */
+    while (!d->operand.at[there].mem) there = (there + 1) % FB_BINDINGS;
+    const fb_view *v = &d->operand.at[there];
     const mtl_id buffer = t->buffers[k] = (mtl_id)v->mem->handle;
     const uint64_t at = (uint64_t)((const char *)v->mem->host - (const char *)SEND(contents, buffer)) + v->offset;
     if (d->operand.at[k].mem) fb_place(d, k, at % 16, t->words);
