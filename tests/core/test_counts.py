@@ -26,7 +26,7 @@ def test_native_can_be_read_in_a_day() -> None:
     """Every source counts, whatever its language."""
     sources = {".c", ".h", ".cpp", ".kernel", ".prelude", ".comp", ".cu", ".metal"}
     files = [p for p in NATIVE.rglob("*") if p.suffix in sources]
-    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in files) < 20_500
+    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in files) < 21_000
 
 
 def test_no_file_is_more_than_one_room() -> None:

@@ -252,7 +252,9 @@ class Reference:
 
     def _ours(self, name: str, values: Any) -> Array:
         found = values.detach().float().numpy()
-        found = found[:, 0] if found.ndim == 3 and found.shape[1] == 1 else found  # a convolution's, of one input a column
+        found = (
+            found[:, 0] if found.ndim == 3 and found.shape[1] == 1 else found
+        )  # a convolution's, of one input a column
         return np.ascontiguousarray(self._order(name, self._order(name, found, False), False, axis=1)).copy()
 
     # ---- LoRA ----

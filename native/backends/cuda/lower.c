@@ -274,7 +274,7 @@ static void dense(lowering *s, product *p) {
 static int goes_on(const fb_launch *a, const fb_launch *b) {
     const struct fb_linear_dx_views *v = &a->linear_dx, *w = &b->linear_dx;
     return b->op == FB_OP_LINEAR_DX && w->acc.mem && is_same(&v->dx, &w->acc) && is_same(&w->acc, &w->dx) &&
-           a->attr.scale == b->attr.scale && a->attr.rounded == b->attr.rounded && type_of(&v->u) == type_of(&w->u);
+           a->attr.scale == 1 && b->attr.scale == 1 && a->attr.rounded == b->attr.rounded && type_of(&v->u) == type_of(&w->u);
 }
 
 /* Gradients of the input of several layers as one product, whose sum never leaves the units. */
@@ -284,6 +284,7 @@ static int summed(lowering *s, const fb_launch *launches, int terms) {
         const struct fb_linear_dx_views *v = &launches[i].linear_dx;
         p[i] = (product){v->dx, v->dy, v->w, v->u, v->a, launches->linear_dx.acc, {0}, 1, launches->attr.scale};
         cast(s, &p[i].x);
+        cast(s, &p[i].w);
     }
     return on_warpgroups(s, p, terms, (uint32_t)p->x.rows, (uint32_t)p->out.cols, (uint32_t)p->x.cols);
 }

@@ -206,6 +206,9 @@ uint64_t cu_scratch(void *self, const fb_launch *launch) {
     }
     if (cu_lower(self, launch, 1, NULL, lowered, &need) < 0) need = UINT64_MAX;
     fb_os_free(lowered, bytes);
+    for (int k = 0; k < FB_MAX_OPERANDS; k++) /* of decoded weights there is one copy at a time */
+        if (launch->v[k].mem && launch->v[k].type != FB_F32 && launch->v[k].type != FB_BF16 && launch->v[k].type != FB_I32)
+            return need;
     return need < SIDES_BYTES ? SIDES * need : need;
 }
 

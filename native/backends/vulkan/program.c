@@ -212,10 +212,12 @@ static int make_set(vulkan *vk, const vk_program *p, vk_step *t) {
     VkDescriptorSetAllocateInfo allocate = {.sType = VK_STYPE_SET_ALLOCATE, .descriptorPool = p->sets, .descriptorSetCount = 1,
                                             .pSetLayouts = &vk->set_layout};
     int code = vk_check(vk->fn.AllocateDescriptorSets(vk->device, &allocate, &t->set), "make a descriptor set");
-    for (uint32_t k = 0; k < FB_BINDINGS + 1; k++) /* what is absent is never read, but something must be there */
+    uint32_t first = 0; /* what is absent is never read, but something must be there: the first that is */
+    while (!(t->there >> first & 1u)) first++;
+    for (uint32_t k = 0; k < FB_BINDINGS + 1; k++)
         writes[k] = (VkWriteDescriptorSet){.sType = VK_STYPE_WRITE_SET, .dstSet = t->set, .dstBinding = k, .descriptorCount = 1,
                                            .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
-                                           .pBufferInfo = &t->bound[k < FB_BINDINGS && t->there >> k & 1u ? k : 0]};
+                                           .pBufferInfo = &t->bound[k < FB_BINDINGS && t->there >> k & 1u ? k : first]};
     writes[FB_BINDINGS].descriptorType = VK_DESCRIPTOR_TYPE_UNIFORM_BUFFER;
     writes[FB_BINDINGS].pBufferInfo = &counts;
     if (code == FB_OK) vk->fn.UpdateDescriptorSets(vk->device, FB_BINDINGS + 1, writes, 0, NULL);
