@@ -61,7 +61,7 @@ def test_each_recipe_has_the_version_the_hash_and_all_that_the_package_needs(mad
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_recipe_is_what_its_own_tool_reads(name: str, made: Path) -> None:
     if name.startswith("conda"):
-        stage0 = pytest.importorskip("rattler_build", reason="pip install py-rattler-build reads it").Stage0Recipe
+        stage0 = pytest.importorskip("rattler_build", reason="tools of package managers: py-rattler-build is not installed").Stage0Recipe
         recipe = stage0.from_yaml((made / name).read_text()).to_dict()
         assert recipe["package"]["name"] == "fabric-llm"
         return
@@ -79,4 +79,4 @@ def test_a_recipe_is_what_its_own_tool_reads(name: str, made: Path) -> None:
         if command[0] == "makepkg":
             assert "pkgver = 1.2.3" in done.stdout and "depends = python-cffi>=1.16" in done.stdout
     if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed")
+        pytest.skip(f"tools of package managers: {' and '.join(missing)} not installed")

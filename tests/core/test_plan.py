@@ -360,7 +360,7 @@ def test_a_step_cancelled_anywhere_leaves_parameters_and_moments_alone(backend: 
     lab, _ = decoder(device)
     lab.params.write(lab.values)
     plan, optimizer = lab.plan(), optimizer_for(lab, 0.01)
-    feeds = [lab.feed()] * 3
+    feeds = [lab.feed()] * (30 if backend == "cpu" else 3)  # long enough to be stopped in the middle
     assert optimizer.m is not None and optimizer.v is not None
     state = (lab.params, optimizer.m, optimizer.v)
 
@@ -400,7 +400,7 @@ def test_a_step_cancelled_anywhere_leaves_parameters_and_moments_alone(backend: 
         assert plan.step(feeds, optimizer) == result
         for buffer, after in zip(state, want, strict=True):
             assert np.array_equal(buffer.read(), after)
-    assert stopped > 0
+    assert stopped > 5
 
 
 def test_an_optimizer_may_change_from_step_to_step() -> None:
