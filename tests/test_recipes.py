@@ -61,7 +61,9 @@ def test_each_recipe_has_the_version_the_hash_and_all_that_the_package_needs(mad
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_recipe_is_what_its_own_tool_reads(name: str, made: Path) -> None:
     if name.startswith("conda"):
-        stage0 = pytest.importorskip("rattler_build", reason="tools of package managers: py-rattler-build is not installed").Stage0Recipe
+        stage0 = pytest.importorskip(
+            "rattler_build", reason="tools of package managers: py-rattler-build is not installed"
+        ).Stage0Recipe
         recipe = stage0.from_yaml((made / name).read_text()).to_dict()
         assert recipe["package"]["name"] == "fabric-llm"
         return

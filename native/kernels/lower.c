@@ -184,7 +184,10 @@ LOWER(attention_dkv) {
     return parts > 1 ? 3 : 1;
 }
 
-#include "lower_more.h"
+/* ---- ops of some architectures ---- */
+
+#include "lower_delta.h"
+#include "lower_experts.h"
 
 /* ---- norms and sums down the rows ---- */
 

@@ -360,7 +360,7 @@ def test_a_step_cancelled_anywhere_leaves_parameters_and_moments_alone(backend: 
     lab, _ = decoder(device)
     lab.params.write(lab.values)
     plan, optimizer = lab.plan(), optimizer_for(lab, 0.01)
-    feeds = [lab.feed()] * (30 if backend == "cpu" else 3)  # long enough to be stopped in the middle
+    feeds = [lab.feed()] * (30 if backend == "cpu" else 3)  # long enough to be stopped in
     assert optimizer.m is not None and optimizer.v is not None
     state = (lab.params, optimizer.m, optimizer.v)
 
