@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.support.random_models import PRESETS, Shape, write_model  # noqa: E402
+from tests.support.random_models import write_model  # noqa: E402
+from tests.support.shapes import PRESETS, Shape  # noqa: E402
 
 PEERS = ("peft-bf16", "fabric-bf16", "peft-f32", "fabric-f32")
 

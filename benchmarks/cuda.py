@@ -85,7 +85,7 @@ def peft(shape: str, _kind: str, _weights: str, args: argparse.Namespace) -> str
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from tests.support.random_models import PRESETS
+    from tests.support.shapes import PRESETS
 
     s = PRESETS[shape]
     config = Qwen3Config(

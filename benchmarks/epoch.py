@@ -56,7 +56,8 @@ def peft(threads: int, most: int) -> dict[str, Any]:
     from fabric.text.tokenizer import Tokenizer
     from fabric.weights.gguf import GGUF
     from tests.parity.reference import Reference
-    from tests.support.random_models import PRESETS, random_pairs
+    from tests.support.random_models import random_pairs
+    from tests.support.shapes import PRESETS
 
     torch.set_num_threads(threads)
     with GGUF.open(smollm2()) as gguf:

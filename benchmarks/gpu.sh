@@ -4,7 +4,7 @@
 #     benchmarks/gpu.sh [--part ops|speed|train] [--debs DIR] [--wheels DIR] [--model SHAPE]
 # Needs gcc and python3 (3.10 or newer). DIR of --debs holds Debian packages to unpack first, where
 # the Vulkan loader is missing (libvulkan1; NVIDIA's driver wants libglvnd0, libgl1, libglx0 and libegl1 too). DIR of --wheels holds wheels of pyproject.toml's dependencies and of setuptools,
-# wheel and gguf: nothing is downloaded. SHAPE is a name of tests/support/random_models.py.
+# wheel and gguf: nothing is downloaded. SHAPE is a name of tests/support/shapes.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 part='' debs='' wheels='' model=qwen3-1.7b

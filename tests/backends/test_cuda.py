@@ -145,7 +145,8 @@ def test_every_kernel_of_the_backend_compiles_for_every_card(standin: Path, tmp_
 
 def test_gradients_of_an_input_of_several_layers_are_one_product(standin: Path, tmp_path: Path) -> None:
     """Of queries, keys and values, and of gate and up."""
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     model = write_model(tmp_path / "model.gguf", Shape(kv_heads=4, ffn=128))
     log = tmp_path / "log"

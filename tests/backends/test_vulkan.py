@@ -20,7 +20,8 @@ from tests.parity.rows import Row
 from tests.support.compare import flat, relative_error
 from tests.support.devices import VALIDATED, vulkan
 from tests.support.paths import gemma3, smollm2
-from tests.support.random_models import Shape, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import Shape
 
 __all__ = ["tiny"]
 

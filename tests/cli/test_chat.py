@@ -123,7 +123,8 @@ class Terminal:
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from tests.support.random_models import PRESETS, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import PRESETS
 
     model = write_model(tmp_path / "m.gguf", replace(PRESETS["tiny"], context=1 << 17))
     talk = Terminal("generate", "--chat", "-m", str(model), "--ctx", "100000", "--max-tokens", "99999")

@@ -21,7 +21,8 @@ LEFT = 8192  # bytes of the model; its tensors are behind them
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose matrices are more than a pipe holds."""
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     return write_model(tmp_path_factory.mktemp("large") / "large.gguf", Shape(ffn=1024, vocab=640, context=4096))
 

@@ -132,7 +132,8 @@ def test_rows_with_nothing_to_train_on_are_refused(content: str, tiny: Path, tmp
 
 
 def test_an_adapter_of_another_base_is_refused(tiny: Path, rows: Path, adapter: Path, tmp_path: Path) -> None:
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     other = write_model(tmp_path / "other.gguf", Shape(hidden=96, head_dim=24))
     one_sentence(fabric("merge", "-m", other, "-a", adapter, "-o", tmp_path / "out"), 65, "adapter.gguf")

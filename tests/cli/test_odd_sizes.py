@@ -13,7 +13,8 @@ pytest.importorskip("gguf", reason="the small models are written by the gguf pac
 
 from tests.cli.shell import Ended, fabric, one_sentence
 from tests.support.altered import altered
-from tests.support.random_models import Shape, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import Shape
 
 TINY = Shape(hidden=32, layers=1, heads=1, kv_heads=1, head_dim=32, ffn=32, context=4096)
 

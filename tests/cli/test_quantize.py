@@ -17,7 +17,8 @@ from tests.cli.shell import fabric, one_sentence, shell
 def wide(tmp_path: Path) -> Path:
     """A model whose rows are whole super-blocks."""
     pytest.importorskip("gguf", reason="the model is written by the gguf package")
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     shape = Shape(hidden=256, layers=2, heads=4, kv_heads=2, head_dim=64, ffn=256)
     return write_model(tmp_path / "wide.gguf", shape)
@@ -117,7 +118,8 @@ def test_an_importance_matrix_is_laid_out_as_llama_cpp_has_it(wide: Path, rows: 
 
 def test_the_experts_of_a_layer_are_calibrated_together(rows: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="the model is written by the gguf package")
-    from tests.support.random_models import SMALL, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import SMALL
 
     line = ("quantize", write_model(tmp_path / "m.gguf", SMALL["qwen3moe"]), "--type", "q4_0")
     for name, *flags in (

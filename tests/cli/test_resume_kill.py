@@ -17,7 +17,8 @@ from fabric.training.checkpoint import newest_checkpoint
 from tests.parity.ours import write_rows
 from tests.parity.rows import batches
 from tests.support.paths import REPOSITORY
-from tests.support.random_models import Shape, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import Shape
 
 KILLS = {"lora": 38, "full": 6, "patience": 6} if os.environ.get("FABRIC_CI") else {"lora": 4, "full": 3, "patience": 3}
 EVERY = 2  # steps between checkpoints

@@ -13,7 +13,8 @@ pytest.importorskip("gguf", reason="the small models are written by the gguf pac
 from fabric.weights.gguf import GGUF
 from tests.cli.shell import Ended, fabric, one_sentence, shell
 from tests.support.edited import split
-from tests.support.random_models import SMALL, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import SMALL
 
 ROWS = '{"messages":[{"role":"user","content":"the fox"},{"role":"assistant","content":"the dog"}]}\n'
 

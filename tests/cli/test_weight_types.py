@@ -24,7 +24,8 @@ TRAIN = ("--steps", "2", "--rank", "4", "--ctx", "64", "--batch", "4", "--precis
 
 def write_mixed(path: Path, types: Sequence[str], embedding: str) -> Path:
     """A model with a matrix of each type, and the next ones in turn where there is room."""
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     layers = -(-len(types) // len(MODULES))
     shape = Shape(hidden=256, layers=layers, heads=4, kv_heads=2, head_dim=64, ffn=512)
@@ -70,7 +71,8 @@ def test_a_model_of_every_type_is_what_its_f32_copy_is(backend: str, rows: Path,
 
 
 def test_tensors_that_hold_no_weights_are_listed_and_refused_by_their_type(rows: Path, tmp_path: Path) -> None:
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     shape = Shape(hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=512)
     data = bytearray(write_model(tmp_path / "m.gguf", shape).read_bytes())

@@ -79,7 +79,7 @@ def test_an_architecture_is_one_file() -> None:
 
 def test_every_architecture_stands_in_the_parity_tests() -> None:
     pytest.importorskip("gguf", reason="the small models of the parity tests are written by the gguf package")
-    from tests.support.random_models import SMALL
+    from tests.support.shapes import SMALL
 
     assert sorted(SMALL) == architectures()
     rows = (ROOT / "tests/parity/architectures.py").read_text(encoding="utf-8")

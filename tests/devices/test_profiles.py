@@ -13,7 +13,8 @@ from fabric.devices.profiles import KEYS, profile_of, read_profile, shipped_prof
 from tests.backends.shim import behind, events
 from tests.cli.shell import fabric, one_sentence
 from tests.support.paths import REPOSITORY
-from tests.support.random_models import Shape, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import Shape
 
 TRAIN = ("--steps", "1", "--rank", "4", "--ctx", "64", "--batch", "4", "--run-dir", "run", "--json")
 

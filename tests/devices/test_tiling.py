@@ -12,7 +12,8 @@ from tests.cli.shell import fabric, one_sentence
 from tests.devices.test_profiles import with_profile
 from tests.support.devices import vulkan
 from tests.support.paths import gemma3
-from tests.support.random_models import Shape, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import Shape
 
 
 def planned(model: Path, *flags: str, env: dict[str, str] | None = None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from tests.backends.cuda_standin import beside, build_standin
 from tests.cli.shell import Ended, fabric
 from tests.devices.test_profiles import with_profile
 from tests.support.devices import vulkan
-from tests.support.random_models import Shape, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import Shape
 
 TRAIN = ("--steps", "4", "--rank", "4", "--ctx", "64", "--batch", "4", "--checkpoint-every", "2", "--json")
 PRODUCTS = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # elements of the matrices that multiply

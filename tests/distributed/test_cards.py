@@ -23,7 +23,8 @@ from tests.distributed.launchers import finish, ranks_of, said, start
 from tests.distributed.test_losing_ranks import SOON_S
 from tests.distributed.test_ranks import metrics, same_losses
 from tests.support.paths import REPOSITORY
-from tests.support.random_models import Shape, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import Shape
 
 __all__ = ["card", "standin"]
 FLAGS = ["--rank", "2", "--ctx", "32", "--batch", "4", "--steps", "4", "--lr", "2e-3", "--precision", "f32"]

@@ -9,7 +9,8 @@ import pytest
 
 from fabric.weights.adapter import Adapter, LoraPair, write_adapter
 from fabric.weights.settings import AdapterInput
-from tests.support.random_models import PRESETS, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import PRESETS
 
 Writer = Callable[[str, Iterable[Any]], str]
 SHAPE = PRESETS["tiny"]

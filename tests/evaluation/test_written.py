@@ -31,7 +31,8 @@ from tests.evaluation.test_labels import questions
 from tests.parity import ours
 from tests.support.compare import log_softmax
 from tests.support.paths import REPOSITORY, gemma3, smollm2
-from tests.support.random_models import PRESETS, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import PRESETS
 
 AdapterMaker = Callable[..., AdapterInput]
 ROWS = questions(12, "{} in the house.", ["the fox", "his cat"])

@@ -17,7 +17,8 @@ pytest.importorskip("gguf", reason="the small models are written by the gguf pac
 
 from tests.cli.shell import environment
 from tests.support.paths import REPOSITORY
-from tests.support.random_models import PRESETS, SMALL, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import PRESETS, SMALL
 
 EXAMPLES = REPOSITORY / "examples"
 

@@ -251,7 +251,8 @@ def test_adapters_of_every_architecture_go_to_gguf_and_back(name: str, tmp_path:
 
 def test_pairs_of_experts_have_no_counterpart_in_peft(tmp_path: Path) -> None:
     from tests.parity.test_llama_cpp import write_random_adapter
-    from tests.support.random_models import SMALL, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import SMALL
 
     model = write_model(tmp_path / "m.gguf", SMALL["qwen3moe"])
     adapter = write_random_adapter(tmp_path / "a.gguf", SMALL["qwen3moe"], 0.1)
@@ -302,7 +303,8 @@ def test_an_adapter_that_gguf_cannot_say_is_refused(
 
 
 def test_an_adapter_of_another_base_is_refused(llama: tuple[Path, Path], tmp_path: Path) -> None:
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     peft_adapter(llama[0], tmp_path / "peft", target_modules=["gate_proj"])
     other = write_model(tmp_path / "other.gguf", Shape(ffn=128))

@@ -11,7 +11,8 @@ import pytest
 from fabric.core import Device
 from fabric.models.inference import Decoder, open_weights
 from tests.support.compare import relative_error
-from tests.support.random_models import SMALL, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import SMALL
 
 pytest.importorskip("gguf", reason="the small models are written by the gguf package")
 

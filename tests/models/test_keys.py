@@ -17,7 +17,8 @@ from tests.cli.shell import fabric, one_sentence, shell
 from tests.parity import ours
 from tests.support.compare import relative_error
 from tests.support.edited import edited
-from tests.support.random_models import SMALL, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import SMALL
 
 TOKENS = [1, 17, 5, 302, 44, 17, 9, 310, 250, 61, 77, 3, 4, 21, 22, 23, 24, 199, 210, 305, 33]
 HALF = np.array([0.5], np.float32)

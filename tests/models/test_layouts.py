@@ -15,7 +15,8 @@ from tests.parity.ours import gradients
 from tests.parity.rows import batches
 from tests.support.compare import flat, relative_error
 from tests.support.devices import vulkan
-from tests.support.random_models import SMALL, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import SMALL
 
 ARCHITECTURES = ["phi3", "mistral3", "bitnet", "lfm2", "gemma4", "qwen35", "qwen3moe"]
 RUN = (

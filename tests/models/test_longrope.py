@@ -12,7 +12,8 @@ pytest.importorskip("gguf", reason="the small models are written by the gguf pac
 
 from tests.cli.shell import fabric, one_sentence
 from tests.support.edited import edited
-from tests.support.random_models import SMALL, LongRope, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import SMALL, LongRope
 
 ORIGINAL = 40
 BOTH = LongRope(original_context=ORIGINAL)

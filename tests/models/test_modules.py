@@ -17,7 +17,8 @@ from fabric.training.parameters import lora_layout
 from fabric.training.settings import ALL
 from fabric.weights.gguf import GGUF
 from tests.cli.shell import fabric, one_sentence
-from tests.support.random_models import SMALL, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import SMALL
 
 
 class Listening(Recorder):

@@ -10,7 +10,8 @@ pytest.importorskip("gguf", reason="the small models are written by the gguf pac
 from fabric.errors import DataError
 from fabric.models import architecture_of, architectures
 from fabric.weights.gguf import GGUF
-from tests.support.random_models import SMALL, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import SMALL
 
 WRONG = [
     ("llama", "rope.freq_base", 0.0),

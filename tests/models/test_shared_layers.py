@@ -15,7 +15,8 @@ from fabric.weights.gguf import GGUF
 from tests.cli.shell import fabric, one_sentence
 from tests.parity import ours
 from tests.support.edited import edited
-from tests.support.random_models import SMALL, write_model
+from tests.support.random_models import write_model
+from tests.support.shapes import SMALL
 
 UNUSED = {f"blk.{i}.{part}.weight": shape
           for i, dim in ((2, 16), (3, 32))

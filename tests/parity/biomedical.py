@@ -124,7 +124,8 @@ def peft(subject: Subject, epochs: int, threads: int, seed: int) -> Iterator[tup
     from tests.parity.reference import train as train_peft
     from tests.parity.rows import Row
     from tests.support.llama_cpp import Llama
-    from tests.support.random_models import PRESETS, random_pairs
+    from tests.support.random_models import random_pairs
+    from tests.support.shapes import PRESETS
 
     def row(prompt: list[int], answer: list[int]) -> Row:
         return Row(prompt + answer, [0] * len(prompt) + [1] * len(answer))

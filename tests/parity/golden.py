@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.random_models import RopeScaling, Shape, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import RopeScaling, Shape
 
 FOLDER = Path(__file__).parent / "golden"
 MODEL, NUMBERS = FOLDER / "model.gguf", FOLDER / "numbers.npz"

@@ -20,7 +20,8 @@ from tests.parity import ours  # noqa: E402
 from tests.parity.reference import Recipe, Reference, train  # noqa: E402
 from tests.parity.rows import Row, batches  # noqa: E402
 from tests.support.compare import relative_error, rms_error  # noqa: E402
-from tests.support.random_models import SMALL, RopeScaling, Shape, write_model  # noqa: E402
+from tests.support.random_models import write_model  # noqa: E402
+from tests.support.shapes import SMALL, RopeScaling, Shape  # noqa: E402
 
 SHAPES = {
     **SMALL,

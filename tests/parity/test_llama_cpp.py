@@ -23,7 +23,8 @@ from tests.support.compare import log_softmax, mean_kl, mean_nll, relative_error
 from tests.support.decoded import decoded_copy
 from tests.support.llama_cpp import Llama
 from tests.support.paths import shared, smollm2
-from tests.support.random_models import SMALL, LongRope, RopeScaling, Shape, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import SMALL, LongRope, RopeScaling, Shape
 
 SHAPES = {
     **SMALL,

@@ -18,7 +18,8 @@ from tests.parity.reference import Reference  # noqa: E402
 from tests.parity.rows import Row, batches  # noqa: E402
 from tests.support.compare import flat, relative_error, rms_error  # noqa: E402
 from tests.support.paths import shared  # noqa: E402
-from tests.support.random_models import PRESETS, SMALL, LongRope, RopeScaling, Shape, random_pairs, write_model  # noqa: E402
+from tests.support.random_models import random_pairs, write_model  # noqa: E402
+from tests.support.shapes import PRESETS, SMALL, LongRope, RopeScaling, Shape  # noqa: E402
 
 SHAPES = {
     **SMALL,

@@ -20,7 +20,8 @@ from tests.parity import ours  # noqa: E402
 from tests.parity.reference import Pairs, Recipe, Reference, train  # noqa: E402
 from tests.parity.rows import batches  # noqa: E402
 from tests.support.compare import flat, rms_error  # noqa: E402
-from tests.support.random_models import SMALL, RopeScaling, random_pairs, write_model  # noqa: E402
+from tests.support.random_models import random_pairs, write_model  # noqa: E402
+from tests.support.shapes import SMALL, RopeScaling  # noqa: E402
 
 ALPHA, STEPS, VOCAB = 8.0, 20, 320
 SHAPES = {**SMALL, "llama": replace(SMALL["llama"], layers=3, rope_scaling=RopeScaling())}

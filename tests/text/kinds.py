@@ -109,8 +109,8 @@ def write_model(path: Path, template: bool = True) -> Path:
 
     template: whether it has a chat template.
     """
-    from tests.support.random_models import Shape
     from tests.support.random_models import write_model as write_random
+    from tests.support.shapes import Shape
     from tests.text.vocabularies import metadata
 
     shape, control = Shape(vocab=340), 3

@@ -64,7 +64,8 @@ def in_plain_characters(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_tiny_model(path: Path, values: Mapping[str, Any], architecture: str = "llama") -> Path:
     """A model of one small layer around a vocabulary."""
-    from tests.support.random_models import Shape, write_model
+    from tests.support.random_models import write_model
+    from tests.support.shapes import Shape
 
     vocab = len(values["tokenizer.ggml.tokens"])
     window = 16 if architecture == "gemma3" else 0

@@ -28,7 +28,8 @@ from tests.cli.shell import fabric, one_sentence
 from tests.support import llama_cpp
 from tests.support.compare import mean_kl, relative_error
 from tests.support.paths import smollm2
-from tests.support.random_models import Array, Shape, random_pairs, write_model
+from tests.support.random_models import Array, random_pairs, write_model
+from tests.support.shapes import Shape
 
 SHAPE = Shape()
 MODULES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")

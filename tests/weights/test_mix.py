@@ -24,7 +24,8 @@ from tests.support import llama_cpp
 from tests.support.compare import mean_kl, mean_nll, relative_error
 from tests.support.decoded import decoded_copy
 from tests.support.paths import gemma3, smollm2
-from tests.support.random_models import Shape, random_pairs, write_model
+from tests.support.random_models import random_pairs, write_model
+from tests.support.shapes import Shape
 
 SHAPE = Shape(hidden=512, layers=2, heads=8, kv_heads=2, head_dim=64, ffn=1024)
 stock = pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
