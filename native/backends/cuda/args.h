@@ -28,13 +28,12 @@ typedef struct cu_args {
     cu_map x_map[CU_SUMMED], w_map[CU_SUMMED], out_map;
     cu_view v[CU_OPERANDS];    /* CU_... of products, else those of the op, in order */
     unsigned long long counts;   /* of the feed, on the device */
-    unsigned long long arrivals; /* (CU_ARRIVALS,) of parts at a tile, zeros between kernels */
+    unsigned long long arrivals; /* (tiles,) of parts, zeros between kernels */
     int parts, depth;          /* of a reduction, and the depth of each */
     int n_head, n_kv_head, window, first, n_rot, inverse;
     float scale, eps, softcap, attention_scale;
 } cu_args;
 
-enum { CU_ARRIVALS = 4096 };
 /* Of product_mma: floats from a row to the next where an operand lies in shared memory as F32, and bytes of a stage. */
 #define CU_RAW_LINE(across, size) ((across) ? (size) + 4 : 72)
 #define CU_SIDE_BYTES(raw, across, size) ((raw) ? ((across) ? 64 : (size)) * CU_RAW_LINE(across, size) * 4 : (size) * 128)

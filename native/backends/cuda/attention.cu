@@ -5,7 +5,8 @@
  * A workgroup of four warps owns 64 rows of a head (queries; keys in KIND 2), a warp 16 of them, and walks over the other side
  * in blocks of BLOCK rows, of which the next is copied while one is computed. In KIND 2 it owns 1/SPLIT of the columns, so that
  * the sums fit the registers. Operands are BF16 at whole chunks of 16 bytes; weights are rounded to BF16 to multiply.
- * Constants: KIND, HD, BLOCK, SPLIT; WARPGROUP: 1 on the units of Hopper's warpgroups, 0 on those of warps; OUT: type of o, dq, or dk and dv; CAP: 1 where scores are capped. */
+ * Constants: KIND, HD, BLOCK, SPLIT; WARPGROUP: 1 on the units of Hopper's warpgroups, 0 on those of warps; OUT: type of o, dq,
+ * or dk and dv; CAP: 1 where scores are capped. */
 #include "common.cu"
 #include "operands.h"
 #define NAMED(name) at_##name, /* at_q: the number of operand q of the op */

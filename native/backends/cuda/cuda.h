@@ -29,7 +29,7 @@ enum { CU_KEY = 320 /* most characters of a key */ };
 typedef struct cu_step {
     int kernel, launch; /* of the program */
     uint32_t groups, threads, shared_bytes;
-    int tiles; /* of those before it, at which parts arrive */
+    uint32_t tiles, first_tile; /* at which parts of a reduction arrive; 0: none */
     void *argument; /* its only one */
 } cu_step;
 
@@ -109,6 +109,7 @@ typedef struct cu_lowered {
     cu_args args;
     char key[CU_KEY];
     uint32_t groups, threads, shared_bytes;
+    uint32_t tiles; /* at which parts of a reduction arrive; 0: none */
     fb_dispatch dispatch; /* of a portable kernel: without a key */
 } cu_lowered;
 int cu_lower(const cuda *c, const fb_launch *launches, int terms, const fb_mem *scratch, cu_lowered *out, uint64_t *bytes);

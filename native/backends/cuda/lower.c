@@ -216,7 +216,7 @@ static void on_warps(lowering *s, product *p, uint32_t m, uint32_t n, uint32_t k
     int32_t each = 0;
     fb_view sums = {0};
     const fb_view room = tiles_of(&p->out, (uint64_t)up(m, bm) * bm, (uint64_t)up(n, bn) * bn);
-    const int parts = tiles > CU_ARRIVALS ? 1 : parts_for(s, &room, tiles, 2 * processors, k, 256, &each, &sums);
+    const int parts = parts_for(s, &room, tiles, 2 * processors, k, 256, &each, &sums);
     /* Long and narrow products wait for memory: their operands come by themselves, in as many stages as leave room for two. */
     const int narrow = i < 4, x_whole = is_whole(&p->x), w_whole = is_whole(&p->w),
               x_raw = narrow && !p->u.mem && x_whole && p->x.type == FB_F32,
@@ -231,7 +231,9 @@ static void on_warps(lowering *s, product *p, uint32_t m, uint32_t n, uint32_t k
         p->op, bm, bn, SHAPES[i].wm, SHAPES[i].wn, stages, type_of(&p->x), type_of(&p->w), type_of(&p->u), type_of(&p->out),
         type_of(&p->acc), p->bias.mem != NULL, p->scale != 1, x_whole, w_whole, x_raw, w_raw,
         in_pairs(&p->out) && in_pairs(&p->acc), parts > 1);
-    if (l) operands(l, p, parts, each, &sums);
+    if (!l) return;
+    operands(l, p, parts, each, &sums);
+    if (parts > 1) l->tiles = (uint32_t)tiles;
 }
 
 /* `out` = `from` in 16-bit floats: activations cast, weights decoded, if there is any row of the x that they are for. */

@@ -29,7 +29,7 @@ typedef struct cu_program {
     int n, room, launches;
     cu_reach *reach;       /* of each launch */
     CUdeviceptr arrivals;  /* of parts of a reduction, at the tiles of every step that has such, zeros between two replays */
-    int tiles;
+    uint32_t tiles;
     CUgraphExec *graphs; /* of PART steps each */
     int n_graphs;
     CUevent *times; /* before each launch, and behind the last; made when first asked for */
@@ -69,8 +69,8 @@ static int add(cuda *c, cu_program *p, cu_lowered *l, int launch) {
     const int kernel = cu_kernel_of(c, key);
     if (kernel < 0) return -kernel;
     if (l->shared_bytes > c->kernels[kernel].shared_bytes) c->kernels[kernel].shared_bytes = l->shared_bytes;
-    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, p->tiles, argument_of(c, l)};
-    if (l->key[0] && l->args.parts > 1) p->tiles += (int)l->groups / l->args.parts;
+    p->steps[p->n] = (cu_step){kernel, launch, l->groups, l->threads, l->shared_bytes, l->tiles, p->tiles, argument_of(c, l)};
+    p->tiles += l->tiles;
     return p->steps[p->n++].argument ? FB_OK : fb_fail(FB_E_MEMORY, "out of memory");
 }
 
@@ -176,8 +176,7 @@ static int lower_all(cuda *c, cu_program *p, const fb_launch *launches, int n, c
     if (code == FB_OK && p->tiles)
         code = cu_check(c, c->cu->cuMemsetD32Async(p->arrivals, 0, (size_t)p->tiles, c->stream), "clear memory");
     for (int i = 0; i < p->n && code == FB_OK; i++)
-        if (strncmp(c->kernels[p->steps[i].kernel].key, "product_mma", 11) == 0)
-            ((cu_args *)p->steps[i].argument)->arrivals = p->arrivals + 4 * (CUdeviceptr)p->steps[i].tiles;
+        if (p->steps[i].tiles) ((cu_args *)p->steps[i].argument)->arrivals = p->arrivals + 4 * (CUdeviceptr)p->steps[i].first_tile;
     return code ? code : cu_kernels_ready(c);
 }
 

@@ -31,7 +31,7 @@ static int wrong(int m, int n, int k) {
                  acc(m, n, ACC ? ACC : CU_F32), out(m, n, OUT);
     const int tiles = (m + BM - 1) / BM * ((n + BN - 1) / BN), parts = PARTS ? 3 : 1;
     std::vector<float> sums(size_t(tiles) * BM * BN * parts, NAN);
-    std::vector<uint> arrivals(CU_ARRIVALS);
+    std::vector<uint> arrivals(4096);
     cu_args args = {};
     args.v[CU_OUT] = out.view(), args.v[CU_X] = x.view(), args.v[CU_W] = w.view();
     if (ACC) args.v[CU_ACC] = acc.view();
